@@ -1,0 +1,21 @@
+// Package guest is the protocol between the daemon (or CLI) on the host and the
+// agent in the guest, and the host side of it.
+//
+// # Channel
+//
+// A VM has one byte channel to its agent (a virtio-serial port, later vsock).
+// Old bytes may sit in it, so every new connection starts with a handshake: the
+// host sends HelloMagic and a fresh nonce; the agent discards input until it sees
+// that, and answers AckMagic, the same nonce and a Ready record; the host
+// discards input until it sees the ack with its own nonce. An agent that lost
+// step sends NakMagic, on which the host sends a new hello. After the ack both
+// sides speak yamux; the host opens streams, the agent accepts them.
+//
+// # Streams
+//
+// A stream carries frames: one byte channel, four bytes big-endian length,
+// payload of at most MaxFrame bytes. The first frame is a control frame that
+// holds a Request as JSON; what follows depends on its kind. The host end of a
+// stream may be the CLI itself: the daemon checks the first frame and then copies
+// bytes without looking at them.
+package guest

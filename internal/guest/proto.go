@@ -1,0 +1,185 @@
+package guest
+
+// Channels of a frame.
+const (
+	ChanStdin   byte = 1 // host to guest; a frame of length zero is end of file
+	ChanStdout  byte = 2
+	ChanStderr  byte = 3
+	ChanControl byte = 4 // JSON: Request first, then Control both ways
+)
+
+// Limits of the wire format. A peer that exceeds one is cut off.
+const (
+	MaxFrame        = 256 << 10 // bytes of payload in one frame
+	MaxControl      = 64 << 10  // bytes of payload in one control frame, but for the first
+	MaxRequest      = 256 << 10 // bytes of the first control frame
+	InitialWindow   = 1 << 20   // bytes of stdin a host may send before the agent grants more
+	NonceSize       = 16
+	ProtocolVersion = 1
+)
+
+// Magics of the handshake; 16 bytes each.
+const (
+	HelloMagic = "\x00banger-hello-1\n"
+	AckMagic   = "\x00banger-ack--1\n\x00"
+	NakMagic   = "\x00banger-nak--1\n\x00"
+)
+
+// PortName is the virtio-serial port the agent serves.
+const PortName = "banger.agent.0"
+
+// Ready is what the agent says of itself in every handshake.
+type Ready struct {
+	Protocol     int    `json:"protocol"`
+	AgentVersion string `json:"agent_version"`
+	Release      string `json:"release"`         // uname -r
+	RootReady    bool   `json:"root_ready"`      // the root is mounted: commands can run
+	InitSystem   string `json:"init"`            // "systemd", "other", "none" (the agent is PID 1)
+	Error        string `json:"error,omitempty"` // why the root could not be made ready
+	UptimeMillis int64  `json:"uptime_millis"`
+}
+
+// Kind is what a stream is for.
+type Kind string
+
+// The kinds of stream.
+const (
+	KindPing       Kind = "ping"        // answered by Control{Type: done}; repeatable on one stream: each ping control is answered
+	KindConfigure  Kind = "configure"   // identity of this VM; answered by done
+	KindExec       Kind = "exec"        // run a command
+	KindCopyIn     Kind = "copy-in"     // stdin is a tar stream; answered by done
+	KindCopyOut    Kind = "copy-out"    // stdout is a tar stream, then done
+	KindStat       Kind = "stat"        // describe one path; answered by done with Stat
+	KindShutdown   Kind = "shutdown"    // orderly power-off; answered by done once it is certain to happen
+	KindSync       Kind = "sync"        // flush file systems; answered by done
+	KindWaitSystem Kind = "wait-system" // answered by done when the init system has settled
+	KindBenchSpawn Kind = "bench-spawn" // measure fork+exec+wait of a command; answered by done with Nanos
+)
+
+// Request opens a stream. Exactly the member that Kind names is set.
+type Request struct {
+	Kind       Kind        `json:"kind"`
+	Exec       *Exec       `json:"exec,omitempty"`
+	Configure  *Configure  `json:"configure,omitempty"`
+	CopyIn     *CopyIn     `json:"copy_in,omitempty"`
+	CopyOut    *CopyOut    `json:"copy_out,omitempty"`
+	Stat       *StatPath   `json:"stat,omitempty"`
+	BenchSpawn *BenchSpawn `json:"bench_spawn,omitempty"`
+	// Ephemeral is for the daemon, not the agent: delete the VM when this stream ends.
+	Ephemeral bool `json:"ephemeral,omitempty"`
+}
+
+// Exec runs a command. An empty Args runs the user's login shell. Empty User and
+// Workdir take the defaults given by Configure. Env is added to the defaults.
+type Exec struct {
+	Args    []string `json:"args,omitempty"`
+	Env     []string `json:"env,omitempty"` // KEY=VALUE
+	Workdir string   `json:"workdir,omitempty"`
+	User    string   `json:"user,omitempty"` // name, uid, name:group or uid:gid
+	TTY     bool     `json:"tty,omitempty"`
+	Rows    uint16   `json:"rows,omitempty"`
+	Cols    uint16   `json:"cols,omitempty"`
+	Stdin   bool     `json:"stdin,omitempty"` // false: the command's stdin is /dev/null
+}
+
+// Configure gives a booted guest its identity. The agent applies what is set.
+type Configure struct {
+	Hostname  string   `json:"hostname,omitempty"`
+	BootID    string   `json:"boot_id,omitempty"`
+	UnixNanos int64    `json:"unix_nanos,omitempty"` // wall clock now
+	Net       *NetConf `json:"net,omitempty"`        // nil: link down, loopback only
+	User      string   `json:"user,omitempty"`       // default user of commands; empty: root
+	Workdir   string   `json:"workdir,omitempty"`    // default directory; empty: the user's home
+	Env       []string `json:"env,omitempty"`        // added to every command
+}
+
+// NetConf is the guest's network configuration.
+type NetConf struct {
+	Address string   `json:"address"` // CIDR, e.g. 192.168.127.2/24
+	Gateway string   `json:"gateway"`
+	DNS     []string `json:"dns"`
+	MTU     int      `json:"mtu,omitempty"`
+	MAC     string   `json:"mac,omitempty"` // set on the card before it goes up; empty keeps it
+}
+
+// CopyIn unpacks a tar stream below Dest. Entry names are relative, never escape
+// Dest (a symlink in the guest is not followed out of it by an entry's parents).
+type CopyIn struct {
+	Dest  string `json:"dest"`            // absolute, or relative to the default directory
+	User  string `json:"user,omitempty"`  // owner of everything; empty keeps the tar's ids
+	Mkdir bool   `json:"mkdir,omitempty"` // make Dest (and parents), owned by User
+	// File: the stream holds one regular file and Dest is its final name, or the
+	// directory to put it in when Dest is an existing directory.
+	File bool `json:"file,omitempty"`
+}
+
+// CopyOut packs Path: a file as one entry, a directory as its tree, with names
+// relative to the parent of Path.
+type CopyOut struct {
+	Path string `json:"path"`
+}
+
+// StatPath asks what Path is.
+type StatPath struct {
+	Path string `json:"path"`
+}
+
+// BenchSpawn asks the agent to run Args Count times, one after another.
+type BenchSpawn struct {
+	Args  []string `json:"args"`
+	Count int      `json:"count"` // at most 10000
+}
+
+// Control is every control frame after the first.
+type Control struct {
+	Type ControlType `json:"type"`
+	// started
+	PID int `json:"pid,omitempty"`
+	// exit: Code is the exit status, 128+n when signal n ended the command
+	Code   int `json:"code,omitempty"`
+	Signal int `json:"signal,omitempty"`
+	// error
+	Class   string `json:"class,omitempty"` // an errdefs.Class
+	Message string `json:"message,omitempty"`
+	Hint    string `json:"hint,omitempty"`
+	// window: bytes of stdin the host may send in addition
+	Bytes int64 `json:"bytes,omitempty"`
+	// resize
+	Rows uint16 `json:"rows,omitempty"`
+	Cols uint16 `json:"cols,omitempty"`
+	// signal: number to deliver to the command's process group
+	Number int `json:"number,omitempty"`
+	// done
+	Nanos []int64   `json:"nanos,omitempty"` // bench-spawn: duration of each run
+	Stat  *FileStat `json:"stat,omitempty"`
+	State string    `json:"state,omitempty"` // wait-system: "running", "degraded", "none"
+}
+
+// ControlType is the type of a control frame.
+type ControlType string
+
+// The control types. Ends: exit, error and done are the last frame of a stream.
+const (
+	ControlStarted ControlType = "started" // agent: the command runs
+	ControlExit    ControlType = "exit"    // agent: the command ended, all output was sent
+	ControlError   ControlType = "error"   // agent: the request failed
+	ControlDone    ControlType = "done"    // agent: the request succeeded
+	ControlWindow  ControlType = "window"  // agent: more stdin may be sent
+	ControlResize  ControlType = "resize"  // host
+	ControlSignal  ControlType = "signal"  // host
+	ControlPing    ControlType = "ping"    // host, on a ping stream
+)
+
+// FileStat describes a path in the guest.
+type FileStat struct {
+	Mode  uint32 `json:"mode"` // st_mode
+	Size  int64  `json:"size"`
+	IsDir bool   `json:"is_dir"`
+}
+
+// Exit codes that are not the command's own, as a shell and env(1) use them.
+const (
+	ExitNotFound      = 127 // no such command in the guest
+	ExitNotExecutable = 126
+	ExitBanger        = 125 // banger itself failed
+)

@@ -1,0 +1,83 @@
+// Package model holds the records banger keeps and the states they move
+// through. It does no I/O and imports nothing of banger but errdefs.
+package model
+
+import "time"
+
+// Net is how a VM's network card is connected.
+type Net string
+
+// The network modes.
+const (
+	NetUser Net = "user" // user-mode network: outbound only, no root needed
+	NetNone Net = "none" // the card is there, its link is down
+)
+
+// VM is one sandbox machine. It describes only what is durable: process ids,
+// sockets and devices of a running VM live in its handles.json.
+type VM struct {
+	ID        string // 12 lower-case hex digits, random
+	Name      string // DNS label, unique
+	State     State
+	ImageID   string // the image its root disk is a view of
+	ImageRef  string // what the user asked for, for display
+	KernelID  string
+	Spec      VMSpec
+	BootID    string // random, new at every start; empty when never started
+	LastError string // why State is StateError, for people
+	CreatedAt time.Time
+	UpdatedAt time.Time
+	StartedAt time.Time // zero when never started
+}
+
+// VMSpec is the shape of a VM. What a memory snapshot depends on (Driver,
+// Machine, CPUModel, CPUs, MemoryMiB, DiskBytes) is fixed when the VM is made.
+type VMSpec struct {
+	CPUs       int               `json:"cpus"`
+	MemoryMiB  int64             `json:"memory_mib"`
+	DiskBytes  int64             `json:"disk_bytes"`
+	Net        Net               `json:"net"`
+	Driver     string            `json:"driver"`    // "qemu", "fake"
+	Machine    string            `json:"machine"`   // versioned machine type, e.g. pc-q35-7.2
+	CPUModel   string            `json:"cpu_model"` // named, version-stable CPU model
+	Env        map[string]string `json:"env,omitempty"`
+	User       string            `json:"user,omitempty"`    // default user of commands; empty: the image's
+	Workdir    string            `json:"workdir,omitempty"` // default directory of commands; empty: the image's
+	AutoRemove bool              `json:"auto_remove,omitempty"`
+}
+
+// Image is a bootable root filesystem.
+type Image struct {
+	ID        string // 12 hex digits
+	Name      string // unique, e.g. "debian"
+	Managed   bool   // banger owns the files; otherwise Path points at the user's file
+	Path      string // absolute path of the ext4 file
+	SizeBytes int64  // size of the filesystem, apparent
+	KernelID  string // kernel it prefers; empty: the default kernel
+	Config    ImageConfig
+	Digest    string // content id of what it was made from; empty when unknown
+	Source    string // where it came from, for people
+	CreatedAt time.Time
+}
+
+// ImageConfig is how the image's author wants commands to run.
+type ImageConfig struct {
+	User       string   `json:"user,omitempty"` // empty: root
+	Workdir    string   `json:"workdir,omitempty"`
+	Env        []string `json:"env,omitempty"` // KEY=VALUE
+	Entrypoint []string `json:"entrypoint,omitempty"`
+	Cmd        []string `json:"cmd,omitempty"`
+}
+
+// Kernel is a bootable kernel with what it needs to reach a root filesystem.
+type Kernel struct {
+	ID          string // 12 hex digits, derived from the content
+	Name        string // unique, e.g. "debian"
+	Release     string // uname -r
+	VmlinuxPath string // ELF image
+	BzImagePath string // compressed image; empty when there is none
+	EarlyDir    string // directory of the modules the initramfs loads, plus "order"
+	ModulesPath string // ext4 image of /lib/modules/<release>; empty when built in
+	Source      string
+	CreatedAt   time.Time
+}

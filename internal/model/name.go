@@ -1,0 +1,79 @@
+package model
+
+import (
+	"regexp"
+	"sort"
+
+	"banger/internal/errdefs"
+)
+
+var dnsLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// CheckName reports whether name can name a VM: a DNS label, because it becomes
+// a host name, a DNS record and part of paths. Nothing is rewritten.
+func CheckName(name string) error {
+	if dnsLabel.MatchString(name) {
+		return nil
+	}
+	return errdefs.Invalid("VM name %q is not a DNS label", name).
+		WithHint("use 1 to 63 of a-z, 0-9 and -, with no - at either end")
+}
+
+var artifactName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,127}$`)
+
+// CheckArtifactName reports whether name can name an image or a kernel.
+func CheckArtifactName(kind, name string) error {
+	if artifactName.MatchString(name) {
+		return nil
+	}
+	return errdefs.Invalid("%s name %q is not allowed", kind, name).
+		WithHint("use 1 to 128 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit")
+}
+
+// Near returns up to three of candidates that look like name, best first, for
+// "did you mean" hints. Edit distance is bounded by a third of the name.
+func Near(name string, candidates []string) []string {
+	type scored struct {
+		s string
+		d int
+	}
+	var hits []scored
+	limit := max(2, len(name)/3)
+	for _, c := range candidates {
+		if d := distance(name, c); d <= limit {
+			hits = append(hits, scored{c, d})
+		}
+	}
+	sort.Slice(hits, func(i, j int) bool {
+		if hits[i].d != hits[j].d {
+			return hits[i].d < hits[j].d
+		}
+		return hits[i].s < hits[j].s
+	})
+	var out []string
+	for _, h := range hits[:min(3, len(hits))] {
+		out = append(out, h.s)
+	}
+	return out
+}
+
+// distance is the Levenshtein distance in bytes.
+func distance(a, b string) int {
+	prev := make([]int, len(b)+1)
+	for j := range prev {
+		prev[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		cur := make([]int, len(b)+1)
+		cur[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			cur[j] = min(prev[j]+1, cur[j-1]+1, prev[j-1]+cost)
+		}
+		prev = cur
+	}
+	return prev[len(b)]
+}

@@ -1,0 +1,178 @@
+// Package paths names every file, directory and socket banger makes, once.
+// docs/internals.md explains each; a test keeps the two equal.
+package paths
+
+import (
+	"os"
+	"path/filepath"
+
+	"banger/internal/errdefs"
+)
+
+// Names below the state directory.
+const (
+	DatabaseFile  = "banger.db"    // SQLite: what is durable
+	LockFile      = "bangerd.lock" // held by the one daemon of this directory; holds its pid
+	SocketFile    = "bangerd.sock" // the API of a daemon that is not the system's
+	DaemonLogFile = "bangerd.log"  // the daemon's log when the CLI started it
+	AccelFile     = "accel.json"   // verdict of the accelerator probe, per boot
+	ImagesDir     = "images"       // images/<id>/
+	KernelsDir    = "kernels"      // kernels/<id>/
+	InitramfsDir  = "initramfs"    // initramfs/<hash>.cpio
+	VMsDir        = "vms"          // vms/<id>/
+	UsernetSocket = "usernet.sock" // control socket of the user-mode network helper
+	UsernetLog    = "usernet.log"  // its log
+	StagingPrefix = ".staging-"    // sibling of the final name while something is being made
+	CorruptSuffix = ".corrupt-"    // a database that could not be read is kept under this
+)
+
+// Names in images/<id>/.
+const (
+	RootfsFile = "rootfs.ext4"
+)
+
+// Names in kernels/<id>/.
+const (
+	VmlinuxFile      = "vmlinux"
+	BzImageFile      = "bzImage"
+	EarlyModulesDir  = "early"        // modules the initramfs loads
+	EarlyOrderFile   = "order"        // in early/: file names in load order, one a line
+	ModulesImageFile = "modules.ext4" // the full tree of /lib/modules/<release>
+	KernelConfigFile = "config"
+)
+
+// Names in vms/<id>/. They are short and used relative to that directory, which
+// keeps sockets under the 108-byte limit wherever the state directory is.
+const (
+	RootDiskFile = "root.qcow2"
+	HandlesFile  = "handles.json" // scratch: pid, start time, sockets of the running VMM
+	QMPSocket    = "qmp.sock"
+	AgentSocket  = "agent.sock" // the guest channel
+	NetSocket    = "net.sock"   // QEMU listens, usernet connects
+	ConsoleLog   = "console.log"
+	VMMLog       = "vmm.log"
+)
+
+// Well-known places.
+const (
+	SystemStateDir = "/var/lib/banger"
+	SystemSocket   = "/run/banger/bangerd.sock"
+	SystemConfig   = "/etc/banger/config.yaml"
+)
+
+// Environment variables.
+const (
+	EnvStateDir = "BANGER_STATE_DIR" // overrides the state directory (and so the socket)
+	EnvSocket   = "BANGER_SOCKET"    // overrides the socket the CLI talks to
+	EnvConfig   = "BANGER_CONFIG"    // overrides the config file
+	EnvLogLevel = "BANGER_LOG_LEVEL"
+)
+
+// MaxSocketPath is how long a unix socket path may be: sun_path holds 108 bytes
+// and the last one ends the string.
+const MaxSocketPath = 107
+
+// Layout is the set of paths under one state directory.
+type Layout struct {
+	State  string // absolute
+	Socket string // absolute; the API socket
+}
+
+// Default returns the layout of this user: the environment's, root's system
+// directory, or the user's own under XDG_STATE_HOME. The daemon's socket lies in
+// the state directory (not in a runtime directory that vanishes at logout),
+// except for the system daemon's.
+func Default() (Layout, error) {
+	if dir := os.Getenv(EnvStateDir); dir != "" {
+		return At(dir)
+	}
+	if os.Geteuid() == 0 {
+		return Layout{State: SystemStateDir, Socket: SystemSocket}, nil
+	}
+	base := os.Getenv("XDG_STATE_HOME")
+	if base == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return Layout{}, errdefs.Invalid("find the home directory: %w", err).
+				WithHint("set HOME or %s", EnvStateDir)
+		}
+		base = filepath.Join(home, ".local", "state")
+	}
+	return At(filepath.Join(base, "banger"))
+}
+
+// At returns the layout of a daemon that keeps everything under dir.
+func At(dir string) (Layout, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return Layout{}, errdefs.Invalid("resolve state directory %q: %w", dir, err)
+	}
+	return Layout{State: abs, Socket: filepath.Join(abs, SocketFile)}, nil
+}
+
+// ConfigFile returns the config file of this user; it need not exist.
+func ConfigFile() string {
+	if f := os.Getenv(EnvConfig); f != "" {
+		return f
+	}
+	if os.Geteuid() == 0 {
+		return SystemConfig
+	}
+	base := os.Getenv("XDG_CONFIG_HOME")
+	if base == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return SystemConfig
+		}
+		base = filepath.Join(home, ".config")
+	}
+	return filepath.Join(base, "banger", "config.yaml")
+}
+
+// CheckSocket refuses a socket path the kernel would refuse, before anything is made.
+func CheckSocket(path string) error {
+	if len(path) <= MaxSocketPath {
+		return nil
+	}
+	return errdefs.Invalid("socket path %q has %d bytes; the kernel allows %d", path, len(path), MaxSocketPath).
+		WithHint("use a shorter state directory: set %s", EnvStateDir)
+}
+
+// Database and the methods below name one file or directory of the layout.
+func (l Layout) Database() string { return filepath.Join(l.State, DatabaseFile) }
+
+// Lock is the daemon's lock file.
+func (l Layout) Lock() string { return filepath.Join(l.State, LockFile) }
+
+// DaemonLog is the daemon's log file.
+func (l Layout) DaemonLog() string { return filepath.Join(l.State, DaemonLogFile) }
+
+// Accel is the cached accelerator verdict.
+func (l Layout) Accel() string { return filepath.Join(l.State, AccelFile) }
+
+// Images is the directory of managed images.
+func (l Layout) Images() string { return filepath.Join(l.State, ImagesDir) }
+
+// Image is the directory of one managed image.
+func (l Layout) Image(id string) string { return filepath.Join(l.Images(), id) }
+
+// Kernels is the directory of kernels.
+func (l Layout) Kernels() string { return filepath.Join(l.State, KernelsDir) }
+
+// Kernel is the directory of one kernel.
+func (l Layout) Kernel(id string) string { return filepath.Join(l.Kernels(), id) }
+
+// Initramfs is the directory of built initramfs files.
+func (l Layout) Initramfs() string { return filepath.Join(l.State, InitramfsDir) }
+
+// VMs is the directory of VM directories.
+func (l Layout) VMs() string { return filepath.Join(l.State, VMsDir) }
+
+// VM is the directory of one VM.
+func (l Layout) VM(id string) string { return filepath.Join(l.VMs(), id) }
+
+// Usernet is the control socket of the user-mode network helper.
+func (l Layout) Usernet() string { return filepath.Join(l.State, UsernetSocket) }
+
+// UsernetLogFile is the helper's log.
+func (l Layout) UsernetLogFile() string { return filepath.Join(l.State, UsernetLog) }

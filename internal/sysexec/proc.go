@@ -1,0 +1,182 @@
+package sysexec
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Detached is a program that outlives this process: its own session, no
+// controlling terminal, no inherited descriptors but those given.
+type Detached struct {
+	Path       string // absolute
+	Args       []string
+	Dir        string
+	Env        []string
+	Stdout     *os.File // nil: /dev/null
+	Stderr     *os.File
+	ExtraFiles []*os.File // become descriptors 3, 4, …
+	Credential *syscall.Credential
+	Cloneflags uintptr
+}
+
+// Proc is a process watched by pidfd: started here, or found again by pid and
+// start time after this program was restarted.
+type Proc struct {
+	PID       int
+	StartTime uint64 // field 22 of /proc/<pid>/stat: clock ticks since boot
+
+	pidfd *os.File
+	child *os.Process // nil when it is not our child
+	done  chan struct{}
+	state *os.ProcessState
+}
+
+// ErrGone says that a process ended, or that its pid belongs to another now.
+var ErrGone = errors.New("process is gone")
+
+// StartDetached starts d. It never takes a context: nothing that ends may end it.
+func StartDetached(d Detached) (*Proc, error) {
+	cmd := exec.Command(d.Path, d.Args...)
+	cmd.Dir, cmd.Env, cmd.ExtraFiles = d.Dir, d.Env, d.ExtraFiles
+	if d.Stdout != nil {
+		cmd.Stdout = d.Stdout
+	}
+	if d.Stderr != nil {
+		cmd.Stderr = d.Stderr
+	}
+	var fd int
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid: true, Credential: d.Credential, Cloneflags: d.Cloneflags, PidFD: &fd,
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, &Error{Program: d.Path, Code: -1, Err: err}
+	}
+	start, err := StartTime(cmd.Process.Pid)
+	if err != nil {
+		start = 0 // it ended already; watch reports that
+	}
+	p := &Proc{PID: cmd.Process.Pid, StartTime: start, child: cmd.Process, done: make(chan struct{})}
+	if err := p.watch(fd); err != nil {
+		_ = cmd.Process.Kill()
+		_, _ = cmd.Process.Wait()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Find opens a process started earlier. It errors with ErrGone when that process
+// has ended, even if its pid is in use again.
+func Find(pid int, startTime uint64) (*Proc, error) {
+	if pid <= 0 {
+		return nil, ErrGone
+	}
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return nil, ErrGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open pidfd of %d: %w", pid, err)
+	}
+	// The pidfd pins the process; only now is the start time conclusive.
+	if st, err := StartTime(pid); err != nil || st != startTime {
+		_ = unix.Close(fd)
+		return nil, ErrGone
+	}
+	p := &Proc{PID: pid, StartTime: startTime, done: make(chan struct{})}
+	return p, p.watch(fd)
+}
+
+// watch waits for the process in the runtime's poller: no thread, no timer.
+func (p *Proc) watch(fd int) error {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return fmt.Errorf("set pidfd non-blocking: %w", err)
+	}
+	p.pidfd = os.NewFile(uintptr(fd), "pidfd")
+	conn, err := p.pidfd.SyscallConn()
+	if err != nil {
+		_ = p.pidfd.Close()
+		return fmt.Errorf("watch pidfd: %w", err)
+	}
+	go func() {
+		defer close(p.done)
+		// A closed file ends the Read with an error: the watch was given up.
+		if err := conn.Read(func(fd uintptr) bool { return exited(int(fd)) }); err != nil && !exitedPID(p) {
+			return
+		}
+		if p.child != nil {
+			p.state, _ = p.child.Wait()
+		}
+	}()
+	return nil
+}
+
+func exited(fd int) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err == nil && n > 0
+}
+
+func exitedPID(p *Proc) bool {
+	st, err := StartTime(p.PID)
+	return err != nil || st != p.StartTime
+}
+
+// Done is closed when the process has ended.
+func (p *Proc) Done() <-chan struct{} { return p.done }
+
+// State is how it ended; nil when it was not our child. Valid after Done.
+func (p *Proc) State() *os.ProcessState { return p.state }
+
+// Signal sends sig to this very process, never to a later owner of its pid.
+func (p *Proc) Signal(sig syscall.Signal) error {
+	conn, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return ErrGone
+	}
+	var sendErr error
+	if err := conn.Control(func(fd uintptr) { sendErr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
+		return ErrGone
+	}
+	if errors.Is(sendErr, unix.ESRCH) {
+		return ErrGone
+	}
+	return sendErr
+}
+
+// Kill sends SIGKILL and waits for the end.
+func (p *Proc) Kill(ctx context.Context) error {
+	if err := p.Signal(unix.SIGKILL); err != nil && !errors.Is(err, ErrGone) {
+		return fmt.Errorf("kill %d: %w", p.PID, err)
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of %d: %w", p.PID, context.Cause(ctx))
+	}
+}
+
+// StartTime reads when a process started, in clock ticks since boot.
+func StartTime(pid int) (uint64, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, fmt.Errorf("read start time of %d: %w", pid, err)
+	}
+	// The name in parentheses may hold anything; fields count from the last ')'.
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(f) < 20 {
+		return 0, fmt.Errorf("read start time of %d: short stat line", pid)
+	}
+	if f[0][0] == 'Z' {
+		return 0, ErrGone
+	}
+	return strconv.ParseUint(string(f[19]), 10, 64)
+}
