@@ -23,6 +23,7 @@ type VM struct {
 	ImageRef  string // what the user asked for, for display
 	KernelID  string
 	Spec      VMSpec
+	VMMUID    int    // uid its VMM runs as when the daemon is root; 0: the daemon's own
 	BootID    string // random, new at every start; empty when never started
 	LastError string // why State is StateError, for people
 	CreatedAt time.Time

@@ -1,0 +1,88 @@
+// Package steps runs a change of many parts as a list of named, reversible steps.
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// Step is one part of a change to M. Undo must be safe when Do failed half way;
+// it is nil for steps that change nothing outside M.
+type Step[M any] struct {
+	Name string
+	Do   func(ctx context.Context, m M) error
+	Undo func(ctx context.Context, m M) error
+}
+
+// Observer hears of every step as it starts and ends.
+type Observer interface {
+	Stage(name string)
+}
+
+// Runner runs steps. Its zero value works.
+type Runner struct {
+	Log      *slog.Logger // nil: silent
+	Observer Observer     // nil: nobody
+	// After is a seam for fault tests: it is called when the named step has
+	// succeeded. An error fails the step; ErrCrash stops at once, undoing nothing,
+	// as if the daemon had died.
+	After func(step string) error
+}
+
+// ErrCrash makes a Runner stop as a crash would.
+var ErrCrash = errors.New("simulated crash")
+
+// undoTimeout bounds one undo. It runs on a context of its own, because the
+// change's context is usually the reason for undoing.
+const undoTimeout = 30 * time.Second
+
+// Run does the steps in order. When one fails, it and those before it are undone
+// in reverse and the step's error is returned, joined with those of the undos.
+func Run[M any](ctx context.Context, r Runner, m M, list []Step[M]) error {
+	log := r.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	for i, s := range list {
+		err := context.Cause(ctx)
+		began := time.Now()
+		if err == nil {
+			if r.Observer != nil {
+				r.Observer.Stage(s.Name)
+			}
+			if err = s.Do(ctx, m); err == nil && r.After != nil {
+				err = r.After(s.Name)
+			}
+		}
+		if err == nil {
+			log.Debug("step done", "step", s.Name, "ms", time.Since(began).Milliseconds())
+			continue
+		}
+		if errors.Is(err, ErrCrash) {
+			return err
+		}
+		log.Debug("step failed, undoing", "step", s.Name, "err", err)
+		return errors.Join(err, undo(ctx, log, m, list[:i+1]))
+	}
+	return nil
+}
+
+func undo[M any](ctx context.Context, log *slog.Logger, m M, list []Step[M]) error {
+	var errs []error
+	for i := len(list) - 1; i >= 0; i-- {
+		s := list[i]
+		if s.Undo == nil {
+			continue
+		}
+		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		if err := s.Undo(uctx, m); err != nil {
+			log.Error("undo", "step", s.Name, "err", err)
+			errs = append(errs, fmt.Errorf("undo %s: %w", s.Name, err))
+		}
+		cancel()
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,154 @@
+// Package vmlock is a set of named claims, one per key: a lock whose waiters give
+// up with their context, whose holder can be asked for and can be asked to let go.
+//
+// A claim is held over I/O (a whole start, a whole import). Functions that need
+// one take the *Held as a parameter, so forgetting to acquire it does not compile.
+package vmlock
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"banger/internal/errdefs"
+)
+
+// Set holds the claims. The zero value is ready. Entries exist only while somebody
+// holds or waits, so the set never grows.
+type Set struct {
+	mu      sync.Mutex // guards claims and everything in it
+	claims  map[string]*claim
+	Noun    string                           // what a key is, for messages: "vm"
+	Display func(key string) string          // how people know the key; nil: as it is
+	OnTake  func(ctx context.Context) func() // test seam: lock-order checks; may be nil
+}
+
+type claim struct {
+	free    chan struct{} // holds one token while nobody holds the claim
+	waiters int           // holders and waiters; the entry goes at zero
+	action  string
+	since   time.Time
+	cancel  context.CancelCauseFunc // cancels the holder's work; nil: it cannot be preempted
+}
+
+// Held is the proof that its owner holds the claim on Key.
+type Held struct {
+	Key     string
+	set     *Set
+	once    sync.Once
+	release func()
+}
+
+// ErrPreempted is the cause of a holder's context when another verb (kill, forced
+// delete) took the claim away from it.
+var ErrPreempted = errdefs.New(errdefs.ClassCanceled, "another request ended it (kill or forced delete)")
+
+// Acquire waits for the claim on key until ctx ends; the error then names the
+// holder and since when. action is what the caller is about to do ("start").
+// The returned context ends with ctx, and when Preempt takes the claim away.
+func (s *Set) Acquire(ctx context.Context, key, action string) (context.Context, *Held, error) {
+	c := s.enter(key)
+	select {
+	case <-c.free:
+	default:
+		select {
+		case <-c.free:
+		case <-ctx.Done():
+			err := s.busy(key, context.Cause(ctx))
+			s.leave(key, c)
+			return nil, nil, err
+		}
+	}
+	run, cancel := context.WithCancelCause(ctx)
+	s.mu.Lock()
+	c.action, c.since, c.cancel = action, time.Now(), cancel
+	s.mu.Unlock()
+	h := &Held{Key: key, set: s}
+	untake := func() {}
+	if s.OnTake != nil {
+		untake = s.OnTake(ctx)
+	}
+	h.release = func() {
+		untake()
+		s.mu.Lock()
+		c.action, c.cancel = "", nil
+		s.mu.Unlock()
+		cancel(nil)
+		c.free <- struct{}{}
+		s.leave(key, c)
+	}
+	return run, h, nil
+}
+
+// TryAcquire takes the claim only when nobody has it.
+func (s *Set) TryAcquire(ctx context.Context, key, action string) (context.Context, *Held, error) {
+	now, cancel := context.WithCancel(ctx)
+	cancel()
+	s.mu.Lock()
+	_, taken := s.claims[key]
+	s.mu.Unlock()
+	if taken {
+		return nil, nil, s.busy(key, context.Cause(now))
+	}
+	return s.Acquire(ctx, key, action)
+}
+
+// Preempt cancels the work of whoever holds the claim on key, if anybody does.
+// The caller then acquires it as usual: the holder lets go once it has undone.
+func (s *Set) Preempt(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.claims[key]; c != nil && c.cancel != nil {
+		c.cancel(ErrPreempted)
+	}
+}
+
+// Holder says what holds the claim on key now, as "start since 10:03:12", or "".
+func (s *Set) Holder(key string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.claims[key]; c != nil && c.action != "" {
+		return c.action + " since " + c.since.Format(time.TimeOnly)
+	}
+	return ""
+}
+
+// Release gives the claim up. Further calls do nothing.
+func (h *Held) Release() { h.once.Do(h.release) }
+
+func (s *Set) enter(key string) *claim {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.claims[key]
+	if c == nil {
+		c = &claim{free: make(chan struct{}, 1)}
+		c.free <- struct{}{}
+		if s.claims == nil {
+			s.claims = make(map[string]*claim)
+		}
+		s.claims[key] = c
+	}
+	c.waiters++
+	return c
+}
+
+func (s *Set) leave(key string, c *claim) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.waiters--; c.waiters == 0 {
+		delete(s.claims, key)
+	}
+}
+
+func (s *Set) busy(key string, cause error) error {
+	name := key
+	if s.Display != nil {
+		name = s.Display(key)
+	}
+	holder := s.Holder(key)
+	if holder == "" {
+		holder = "another request"
+	}
+	return errdefs.New(errdefs.ClassBusy, "%s %s is busy: %s: %w", s.Noun, name, holder, cause).
+		WithHint("wait for it, or end it: banger vm kill %s", name)
+}
