@@ -1,0 +1,116 @@
+// Package config is what a user may set once for all VMs: a YAML file of which
+// every key is optional, decoded strictly and checked before anything uses it.
+//
+// A value that depends on the host ("auto") stays auto in Config and is replaced
+// by Resolve, so that Default is the same everywhere and can be compared with the
+// commented example in docs/config.example.yaml.
+package config
+
+import (
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/model"
+)
+
+// Config is the whole file. Keep docs/config.example.yaml in step; a test
+// compares the two.
+type Config struct {
+	Driver   string `yaml:"driver"`    // "auto", "qemu" or "fake"
+	LogLevel string `yaml:"log_level"` // "debug", "info", "warn" or "error"
+	VM       VM     `yaml:"vm"`
+	QEMU     QEMU   `yaml:"qemu"`
+	Limits   Limits `yaml:"limits"`
+}
+
+// VM holds the defaults of new VMs; each has a flag that overrides it.
+type VM struct {
+	CPUs        Count     `yaml:"cpus"`   // auto: half the host's, 1 to 4
+	Memory      AutoSize  `yaml:"memory"` // auto: an eighth of the host's, 1G to 8G
+	Disk        Size      `yaml:"disk"`   // size the root filesystem grows to
+	Image       string    `yaml:"image"`
+	Kernel      string    `yaml:"kernel"`
+	Net         model.Net `yaml:"net"`
+	StopTimeout Duration  `yaml:"stop_timeout"` // how long an orderly stop may take
+}
+
+// QEMU tells how the qemu driver runs its VMM.
+type QEMU struct {
+	Binary string `yaml:"binary"` // absolute path or a name in PATH
+	Accel  string `yaml:"accel"`  // "auto", "kvm" or "tcg"
+}
+
+// Limits keep one user of the daemon from taking the whole host.
+type Limits struct {
+	VMs   Count `yaml:"vms"`   // how many may exist
+	Boots Count `yaml:"boots"` // how many may boot at once; auto: the host's CPUs, at least 2
+}
+
+// The values of Driver and QEMU.Accel.
+const (
+	Auto       = "auto"
+	DriverQEMU = "qemu"
+	DriverFake = "fake"
+	AccelKVM   = "kvm"
+	AccelTCG   = "tcg"
+)
+
+// Default returns the configuration of a host without a config file.
+func Default() Config {
+	return Config{
+		Driver:   Auto,
+		LogLevel: "info",
+		VM: VM{
+			CPUs:        0,
+			Memory:      0,
+			Disk:        16 * GiB,
+			Image:       "debian",
+			Kernel:      "debian",
+			Net:         model.NetUser,
+			StopTimeout: Duration(20 * time.Second),
+		},
+		QEMU: QEMU{
+			Binary: "qemu-system-x86_64",
+			Accel:  Auto,
+		},
+		Limits: Limits{
+			VMs:   2000,
+			Boots: 0,
+		},
+	}
+}
+
+// Host is what the auto values are taken from.
+type Host struct {
+	CPUs        int
+	MemoryBytes int64
+}
+
+// DetectHost reads this machine's size. Memory is zero where the kernel does not say.
+func DetectHost() Host {
+	h := Host{CPUs: runtime.NumCPU()}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err == nil {
+		h.MemoryBytes = int64(info.Totalram) * int64(info.Unit)
+	}
+	return h
+}
+
+// Resolve returns c with every auto value replaced by the one for host h.
+// Driver and accelerator stay: what they mean takes a probe, not arithmetic.
+func (c Config) Resolve(h Host) Config {
+	if c.VM.CPUs == 0 {
+		c.VM.CPUs = Count(min(max(h.CPUs/2, 1), 4))
+	}
+	if c.VM.Memory == 0 {
+		// Whole MiB: a VM's memory is counted in them.
+		eighth := AutoSize(h.MemoryBytes / 8 / MiB * MiB)
+		c.VM.Memory = min(max(eighth, 1*GiB), 8*GiB)
+	}
+	if c.Limits.Boots == 0 {
+		c.Limits.Boots = Count(max(h.CPUs, 2))
+	}
+	return c
+}

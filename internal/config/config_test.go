@@ -1,0 +1,251 @@
+package config_test
+
+import (
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/internal/config"
+	"banger/internal/errdefs"
+	"banger/internal/paths"
+)
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	t.Setenv(paths.EnvLogLevel, "")
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestExampleEqualsDefault(t *testing.T) {
+	text, err := os.ReadFile("../../docs/config.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := config.Load(write(t, string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Config != config.Default() {
+		t.Errorf("the example differs from the defaults:\n got %+v\nwant %+v", l.Config, config.Default())
+	}
+	// Every key must be in it: take the defaults away and it still fills all.
+	var out strings.Builder
+	if err := l.Show(&out, config.Host{CPUs: 8, MemoryBytes: 32 * config.GiB}); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(out.String(), "# default") {
+		t.Errorf("the example lacks a key:\n%s", out.String())
+	}
+}
+
+func TestMissingAndEmptyFilesAreDefaults(t *testing.T) {
+	t.Setenv(paths.EnvLogLevel, "")
+	missing, err := config.Load(filepath.Join(t.TempDir(), "none.yaml"))
+	if err != nil || missing.Exists || missing.Config != config.Default() {
+		t.Errorf("missing: %+v, %v", missing, err)
+	}
+	for _, text := range []string{"", "# nothing\n", "vm:\n", "vm: {}\n"} {
+		l, err := config.Load(write(t, text))
+		if err != nil || !l.Exists || l.Config != config.Default() {
+			t.Errorf("%q: %+v, %v", text, l.Config, err)
+		}
+	}
+}
+
+func TestLoadSetsValues(t *testing.T) {
+	l, err := config.Load(write(t, "driver: fake\nvm:\n  cpus: 3\n  memory: 1.5G\n  stop_timeout: 1m30s\nlimits: {boots: 9}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config.Default()
+	want.Driver, want.VM.CPUs, want.VM.Memory = config.DriverFake, 3, 1536*config.MiB
+	want.VM.StopTimeout, want.Limits.Boots = config.Duration(90*time.Second), 9
+	if l.Config != want {
+		t.Errorf("got %+v, want %+v", l.Config, want)
+	}
+}
+
+func TestBadFiles(t *testing.T) {
+	for _, tc := range []struct{ text, msg, hint string }{
+		{"vm:\n  cpu: 2\n", "config: vm.cpu: unknown key (line 2)", "did you mean cpus?"},
+		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, log_level, vm, qemu, limits"},
+		{"vm:\n  cpus: 0\n", `config: vm.cpus: must be "auto" or a whole number above zero, not "0" (line 2)`, ""},
+		{"vm: {cpus: -1}\n", "config: vm.cpus: must be", ""},
+		{"vm: {cpus: 999}\n", "config: vm.cpus: must be at most 256, not 999", ""},
+		{"vm: {cpus: 1.5}\n", "config: vm.cpus: must be", ""},
+		{"vm: {cpus: [1]}\n", "config: vm.cpus: needs one value", "remove the line"},
+		{"vm:\n  cpus:\n", "config: vm.cpus: needs one value", "remove the line"},
+		{"vm: {memory: lots}\n", `config: vm.memory: "lots" is not a size`, "512M or 2G"},
+		{"vm: {memory: 0}\n", `config: vm.memory: must be "auto"`, ""},
+		{"vm: {memory: 512}\n", "config: vm.memory: must be at least 64M, not 512", ""},
+		{"vm: {disk: 1K}\n", "config: vm.disk: must be at least 64M", ""},
+		{"vm: {disk: -1G}\n", "config: vm.disk:", ""},
+		{"vm: {disk: 900T}\n", "config: vm.disk: must be at most 16T, not 900T", ""},
+		{"vm: {net: bridge}\n", `config: vm.net: must be user or none, not "bridge"`, ""},
+		{"vm: {image: ../x}\n", "config: vm.image:", ""},
+		{"vm: {stop_timeout: 10}\n", `config: vm.stop_timeout: "10" is not a duration`, "90s or 5m"},
+		{"vm: {stop_timeout: 0s}\n", "config: vm.stop_timeout: must be at least 1s", ""},
+		{"vm: 3\n", "config: vm: must be a section", ""},
+		{"driver: xen\n", "config: driver: must be auto or qemu or fake", ""},
+		{"driver: auto\ndriver: qemu\n", "config: driver: is given twice", ""},
+		{"log_level: loud\n", "config: log_level:", ""},
+		{"qemu: {binary: ./qemu}\n", "config: qemu.binary: must be an absolute path", ""},
+		{"qemu: {accel: xen}\n", "config: qemu.accel:", ""},
+		{"limits: {vms: 1000000}\n", "config: limits.vms: must be at most", ""},
+		{"- a\n", "config: the file must be a section of keys", ""},
+		{"a: [\n", "config: yaml:", ""},
+		{"driver: auto\n---\ndriver: qemu\n", "more than one YAML document", ""},
+		{"<<: {driver: fake}\n", "unknown key", ""},
+		{"x: &a [*a]\n", "config: x: unknown key", ""},
+	} {
+		_, err := config.Load(write(t, tc.text))
+		if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), tc.msg) ||
+			!strings.Contains(errdefs.HintOf(err), tc.hint) {
+			t.Errorf("%q: got %v (hint %q), want %q (hint %q)", tc.text, err, errdefs.HintOf(err), tc.msg, tc.hint)
+		}
+	}
+}
+
+func TestHugeFileIsRefused(t *testing.T) {
+	if _, err := config.Load(write(t, strings.Repeat("# filler\n", 200_000))); err == nil {
+		t.Error("a file over the limit was read")
+	}
+}
+
+func TestEnvironmentOverridesLogLevel(t *testing.T) {
+	file := write(t, "log_level: warn\n")
+	t.Setenv(paths.EnvLogLevel, "debug")
+	l, err := config.Load(file)
+	if err != nil || l.LogLevel != "debug" {
+		t.Fatalf("got %q, %v", l.LogLevel, err)
+	}
+	t.Setenv(paths.EnvLogLevel, "loud")
+	if _, err := config.Load(file); err == nil {
+		t.Error("a bad level from the environment was taken")
+	}
+}
+
+func TestResolve(t *testing.T) {
+	for _, tc := range []struct {
+		host   config.Host
+		cpus   config.Count
+		memory config.AutoSize
+		boots  config.Count
+	}{
+		{config.Host{CPUs: 1, MemoryBytes: 1 * config.GiB}, 1, 1 * config.GiB, 2},
+		{config.Host{CPUs: 2, MemoryBytes: 24*config.GiB + 12345}, 1, 3 * config.GiB, 2},
+		{config.Host{CPUs: 6, MemoryBytes: 32 * config.GiB}, 3, 4 * config.GiB, 6},
+		{config.Host{CPUs: 64, MemoryBytes: 512 * config.GiB}, 4, 8 * config.GiB, 64},
+	} {
+		got := config.Default().Resolve(tc.host)
+		if got.VM.CPUs != tc.cpus || got.VM.Memory != tc.memory || got.Limits.Boots != tc.boots {
+			t.Errorf("%+v: got %v, %v, %v", tc.host, got.VM.CPUs, got.VM.Memory, got.Limits.Boots)
+		}
+		if err := got.Validate(); err != nil {
+			t.Errorf("%+v: %v", tc.host, err)
+		}
+	}
+	if h := config.DetectHost(); h.CPUs < 1 || h.MemoryBytes < 64*config.MiB {
+		t.Errorf("this host: %+v", h)
+	}
+	set := config.Default()
+	set.VM.CPUs, set.VM.Memory = 7, 5*config.GiB
+	if got := set.Resolve(config.Host{CPUs: 2, MemoryBytes: config.GiB}); got.VM != set.VM {
+		t.Errorf("set values were replaced: %+v", got.VM)
+	}
+}
+
+func TestShowNamesSourcesAndLoadsAgain(t *testing.T) {
+	l, err := config.Load(write(t, "vm: {cpus: 3, disk: 20480M}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if err := l.Show(&out, config.Host{CPUs: 4, MemoryBytes: 16 * config.GiB}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"  cpus: 3 # file\n", "  memory: 2G # host\n", "  disk: 20G # file\n",
+		"driver: auto # default\n", "  stop_timeout: 20s # default\n", "  boots: 4 # host\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in:\n%s", want, out.String())
+		}
+	}
+	again, err := config.Load(write(t, out.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := l.Resolve(config.Host{CPUs: 4, MemoryBytes: 16 * config.GiB}); again.Config != want {
+		t.Errorf("got %+v, want %+v", again.Config, want)
+	}
+}
+
+func TestParseSize(t *testing.T) {
+	for in, want := range map[string]config.Size{
+		"0": 0, "1": 1, "1024": 1024, "1k": 1024, "1K": 1024, "2G": 2 << 30, "2gb": 2 << 30, "2GiB": 2 << 30,
+		" 512 M ": 512 << 20, "1.5G": 3 << 29, "3T": 3 << 40, "0.5K": 512, "9223372036854775807": math.MaxInt64,
+	} {
+		if got, err := config.ParseSize(in); err != nil || got != want {
+			t.Errorf("%q: got %d, %v, want %d", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"", " ", "G", "-1G", "+1G", "1e3", "0x10", "NaN", "Inf", "1.2.3", ".", "2 G B", "1Q",
+		"99999999999999999999", "9000000T", "1G2M", "1_000"} {
+		if got, err := config.ParseSize(in); !errors.Is(err, errdefs.ErrInvalidArgument) || errdefs.HintOf(err) == "" {
+			t.Errorf("%q: got %d, %v", in, got, err)
+		}
+	}
+}
+
+func TestUnitsPrintBack(t *testing.T) {
+	for size, want := range map[config.Size]string{0: "0", 1: "1", 1023: "1023", 1024: "1K", 1536 << 20: "1536M", 16 << 30: "16G", 1 << 40: "1T"} {
+		if got := size.String(); got != want {
+			t.Errorf("%d: got %q, want %q", size, got, want)
+		}
+	}
+	for d, want := range map[time.Duration]string{90 * time.Second: "1m30s", time.Minute: "1m", time.Hour: "1h",
+		10 * time.Minute: "10m", 61 * time.Minute: "1h1m", 1500 * time.Millisecond: "1.5s", 20 * time.Second: "20s", 0: "0s"} {
+		if got := config.Duration(d).String(); got != want {
+			t.Errorf("%v: got %q, want %q", d, got, want)
+		}
+	}
+}
+
+func FuzzParseSize(f *testing.F) {
+	for _, s := range []string{"2G", "1.5m", "", "99999999999999999999", "1KiB"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		size, err := config.ParseSize(s)
+		if err != nil {
+			return
+		}
+		if size < 0 {
+			t.Fatalf("%q is %d", s, size)
+		}
+		if again, err := config.ParseSize(size.String()); err != nil || again != size {
+			t.Fatalf("%q: %d printed as %q and read as %d, %v", s, size, size, again, err)
+		}
+	})
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add("vm: {cpus: 2, memory: 2G}\nlimits: {boots: auto}\n")
+	f.Add("vm: &a\n  cpus: 1\nqemu: *a\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		l, err := config.Load(write(t, text))
+		if err != nil {
+			return
+		}
+		if err := l.Validate(); err != nil {
+			t.Fatalf("loaded but not valid: %v", err)
+		}
+	})
+}
