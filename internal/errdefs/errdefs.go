@@ -12,6 +12,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"syscall"
 )
 
 // Class is the kind of failure, independent of the message.
@@ -130,15 +132,28 @@ func ClassOf(err error) Class {
 		return ClassCanceled
 	case errors.Is(err, context.DeadlineExceeded):
 		return ClassTimeout
+	case noSpace(err):
+		return ClassExhausted
+	case errors.Is(err, fs.ErrPermission):
+		return ClassPermission
 	}
 	return ClassInternal
 }
 
-// HintOf returns the first hint in err's chain, or "".
+func noSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// HintOf returns the first hint in err's chain, or "". A full disk has one of its
+// own, wherever it was met.
 func HintOf(err error) string {
+	full := noSpace(err)
 	for err != nil {
 		var e *Error
 		if !errors.As(err, &e) {
+			if full {
+				return "free some space, e.g. delete VMs: banger vm list --all; banger vm delete NAME"
+			}
 			return ""
 		}
 		if e.Hint != "" {

@@ -15,17 +15,11 @@ import (
 	"banger/internal/api"
 	"banger/internal/api/bangerv1"
 	"banger/internal/errdefs"
+	"banger/internal/model"
 )
 
-// Progress is what running work reports to.
-type Progress interface {
-	Stage(name string)
-	Detail(text string)
-	Count(done, total int64, unit string)
-}
-
 // Work is the body of an operation; it returns the operation's result.
-type Work func(ctx context.Context, p Progress) (string, error)
+type Work func(ctx context.Context, p model.Progress) (string, error)
 
 // Service runs operations and serves OperationService.
 type Service struct {

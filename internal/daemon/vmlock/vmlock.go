@@ -7,6 +7,7 @@ package vmlock
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -20,7 +21,7 @@ type Set struct {
 	claims  map[string]*claim
 	Noun    string                           // what a key is, for messages: "vm"
 	Display func(key string) string          // how people know the key; nil: as it is
-	OnTake  func(ctx context.Context) func() // test seam: lock-order checks; may be nil
+	OnTake  func(key string) (untake func()) // seam of the lock-order check; may be nil
 }
 
 type claim struct {
@@ -33,11 +34,23 @@ type claim struct {
 
 // Held is the proof that its owner holds the claim on Key.
 type Held struct {
-	Key     string
-	set     *Set
-	once    sync.Once
-	release func()
+	Key       string
+	preempted context.Context
+	once      sync.Once
+	release   func()
 }
+
+// Context returns a context that ends with parent, when Preempt takes the claim
+// away, and when the claim is released.
+func (h *Held) Context(parent context.Context) context.Context {
+	ctx, cancel := context.WithCancelCause(parent)
+	stop := context.AfterFunc(h.preempted, func() { cancel(context.Cause(h.preempted)) })
+	context.AfterFunc(ctx, func() { stop() })
+	return ctx
+}
+
+// errReleased ends contexts of a claim that was given up; nobody should see it.
+var errReleased = errors.New("the claim was released")
 
 // ErrPreempted is the cause of a holder's context when another verb (kill, forced
 // delete) took the claim away from it.
@@ -45,8 +58,7 @@ var ErrPreempted = errdefs.New(errdefs.ClassCanceled, "another request ended it 
 
 // Acquire waits for the claim on key until ctx ends; the error then names the
 // holder and since when. action is what the caller is about to do ("start").
-// The returned context ends with ctx, and when Preempt takes the claim away.
-func (s *Set) Acquire(ctx context.Context, key, action string) (context.Context, *Held, error) {
+func (s *Set) Acquire(ctx context.Context, key, action string) (*Held, error) {
 	c := s.enter(key)
 	select {
 	case <-c.free:
@@ -56,41 +68,26 @@ func (s *Set) Acquire(ctx context.Context, key, action string) (context.Context,
 		case <-ctx.Done():
 			err := s.busy(key, context.Cause(ctx))
 			s.leave(key, c)
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	run, cancel := context.WithCancelCause(ctx)
+	preempted, cancel := context.WithCancelCause(context.Background())
 	s.mu.Lock()
 	c.action, c.since, c.cancel = action, time.Now(), cancel
 	s.mu.Unlock()
-	h := &Held{Key: key, set: s}
 	untake := func() {}
 	if s.OnTake != nil {
-		untake = s.OnTake(ctx)
+		untake = s.OnTake(key)
 	}
-	h.release = func() {
+	return &Held{Key: key, preempted: preempted, release: func() {
 		untake()
 		s.mu.Lock()
 		c.action, c.cancel = "", nil
 		s.mu.Unlock()
-		cancel(nil)
+		cancel(errReleased)
 		c.free <- struct{}{}
 		s.leave(key, c)
-	}
-	return run, h, nil
-}
-
-// TryAcquire takes the claim only when nobody has it.
-func (s *Set) TryAcquire(ctx context.Context, key, action string) (context.Context, *Held, error) {
-	now, cancel := context.WithCancel(ctx)
-	cancel()
-	s.mu.Lock()
-	_, taken := s.claims[key]
-	s.mu.Unlock()
-	if taken {
-		return nil, nil, s.busy(key, context.Cause(now))
-	}
-	return s.Acquire(ctx, key, action)
+	}}, nil
 }
 
 // Preempt cancels the work of whoever holds the claim on key, if anybody does.

@@ -1,0 +1,144 @@
+// Package relay is the daemon's end of the byte-stream endpoints: it upgrades an
+// HTTP request to a raw connection, reads the client's request frame, and copies
+// bytes between the client and an agent.
+package relay
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"banger/internal/api"
+	"banger/internal/errdefs"
+	"banger/internal/guest"
+)
+
+// requestTimeout bounds how long a client may take to send its request frame.
+const requestTimeout = 30 * time.Second
+
+// hangupTimeout is how long an agent may take to end the stream of a client that
+// went away.
+const hangupTimeout = 30 * time.Second
+
+// Check reports whether r asks for a stream.
+func Check(r *http.Request) error {
+	if r.Header.Get("Upgrade") != api.UpgradeProtocol {
+		return errdefs.Invalid("%s is a stream endpoint: the request has no \"Upgrade: %s\" header", r.URL.Path, api.UpgradeProtocol)
+	}
+	return nil
+}
+
+// WriteError answers a stream request that cannot be served.
+func WriteError(w http.ResponseWriter, err error) {
+	status := http.StatusInternalServerError
+	switch errdefs.ClassOf(err) {
+	case errdefs.ClassInvalidArgument:
+		status = http.StatusBadRequest
+	case errdefs.ClassNotFound:
+		status = http.StatusNotFound
+	case errdefs.ClassFailedPrecondition, errdefs.ClassBusy, errdefs.ClassAlreadyExists:
+		status = http.StatusConflict
+	case errdefs.ClassPermission:
+		status = http.StatusForbidden
+	case errdefs.ClassUnavailable:
+		status = http.StatusServiceUnavailable
+	}
+	body, merr := protojson.Marshal(api.Detail(err))
+	if merr != nil {
+		http.Error(w, err.Error(), status)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}
+
+// Accept upgrades a request that passed Check and reads the client's request
+// frame. The returned connection is the caller's to close. Errors have been told
+// to the client already.
+func Accept(w http.ResponseWriter, r *http.Request) (net.Conn, guest.Request, error) {
+	var req guest.Request
+	hijacker, ok := w.(http.Hijacker)
+	if !ok {
+		err := errdefs.Internal("the connection cannot be taken over")
+		WriteError(w, err)
+		return nil, req, err
+	}
+	header := w.Header()
+	conn, buf, err := hijacker.Hijack()
+	if err != nil {
+		return nil, req, err
+	}
+	client := &buffered{Conn: conn, r: buf.Reader}
+	fail := func(err error) (net.Conn, guest.Request, error) {
+		_ = conn.Close()
+		return nil, req, err
+	}
+	if err := conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
+		return fail(err)
+	}
+	answer := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + api.UpgradeProtocol + "\r\n" +
+		api.HeaderVersion + ": " + header.Get(api.HeaderVersion) + "\r\n" +
+		api.HeaderProtocol + ": " + header.Get(api.HeaderProtocol) + "\r\n\r\n"
+	if _, err := io.WriteString(conn, answer); err != nil {
+		return fail(err)
+	}
+	if req, err = guest.ReadRequest(client); err != nil {
+		Fail(client, err)
+		return fail(err)
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return fail(err)
+	}
+	return client, req, nil
+}
+
+// Fail ends an accepted stream with an error frame.
+func Fail(client net.Conn, err error) {
+	_ = guest.NewFrameWriter(client).Control(guest.ErrorControl(err))
+}
+
+// buffered is a connection whose first bytes the HTTP server has read already.
+type buffered struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (b *buffered) Read(p []byte) (int, error) {
+	if b.r.Buffered() > 0 {
+		return b.r.Read(p)
+	}
+	return b.Conn.Read(p)
+}
+
+// buffers are reused between streams; 64 KiB is what one read of the channel gives.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+
+// Splice copies both ways until both are done and closes both. The agent ends a
+// stream by closing it after its last frame; a client that goes away closes the
+// agent's side, which the agent takes as a hang-up.
+func Splice(client, agent net.Conn) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pump(agent, client)
+		_ = agent.Close()
+		_ = agent.SetReadDeadline(time.Now().Add(hangupTimeout))
+	}()
+	pump(client, agent)
+	_ = client.Close()
+	<-done
+}
+
+func pump(dst io.Writer, src io.Reader) {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	// The wrappers keep io.CopyBuffer from ReadFrom and WriteTo, which would bring
+	// buffers of their own.
+	_, _ = io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, *buf)
+}

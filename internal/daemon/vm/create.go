@@ -1,0 +1,314 @@
+package vm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/api/bangerv1"
+	"banger/internal/daemon/steps"
+	"banger/internal/daemon/vmlock"
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/model"
+	"banger/internal/paths"
+)
+
+// Limits of a VM's shape.
+const (
+	minMemoryMiB = 64
+	minDiskBytes = 64 << 20
+	maxEnvBytes  = 128 << 10
+	maxVMs       = 10000
+)
+
+// creation is what the steps of create and start work on.
+type creation struct {
+	held   *vmlock.Held
+	vm     *model.VM
+	image  model.Image
+	kernel model.Kernel
+	driver hypervisor.Driver
+	qcow   bool
+	boot   *boot // set by the start steps
+	from   model.State
+}
+
+// begin checks a create request and returns its operation. Nothing is changed
+// before the request is known to be sound.
+func (s *Service) begin(ctx context.Context, req *bangerv1.CreateRequest) (*bangerv1.Operation, error) {
+	v, err := s.plan(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	kernel := req.Kernel
+	return s.Ops.Begin("vm.create", v.Name, func(ctx context.Context, p model.Progress) (string, error) {
+		defer s.releaseName(v.Name)
+		return v.ID, s.create(ctx, v, kernel, !req.NoStart, p)
+	}), nil
+}
+
+// plan turns a request into a VM record, or says what is wrong with it.
+func (s *Service) plan(ctx context.Context, req *bangerv1.CreateRequest) (*model.VM, error) {
+	v := &model.VM{
+		ID: newID(), Name: req.Name, State: model.StateCreating, ImageRef: req.Image,
+		Spec: model.VMSpec{
+			CPUs: s.Defaults.CPUs, MemoryMiB: s.Defaults.MemoryMiB, DiskBytes: s.Defaults.DiskBytes,
+			Net: model.Net(req.Net), User: req.User, Workdir: req.Workdir, AutoRemove: req.AutoRemove,
+		},
+	}
+	if v.ImageRef == "" {
+		v.ImageRef = s.Defaults.Image
+	}
+	if v.Spec.Net == "" {
+		v.Spec.Net = s.Defaults.Net
+	}
+	if req.Cpus != nil {
+		v.Spec.CPUs = int(*req.Cpus)
+	}
+	if req.MemoryMib != nil {
+		v.Spec.MemoryMiB = *req.MemoryMib
+	}
+	if req.DiskBytes != nil {
+		v.Spec.DiskBytes = *req.DiskBytes
+	}
+	if err := s.checkShape(&v.Spec); err != nil {
+		return nil, err
+	}
+	if v.Name != "" {
+		if err := model.CheckName(v.Name); err != nil {
+			return nil, err
+		}
+	}
+	env, err := parseEnv(req.Env)
+	if err != nil {
+		return nil, err
+	}
+	v.Spec.Env = env
+	return v, s.reserveName(ctx, v)
+}
+
+// reserveName checks or makes up the VM's name and keeps it from other creates
+// until the row exists (or releaseName is called).
+func (s *Service) reserveName(ctx context.Context, v *model.VM) error {
+	s.createVMMu.Lock()
+	defer s.createVMMu.Unlock()
+	all, err := s.Store.ListVMs(ctx)
+	if err != nil {
+		return err
+	}
+	if len(all)+len(s.pending) >= maxVMs {
+		return errdefs.Exhausted("there are %d VMs already", len(all)).WithHint("delete some: banger vm list --all")
+	}
+	taken := make(map[string]bool, len(all)+len(s.pending))
+	for _, o := range all {
+		taken[o.Name] = true
+	}
+	maps.Copy(taken, s.pending)
+	if v.Name == "" {
+		v.Name = friendlyName(taken)
+	}
+	if taken[v.Name] {
+		return errdefs.AlreadyExists("a VM named %q exists already", v.Name).
+			WithHint("choose another --name, or delete it: banger vm delete %s", v.Name)
+	}
+	s.pending[v.Name] = true
+	return nil
+}
+
+func (s *Service) releaseName(name string) {
+	s.createVMMu.Lock()
+	delete(s.pending, name)
+	s.createVMMu.Unlock()
+}
+
+func (s *Service) checkShape(spec *model.VMSpec) error {
+	if n := runtime.NumCPU(); spec.CPUs < 1 || spec.CPUs > n {
+		return errdefs.Invalid("%d cpus asked for; this host can give 1 to %d", spec.CPUs, n).
+			WithHint("choose --cpus between 1 and %d", n)
+	}
+	if total := hostMemoryMiB(); spec.MemoryMiB < minMemoryMiB || total > 0 && spec.MemoryMiB > total {
+		return errdefs.Invalid("%d MiB of memory asked for; this host can give %d to %d MiB", spec.MemoryMiB, minMemoryMiB, total).
+			WithHint("choose --memory in that range, e.g. --memory 1G")
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.Layout.State, &fs); err != nil {
+		return fmt.Errorf("measure the disk of the state directory: %w", err)
+	}
+	if size := int64(fs.Blocks) * fs.Bsize; spec.DiskBytes < minDiskBytes || spec.DiskBytes > size {
+		return errdefs.Invalid("a disk of %d MiB asked for; this host can give %d to %d MiB",
+			spec.DiskBytes>>20, minDiskBytes>>20, size>>20).WithHint("choose --disk in that range, e.g. --disk 8G")
+	}
+	// QEMU's and the guest's tables count in sectors and pages.
+	spec.DiskBytes = spec.DiskBytes &^ 4095
+	switch spec.Net {
+	case model.NetUser, model.NetNone:
+	default:
+		return errdefs.Invalid("network %q is not known", spec.Net).WithHint("use --net user or --net none")
+	}
+	return nil
+}
+
+func parseEnv(list []string) (map[string]string, error) {
+	env := make(map[string]string, len(list))
+	total := 0
+	for _, kv := range list {
+		key, value, ok := strings.Cut(kv, "=")
+		if !ok || key == "" || strings.ContainsRune(kv, 0) {
+			return nil, errdefs.Invalid("environment entry %q is not KEY=VALUE", kv)
+		}
+		if total += len(kv) + 1; total > maxEnvBytes {
+			return nil, errdefs.Invalid("the environment is larger than %d bytes", maxEnvBytes)
+		}
+		env[key] = value
+	}
+	return env, nil
+}
+
+// create makes the VM and starts it if asked. When it fails, nothing is left.
+func (s *Service) create(ctx context.Context, v *model.VM, kernel string, start bool, p model.Progress) error {
+	ctx, held, err := s.claim(ctx, v.ID, "create")
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	c := &creation{held: held, vm: v, from: model.StateCreating}
+	p.Stage("image")
+	if err := s.resolve(ctx, c, kernel, p); err != nil {
+		return err
+	}
+	list := []steps.Step[*creation]{
+		{Name: "reserve", Do: s.reserve, Undo: s.unreserve},
+		{Name: "directory", Do: s.makeDir, Undo: s.removeDir},
+		{Name: "disk", Do: s.makeDisk},
+	}
+	if start {
+		list = append(list, s.startSteps()...)
+	} else {
+		list = append(list, steps.Step[*creation]{Name: "settle", Do: func(ctx context.Context, c *creation) error {
+			return s.setState(ctx, c.held, c.vm, model.StateStopped)
+		}})
+	}
+	if err := steps.Run(ctx, s.runner(v, "create", p), c, list); err != nil {
+		return errdefs.Wrap(err, "create vm %q", v.Name)
+	}
+	return nil
+}
+
+// resolve finds driver, image and kernel, fetching what is absent. No lock but
+// the keyed ones of the artifacts is held.
+func (s *Service) resolve(ctx context.Context, c *creation, kernel string, p model.Progress) error {
+	v := c.vm
+	d, err := s.Pick(ctx)
+	if err != nil {
+		return err
+	}
+	info, err := d.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if v.Spec.Net == model.NetUser && !info.Capabilities.UserNet {
+		return errdefs.Unsupported("driver %q has no user-mode network", d.Name()).WithHint("use --net none")
+	}
+	c.driver, c.qcow = d, info.Capabilities.QcowDisks
+	v.Spec.Driver, v.Spec.Machine, v.Spec.CPUModel = d.Name(), info.Machine, info.CPUModel
+	if c.image, err = s.Artifacts.EnsureImage(ctx, v.ImageRef, p); err != nil {
+		return err
+	}
+	v.ImageID = c.image.ID
+	switch {
+	case kernel == "" && c.image.KernelID != "":
+		c.kernel, err = s.Store.KernelByID(ctx, c.image.KernelID)
+	case kernel == "":
+		c.kernel, err = s.Artifacts.EnsureKernel(ctx, s.Defaults.Kernel, p)
+	default:
+		c.kernel, err = s.Artifacts.EnsureKernel(ctx, kernel, p)
+	}
+	if err != nil {
+		return err
+	}
+	v.KernelID = c.kernel.ID
+	if v.Spec.DiskBytes < c.image.SizeBytes {
+		return errdefs.Invalid("a disk of %d MiB is smaller than image %q, which has %d MiB",
+			v.Spec.DiskBytes>>20, c.image.Name, c.image.SizeBytes>>20).
+			WithHint("choose --disk %dG or more", (c.image.SizeBytes+1<<30-1)>>30)
+	}
+	return nil
+}
+
+// reserve writes the row: from here on the name is taken and a crash is seen.
+func (s *Service) reserve(ctx context.Context, c *creation) error {
+	s.createVMMu.Lock()
+	defer s.createVMMu.Unlock()
+	return s.Store.InsertVM(ctx, c.vm, s.UIDBase)
+}
+
+func (s *Service) unreserve(ctx context.Context, c *creation) error {
+	defer s.notify(c.vm.ID)
+	if _, err := s.Store.GetVM(ctx, c.vm.ID); errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	return s.Store.DeleteVM(ctx, c.vm.ID)
+}
+
+// makeDir makes the VM directory. The VMM's user owns it, and nobody else enters.
+func (s *Service) makeDir(_ context.Context, c *creation) error {
+	dir := s.Layout.VM(c.vm.ID)
+	if err := os.MkdirAll(s.Layout.VMs(), 0o700); err != nil {
+		return fmt.Errorf("make vm directory: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("make vm directory: %w", err)
+	}
+	return s.own(c.vm, dir)
+}
+
+// own gives a file to the user the VMM runs as.
+func (s *Service) own(v *model.VM, path string) error {
+	if v.VMMUID == 0 {
+		return nil
+	}
+	if err := os.Lchown(path, v.VMMUID, v.VMMUID); err != nil {
+		return fmt.Errorf("give %s to the VMM's user: %w", filepath.Base(path), err)
+	}
+	return nil
+}
+
+func (s *Service) removeDir(_ context.Context, c *creation) error {
+	if err := os.RemoveAll(s.Layout.VM(c.vm.ID)); err != nil {
+		return fmt.Errorf("remove vm directory: %w", err)
+	}
+	return nil
+}
+
+func (s *Service) makeDisk(ctx context.Context, c *creation) error {
+	dest := filepath.Join(s.Layout.VM(c.vm.ID), paths.RootDiskFile)
+	if _, err := s.Disks.Create(ctx, c.image, dest, c.vm.Spec.DiskBytes, c.qcow); err != nil {
+		return fmt.Errorf("make root disk: %w", err)
+	}
+	return s.own(c.vm, dest)
+}
+
+func newID() string {
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// hostMemoryMiB is the host's memory, or 0 when it cannot be read.
+func hostMemoryMiB() int64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0
+	}
+	return int64(uint64(info.Totalram) * uint64(info.Unit) >> 20)
+}

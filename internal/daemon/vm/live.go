@@ -1,0 +1,239 @@
+package vm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+
+	"banger/internal/errdefs"
+	"banger/internal/guest"
+	"banger/internal/hypervisor"
+	"banger/internal/model"
+	"banger/internal/paths"
+)
+
+// live is a running VM: its VMM and the one connection to its agent. It is an
+// entry of the handle cache; handles.json is what it is rebuilt from.
+type live struct {
+	machine hypervisor.Machine
+	bootID  string
+	// turn holds a token while nobody is connecting to the agent. It is held over
+	// I/O, so it is a channel that a waiter can leave, not a mutex.
+	turn    chan struct{}
+	session *guest.Session // guarded by turn
+}
+
+func newLive(m hypervisor.Machine, bootID string) *live {
+	l := &live{machine: m, bootID: bootID, turn: make(chan struct{}, 1)}
+	l.turn <- struct{}{}
+	return l
+}
+
+// agent returns the session with the agent, connecting when there is none or the
+// old one broke. It waits for the agent to be ready.
+func (l *live) agent(ctx context.Context) (*guest.Session, error) {
+	select {
+	case <-l.turn:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { l.turn <- struct{}{} }()
+	if l.session != nil {
+		select {
+		case <-l.session.Done():
+			_ = l.session.Close()
+			l.session = nil
+		default:
+			return l.session, nil
+		}
+	}
+	// A guest that dies while it boots never answers; its end ends the wait.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-l.machine.Done():
+			cancel(errVMMEnded)
+		case <-ctx.Done():
+		}
+	}()
+	conn, err := l.machine.DialAgent(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dial the agent: %w", err)
+	}
+	session, err := guest.Connect(ctx, conn)
+	if err != nil {
+		_ = conn.Close()
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return nil, fmt.Errorf("greet the agent: %w", err)
+	}
+	l.session = session
+	return session, nil
+}
+
+var errVMMEnded = errors.New("the VMM ended")
+
+// open opens a stream to the agent.
+func (l *live) open(ctx context.Context) (net.Conn, error) {
+	session, err := l.agent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return session.Open(ctx)
+}
+
+// call makes one request of the agent and returns its answer.
+func (l *live) call(ctx context.Context, req guest.Request) (guest.Control, error) {
+	conn, err := l.open(ctx)
+	if err != nil {
+		return guest.Control{}, err
+	}
+	defer func() { _ = conn.Close() }()
+	return guest.Call(ctx, conn, req)
+}
+
+// close lets go of the VM without disturbing it.
+func (l *live) close() error {
+	<-l.turn
+	defer func() { l.turn <- struct{}{} }()
+	var err error
+	if l.session != nil {
+		err = l.session.Close()
+		l.session = nil
+	}
+	return errors.Join(err, l.machine.Close())
+}
+
+// handles is the content of handles.json.
+type handles struct {
+	BootID string            `json:"boot_id"`
+	VMM    hypervisor.Handle `json:"vmm"`
+}
+
+// writeHandles records a started VMM. The file is scratch: it is not synced, and
+// a lost one is made up for by Driver.Cleanup.
+func writeHandles(dir string, h handles) error {
+	b, err := json.MarshalIndent(h, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, paths.HandlesFile+".tmp")
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return fmt.Errorf("write handles: %w", err)
+	}
+	if err := os.Rename(tmp, filepath.Join(dir, paths.HandlesFile)); err != nil {
+		return fmt.Errorf("write handles: %w", err)
+	}
+	return nil
+}
+
+// readHandles returns the recorded handles; zero when there are none or they
+// cannot be read, which Driver.Cleanup copes with.
+func readHandles(dir string) handles {
+	var h handles
+	b, err := os.ReadFile(filepath.Join(dir, paths.HandlesFile))
+	if err != nil || json.Unmarshal(b, &h) != nil {
+		return handles{}
+	}
+	return h
+}
+
+func removeHandles(dir string) error {
+	err := os.Remove(filepath.Join(dir, paths.HandlesFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// lookup returns the live entry of a VM, or nil.
+func (s *Service) lookup(id string) *live {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live[id]
+}
+
+// running returns the live entry of a VM or an error that says what it is instead.
+func (s *Service) running(v *model.VM) (*live, error) {
+	if l := s.lookup(v.ID); l != nil && v.State == model.StateRunning {
+		return l, nil
+	}
+	return nil, errdefs.Precondition("vm %q is %s, not running", v.Name, v.State).
+		WithHint("start it: banger vm start %s", v.Name)
+}
+
+// adopt enters a VMM into the cache and watches for its end.
+func (s *Service) adopt(v *model.VM, l *live) {
+	s.mu.Lock()
+	s.live[v.ID] = l
+	s.mu.Unlock()
+	id := v.ID
+	s.wg.Go(func() {
+		select {
+		case <-l.machine.Done():
+			s.reap(id, l)
+		case <-s.ctx.Done():
+		}
+	})
+}
+
+// drop takes a VMM out of the cache.
+func (s *Service) drop(id string, l *live) {
+	s.mu.Lock()
+	if s.live[id] == l {
+		delete(s.live, id)
+	}
+	s.mu.Unlock()
+}
+
+// reap settles a VM whose VMM ended by itself: the guest powered off, or it died.
+// A verb that ended it holds the claim and settles it before we get the claim.
+func (s *Service) reap(id string, l *live) {
+	log := s.Log.With("vm", id)
+	h, err := s.Locks.Acquire(s.ctx, id, "settle")
+	if err != nil {
+		return // closing: recovery settles it
+	}
+	defer h.Release()
+	if s.lookup(id) != l {
+		return
+	}
+	v, err := s.Store.GetVM(s.ctx, id)
+	if err != nil {
+		log.Error("settle an ended vm", "err", err)
+		return
+	}
+	exit := l.machine.Exit()
+	v.LastError = ""
+	if exit.Known && (exit.Code != 0 || exit.Signal != 0) {
+		v.LastError = exitText(exit)
+	}
+	log.Info("vmm ended", "code", exit.Code, "signal", exit.Signal, "known", exit.Known)
+	if err := s.settle(s.ctx, h, &v, l); err != nil {
+		log.Error("settle an ended vm", "err", err)
+		return
+	}
+	if v.Spec.AutoRemove {
+		if err := s.deleteHeld(s.ctx, h, &v); err != nil {
+			log.Error("delete an ended vm", "err", err)
+		}
+	}
+}
+
+func exitText(e hypervisor.Exit) string {
+	what := fmt.Sprintf("the VMM exited with status %d", e.Code)
+	if e.Signal != 0 {
+		what = fmt.Sprintf("the VMM was ended by signal %d", e.Signal)
+	}
+	if e.Detail != "" {
+		what += ": " + e.Detail
+	}
+	return what
+}

@@ -1,0 +1,138 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"banger/internal/daemon/vmlock"
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/model"
+	"banger/internal/paths"
+)
+
+// Restore brings every VM to a legal state after the daemon ended, however it
+// ended. It assumes:
+//
+//  1. The row is written before anything is made and removed after everything is
+//     gone, so whatever a VM has can be found from its row.
+//  2. VMMs outlive the daemon. One is ours only if its pid has the recorded start
+//     time and its API socket answers; handles.json is a hint, and when it is lost
+//     or stale Driver.Cleanup finds the VMM by its socket.
+//  3. creating: nobody was told that the VM exists, so it is undone.
+//  4. starting: nobody was told that it runs, so its VMM is ended and it is stopped.
+//  5. running, stopping: if the VMM lives it runs on. A stop that was in progress
+//     either ends the guest, which the watcher sees, or was never acknowledged.
+//  6. deleting: finished now.
+//  7. A VM that was to vanish with its client (auto_remove) has lost it: the
+//     client's stream ended with the old daemon. It is deleted.
+//  8. A directory without a row belongs to a database that was lost. It is left
+//     alone and reported: files of a user are never deleted on a guess.
+func (s *Service) Restore(ctx context.Context) error {
+	all, err := s.Store.ListVMs(ctx)
+	if err != nil {
+		return err
+	}
+	known := make(map[string]bool, len(all))
+	sockets := make(map[string]string)
+	for i := range all {
+		v := &all[i]
+		known[v.ID] = true
+		if err := s.restore(ctx, v); err != nil {
+			// One VM that cannot be settled must not keep the daemon from serving the others.
+			s.Log.Error("recover vm", "vm", v.ID, "state", v.State, "err", err)
+			continue
+		}
+		if s.lookup(v.ID) != nil && v.Spec.Net == model.NetUser {
+			sockets[v.ID] = filepath.Join(s.Layout.VM(v.ID), paths.NetSocket)
+		}
+	}
+	if err := s.Network.Restore(ctx, sockets); err != nil {
+		s.Log.Error("recover the network of running vms", "err", err)
+	}
+	entries, err := os.ReadDir(s.Layout.VMs())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if !known[e.Name()] {
+			s.Log.Warn("vm directory without a row is left alone", "dir", filepath.Join(s.Layout.VMs(), e.Name()))
+		}
+	}
+	return nil
+}
+
+func (s *Service) restore(ctx context.Context, v *model.VM) error {
+	if v.State == model.StateStopped || v.State == model.StateError {
+		if v.Spec.AutoRemove {
+			return s.underClaim(ctx, v, s.deleteHeld)
+		}
+		return nil
+	}
+	return s.underClaim(ctx, v, func(ctx context.Context, held *vmlock.Held, v *model.VM) error {
+		switch v.State {
+		case model.StateCreating, model.StateDeleting:
+			return s.deleteHeld(ctx, held, v)
+		case model.StateStarting:
+			if v.Spec.AutoRemove {
+				return s.deleteHeld(ctx, held, v)
+			}
+			return s.settle(ctx, held, v, nil)
+		}
+		l, err := s.reattach(ctx, v)
+		switch {
+		case errors.Is(err, errdefs.ErrNotFound):
+			v.LastError = "the VMM was gone when the daemon started"
+			if err := s.settle(ctx, held, v, nil); err != nil {
+				return err
+			}
+		case err != nil:
+			return err
+		default:
+			v.State = model.StateRunning
+			if err := s.Store.UpdateVM(ctx, v); err != nil {
+				return err
+			}
+			s.adopt(v, l)
+			s.Log.Info("found a running vm again", "vm", v.ID, "pid", l.machine.Handle().PID)
+		}
+		if v.Spec.AutoRemove {
+			return s.deleteHeld(ctx, held, v)
+		}
+		return nil
+	})
+}
+
+func (s *Service) underClaim(ctx context.Context, v *model.VM, fn func(context.Context, *vmlock.Held, *model.VM) error) error {
+	ctx, held, err := s.claim(ctx, v.ID, "recover")
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	return fn(ctx, held, v)
+}
+
+// reattach finds the VMM of a VM again. ErrNotFound: it is gone.
+func (s *Service) reattach(ctx context.Context, v *model.VM) (*live, error) {
+	d, err := s.driver(v)
+	if err != nil {
+		return nil, err
+	}
+	dir := s.Layout.VM(v.ID)
+	h := readHandles(dir)
+	if h.VMM.PID == 0 {
+		return nil, errdefs.NotFound("vm %q has no recorded VMM", v.Name)
+	}
+	k, err := s.Store.KernelByID(ctx, v.KernelID)
+	if err != nil {
+		return nil, err
+	}
+	files := model.BootFiles{Vmlinux: k.VmlinuxPath, BzImage: k.BzImagePath, Modules: k.ModulesPath}
+	m, err := d.Attach(ctx, s.spec(v, dir, files, hypervisor.FormatQcow2), h.VMM)
+	if err != nil {
+		return nil, err
+	}
+	return newLive(m, h.BootID), nil
+}

@@ -1,0 +1,217 @@
+// Package vm is the service that owns virtual machines: their rows, directories,
+// lifecycle verbs and the connections to their VMMs and agents.
+//
+// Every verb takes the VM's claim (vmLocks, rank 10) for its whole length, writes
+// its intent to the row, acts, and writes the outcome; see recover.go for what a
+// crash in between means.
+package vm
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"banger/internal/api/bangerv1"
+	"banger/internal/daemon/steps"
+	"banger/internal/daemon/vmlock"
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/model"
+	"banger/internal/paths"
+)
+
+// Store is what the service needs of the database.
+type Store interface {
+	InsertVM(ctx context.Context, v *model.VM, uidBase int) error
+	UpdateVM(ctx context.Context, v *model.VM) error
+	DeleteVM(ctx context.Context, id string) error
+	GetVM(ctx context.Context, id string) (model.VM, error)
+	FindVM(ctx context.Context, ref string) (model.VM, error)
+	ListVMs(ctx context.Context) ([]model.VM, error)
+	ImageByID(ctx context.Context, id string) (model.Image, error)
+	KernelByID(ctx context.Context, id string) (model.Kernel, error)
+	ListKernels(ctx context.Context) ([]model.Kernel, error)
+}
+
+// Artifacts provides images and kernels, fetching them when they are absent.
+type Artifacts interface {
+	EnsureImage(ctx context.Context, name string, p model.Progress) (model.Image, error)
+	EnsureKernel(ctx context.Context, name string, p model.Progress) (model.Kernel, error)
+	BootFiles(ctx context.Context, k model.Kernel) (model.BootFiles, error)
+}
+
+// Network connects VMs to the user-mode network.
+type Network interface {
+	Attach(ctx context.Context, vmID, netSocket string) error
+	Detach(ctx context.Context, vmID string) error
+	Restore(ctx context.Context, sockets map[string]string) error
+}
+
+// Disks makes root disks.
+type Disks interface {
+	// Create makes the disk file dest of size bytes as a view of the image.
+	Create(ctx context.Context, image model.Image, dest string, size int64, qcow bool) (hypervisor.DiskFormat, error)
+}
+
+// Operations runs long work.
+type Operations interface {
+	Begin(kind, subject string, work func(ctx context.Context, p model.Progress) (string, error)) *bangerv1.Operation
+}
+
+// Defaults fill what a request leaves open.
+type Defaults struct {
+	CPUs        int
+	MemoryMiB   int64
+	DiskBytes   int64
+	Image       string
+	Kernel      string
+	Net         model.Net
+	StopTimeout time.Duration // how long an orderly stop may take
+	BootTimeout time.Duration // how long a guest may take to become ready
+}
+
+// Guest is the address plan of the user-mode network; the same for every VM.
+type Guest struct {
+	Address, Gateway, MAC string
+	DNS                   []string
+	MTU                   int
+}
+
+// Deps are the service's collaborators; all are required but Faults.
+type Deps struct {
+	Store     Store
+	Layout    paths.Layout
+	Drivers   map[string]hypervisor.Driver
+	Pick      func(ctx context.Context) (hypervisor.Driver, error) // driver of new VMs
+	Artifacts Artifacts
+	Network   Network
+	Disks     Disks
+	Ops       Operations
+	Defaults  Defaults
+	Guest     Guest
+	UIDBase   int // first uid for VMMs when the daemon is root; 0: VMMs run as the daemon
+	Locks     *vmlock.Set
+	Log       *slog.Logger
+	// Faults is a seam for tests: called after every named step, see steps.Runner.
+	Faults func(step string) error
+}
+
+// Service owns the VMs of one daemon.
+type Service struct {
+	Deps
+	ctx    context.Context // lifetime of watchers; ends at Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	// createVMMu guards the window between looking at the names there are and
+	// reserving one: two creates of one name, or two made-up names that are the
+	// same, must not both pass. One store transaction, never other I/O. Rank 30.
+	createVMMu sync.Mutex
+	pending    map[string]bool // names of creates that have no row yet
+
+	mu      sync.Mutex               // a leaf (rank 40); guards the maps below
+	live    map[string]*live         // running VMs: the handle cache
+	changed map[string]chan struct{} // closed when the VM's state changes; made by waiters
+}
+
+// New returns a service that has touched nothing yet.
+func New(d Deps) *Service {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Service{
+		Deps: d, ctx: ctx, cancel: cancel, pending: make(map[string]bool),
+		live: make(map[string]*live), changed: make(map[string]chan struct{}),
+	}
+}
+
+// Close lets go of all VMs, which go on running.
+func (s *Service) Close() error {
+	s.cancel()
+	s.mu.Lock()
+	all := make([]*live, 0, len(s.live))
+	for _, l := range s.live {
+		all = append(all, l)
+	}
+	s.mu.Unlock()
+	var errs []error
+	for _, l := range all {
+		errs = append(errs, l.close())
+	}
+	s.wg.Wait()
+	return errors.Join(errs...)
+}
+
+// claimTimeout is how long a verb waits for another one to finish with a VM.
+const claimTimeout = 60 * time.Second
+
+// claim takes the lifecycle claim of a VM. The returned context ends with ctx or
+// when a kill or forced delete preempts the claim.
+func (s *Service) claim(ctx context.Context, id, action string) (context.Context, *vmlock.Held, error) {
+	wait, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	h, err := s.Locks.Acquire(wait, id, action)
+	if err != nil {
+		return nil, nil, err
+	}
+	return h.Context(ctx), h, nil
+}
+
+// setState moves v to next in the row and wakes whoever waits for it.
+func (s *Service) setState(ctx context.Context, _ *vmlock.Held, v *model.VM, next model.State) error {
+	if v.State != next {
+		if err := v.Transition(next); err != nil {
+			return err
+		}
+	}
+	if err := s.Store.UpdateVM(ctx, v); err != nil {
+		return err
+	}
+	s.notify(v.ID)
+	return nil
+}
+
+// notify wakes the waiters of a VM.
+func (s *Service) notify(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c, ok := s.changed[id]; ok {
+		close(c)
+		delete(s.changed, id)
+	}
+}
+
+// nextChange returns a channel that closes when the VM's state changes.
+func (s *Service) nextChange(id string) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, ok := s.changed[id]
+	if !ok {
+		c = make(chan struct{})
+		s.changed[id] = c
+	}
+	return c
+}
+
+// driver returns the driver a VM was made with.
+func (s *Service) driver(v *model.VM) (hypervisor.Driver, error) {
+	d, ok := s.Drivers[v.Spec.Driver]
+	if !ok {
+		return nil, errdefs.Unsupported("vm %q needs driver %q, which this bangerd does not have", v.Name, v.Spec.Driver)
+	}
+	return d, nil
+}
+
+// runner runs the steps of one verb.
+func (s *Service) runner(v *model.VM, verb string, p model.Progress) steps.Runner {
+	r := steps.Runner{Log: s.Log.With("vm", v.ID, "verb", verb), After: s.Faults}
+	if p != nil {
+		r.Observer = p
+	}
+	return r
+}
+
+// cleanupContext is for work that must happen although ctx has ended.
+func cleanupContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+}

@@ -1,0 +1,305 @@
+package vm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+	"unicode"
+
+	"banger/internal/daemon/steps"
+	"banger/internal/errdefs"
+	"banger/internal/guest"
+	"banger/internal/hypervisor"
+	"banger/internal/model"
+	"banger/internal/paths"
+)
+
+// boot is what one start has made so far.
+type boot struct {
+	spec    hypervisor.Spec
+	machine hypervisor.Machine
+	live    *live
+}
+
+// Start boots a stopped VM. Starting a running one does nothing.
+func (s *Service) start(ctx context.Context, id string, p model.Progress) error {
+	ctx, held, err := s.claim(ctx, id, "start")
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	v, err := s.Store.GetVM(ctx, id)
+	if err != nil {
+		return err
+	}
+	if v.State == model.StateRunning {
+		return nil
+	}
+	c := &creation{held: held, vm: &v, from: v.State}
+	return s.startHeld(ctx, c, p)
+}
+
+// startHeld runs the start steps for a VM whose row exists.
+func (s *Service) startHeld(ctx context.Context, c *creation, p model.Progress) error {
+	var err error
+	if c.driver, err = s.driver(c.vm); err != nil {
+		return err
+	}
+	if c.image, err = s.Store.ImageByID(ctx, c.vm.ImageID); err != nil {
+		return err
+	}
+	if c.kernel, err = s.Store.KernelByID(ctx, c.vm.KernelID); err != nil {
+		return err
+	}
+	if err := steps.Run(ctx, s.runner(c.vm, "start", p), c, s.startSteps()); err != nil {
+		return errdefs.Wrap(err, "start vm %q", c.vm.Name)
+	}
+	return nil
+}
+
+// startSteps boots the VM of a creation whose row and disk exist.
+func (s *Service) startSteps() []steps.Step[*creation] {
+	return []steps.Step[*creation]{
+		{Name: "prepare", Do: s.markStarting, Undo: s.unmarkStarting},
+		{Name: "vmm", Do: s.launch, Undo: s.unlaunch},
+		{Name: "network", Do: s.connect, Undo: s.disconnect},
+		{Name: "boot", Do: s.awaitAgent},
+		{Name: "configure", Do: s.configure},
+		{Name: "publish", Do: s.markRunning, Undo: s.unmarkRunning},
+	}
+}
+
+// markStarting writes the intent and gathers what the VMM must be told.
+func (s *Service) markStarting(ctx context.Context, c *creation) error {
+	v := c.vm
+	v.BootID, v.LastError = rand.Text(), ""
+	if err := s.setState(ctx, c.held, v, model.StateStarting); err != nil {
+		return err
+	}
+	files, err := s.Artifacts.BootFiles(ctx, c.kernel)
+	if err != nil {
+		return err
+	}
+	dir := s.Layout.VM(v.ID)
+	format := hypervisor.FormatRaw
+	if info, err := c.driver.Info(ctx); err != nil {
+		return err
+	} else if info.Capabilities.QcowDisks {
+		format = hypervisor.FormatQcow2
+	}
+	c.boot = &boot{spec: s.spec(v, dir, files, format)}
+	return nil
+}
+
+// spec is the same for every start of a VM: snapshots depend on it.
+func (s *Service) spec(v *model.VM, dir string, files model.BootFiles, format hypervisor.DiskFormat) hypervisor.Spec {
+	spec := hypervisor.Spec{
+		VMID: v.ID, Dir: dir,
+		CPUs: v.Spec.CPUs, MemoryMiB: v.Spec.MemoryMiB,
+		Machine: v.Spec.Machine, CPUModel: v.Spec.CPUModel,
+		Vmlinux: files.Vmlinux, BzImage: files.BzImage, Initramfs: files.Initramfs,
+		Disks: []hypervisor.Disk{
+			{Serial: hypervisor.SerialRoot, Path: filepath.Join(dir, paths.RootDiskFile), Format: format},
+		},
+		LinkUp: v.Spec.Net != model.NetNone,
+		MAC:    s.Guest.MAC,
+		UID:    v.VMMUID, GID: v.VMMUID,
+	}
+	if files.Modules != "" {
+		spec.Disks = append(spec.Disks, hypervisor.Disk{
+			Serial: hypervisor.SerialModules, Path: files.Modules, Format: hypervisor.FormatRaw, ReadOnly: true,
+		})
+	}
+	return spec
+}
+
+// unmarkStarting puts the row back; undoing a create removes it right after.
+func (s *Service) unmarkStarting(ctx context.Context, c *creation) error {
+	back := model.StateStopped
+	if c.from == model.StateError {
+		back = model.StateError
+	}
+	if c.vm.State == back {
+		return nil
+	}
+	return s.setState(ctx, c.held, c.vm, back)
+}
+
+func (s *Service) launch(ctx context.Context, c *creation) error {
+	b := c.boot
+	m, err := c.driver.Start(ctx, b.spec)
+	if err != nil {
+		return err
+	}
+	b.machine = m
+	b.live = newLive(m, c.vm.BootID)
+	return writeHandles(b.spec.Dir, handles{BootID: c.vm.BootID, VMM: m.Handle()})
+}
+
+func (s *Service) unlaunch(ctx context.Context, c *creation) error {
+	if c.boot == nil {
+		return nil
+	}
+	return s.endVMM(ctx, c.driver, c.vm, c.boot.live)
+}
+
+// endVMM ends the VMM of a VM and forgets it. l may be nil: then whatever a lost
+// VMM left is found and removed.
+func (s *Service) endVMM(ctx context.Context, d hypervisor.Driver, v *model.VM, l *live) error {
+	dir := s.Layout.VM(v.ID)
+	h := readHandles(dir).VMM
+	var errs []error
+	if l != nil {
+		h = l.machine.Handle()
+		errs = append(errs, l.machine.Kill(ctx))
+		s.drop(v.ID, l)
+		errs = append(errs, l.close())
+	}
+	errs = append(errs, d.Cleanup(ctx, dir, h), removeHandles(dir))
+	return errors.Join(errs...)
+}
+
+func (s *Service) connect(ctx context.Context, c *creation) error {
+	if c.vm.Spec.Net != model.NetUser {
+		return nil
+	}
+	return s.Network.Attach(ctx, c.vm.ID, filepath.Join(c.boot.spec.Dir, paths.NetSocket))
+}
+
+func (s *Service) disconnect(ctx context.Context, c *creation) error {
+	if c.vm.Spec.Net != model.NetUser {
+		return nil
+	}
+	return s.Network.Detach(ctx, c.vm.ID)
+}
+
+// awaitAgent waits for the agent's ready event, the end of the VMM, or the deadline.
+func (s *Service) awaitAgent(ctx context.Context, c *creation) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.Defaults.BootTimeout,
+		errdefs.New(errdefs.ClassTimeout, "the guest was not ready within %s", s.Defaults.BootTimeout))
+	defer cancel()
+	session, err := c.boot.live.agent(ctx)
+	if err != nil {
+		return s.bootError(c, err)
+	}
+	ready := session.Ready()
+	if !ready.RootReady {
+		return s.bootError(c, errdefs.Precondition("the guest could not use its root disk: %s", printable(ready.Error, 500)))
+	}
+	return nil
+}
+
+// bootError adds what the VMM and the console said last: a failed create leaves
+// no log to look at.
+func (s *Service) bootError(c *creation, err error) error {
+	if errors.Is(err, context.Canceled) || errdefs.ClassOf(err) == errdefs.ClassCanceled {
+		return err
+	}
+	if errors.Is(err, errVMMEnded) {
+		<-c.boot.machine.Done()
+		err = errdefs.Unavailable("the guest ended while it booted: %s", exitText(c.boot.machine.Exit()))
+	}
+	last := lastLines(filepath.Join(c.boot.spec.Dir, paths.ConsoleLog), 8, 2048)
+	hint := errdefs.HintOf(err)
+	if last != "" {
+		if hint != "" {
+			hint += "\n"
+		}
+		hint += "the console said last:\n" + last
+	} else if hint == "" {
+		hint = "the console is silent; try another kernel (--kernel) or check the host: banger doctor"
+	}
+	return &errdefs.Error{Class: errdefs.ClassOf(err), Msg: err.Error(), Hint: hint, Err: err}
+}
+
+// configure gives the guest its identity. Everything that is one VM's alone goes
+// this way, never over a command line.
+func (s *Service) configure(ctx context.Context, c *creation) error {
+	v := c.vm
+	conf := guest.Configure{
+		Hostname: v.Name, BootID: v.BootID, UnixNanos: time.Now().UnixNano(),
+		User: v.Spec.User, Workdir: v.Spec.Workdir,
+		Env: append([]string(nil), c.image.Config.Env...),
+	}
+	if conf.User == "" {
+		conf.User = c.image.Config.User
+	}
+	if conf.Workdir == "" {
+		conf.Workdir = c.image.Config.Workdir
+	}
+	for k, val := range v.Spec.Env {
+		conf.Env = append(conf.Env, k+"="+val)
+	}
+	if v.Spec.Net == model.NetUser {
+		conf.Net = &guest.NetConf{
+			Address: s.Guest.Address, Gateway: s.Guest.Gateway, DNS: s.Guest.DNS, MTU: s.Guest.MTU,
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.Defaults.BootTimeout)
+	defer cancel()
+	if _, err := c.boot.live.call(ctx, guest.Request{Kind: guest.KindConfigure, Configure: &conf}); err != nil {
+		return s.bootError(c, errdefs.Wrap(err, "configure the guest"))
+	}
+	return nil
+}
+
+func (s *Service) markRunning(ctx context.Context, c *creation) error {
+	c.vm.StartedAt = time.Now().UTC()
+	if err := s.setState(ctx, c.held, c.vm, model.StateRunning); err != nil {
+		return err
+	}
+	s.adopt(c.vm, c.boot.live)
+	return nil
+}
+
+// unmarkRunning only matters when a fault is injected after the last step.
+func (s *Service) unmarkRunning(_ context.Context, c *creation) error {
+	s.drop(c.vm.ID, c.boot.live)
+	return nil
+}
+
+// lastLines returns the last lines of a log, made safe to print: guests are hostile.
+func lastLines(path string, lines, limit int64) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = f.Close() }()
+	size, err := f.Seek(0, 2)
+	if err != nil {
+		return ""
+	}
+	buf := make([]byte, min(size, limit))
+	n, err := f.ReadAt(buf, size-int64(len(buf)))
+	if n == 0 && err != nil {
+		return ""
+	}
+	var keep []string
+	for line := range strings.SplitSeq(string(buf[:n]), "\n") {
+		if line = strings.TrimSpace(printable(line, 200)); line != "" {
+			keep = append(keep, "  "+line)
+		}
+	}
+	return strings.Join(keep[max(0, len(keep)-int(lines)):], "\n")
+}
+
+// printable drops what could drive a terminal and bounds the length, in runes.
+func printable(text string, limit int) string {
+	var b strings.Builder
+	n := 0
+	for _, r := range text {
+		if n++; n > limit {
+			b.WriteString("…")
+			break
+		}
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			r = ' '
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}

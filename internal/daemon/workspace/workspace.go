@@ -1,0 +1,74 @@
+// Package workspace is the service that puts host trees into guests. It holds a
+// lock of its own per VM (workspaceLocks, rank 20): two imports into one VM run
+// one after another, and neither keeps `vm stop` waiting, because the lifecycle
+// claim is held only while the VM's state is checked.
+package workspace
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+
+	"banger/internal/daemon/relay"
+	"banger/internal/daemon/vmlock"
+	"banger/internal/errdefs"
+	"banger/internal/guest"
+)
+
+// VMs is what the service needs of the VM service.
+type VMs interface {
+	// CheckRunning resolves ref to the id of a running VM; it takes and releases
+	// the VM's lifecycle claim.
+	CheckRunning(ctx context.Context, ref string) (id string, err error)
+	// OpenAgent opens a stream to the VM's agent and sends req.
+	OpenAgent(ctx context.Context, id string, req guest.Request) (net.Conn, error)
+}
+
+// Deps are the service's collaborators.
+type Deps struct {
+	VMs   VMs
+	Locks *vmlock.Set // workspaceLocks
+	Log   *slog.Logger
+}
+
+// Service imports workspaces.
+type Service struct{ Deps }
+
+// New returns the service.
+func New(d Deps) *Service { return &Service{d} }
+
+// ServeImport is the endpoint of api.WorkspacePath.
+func (s *Service) ServeImport(w http.ResponseWriter, r *http.Request) {
+	if err := relay.Check(r); err != nil {
+		relay.WriteError(w, err)
+		return
+	}
+	id, err := s.VMs.CheckRunning(r.Context(), r.PathValue("ref"))
+	if err != nil {
+		relay.WriteError(w, err)
+		return
+	}
+	held, err := s.Locks.Acquire(r.Context(), id, "import")
+	if err != nil {
+		relay.WriteError(w, err)
+		return
+	}
+	defer held.Release()
+	client, req, err := relay.Accept(w, r)
+	if err != nil {
+		s.Log.Debug("accept an import", "vm", id, "err", err)
+		return
+	}
+	defer func() { _ = client.Close() }()
+	if req.Kind != guest.KindCopyIn {
+		relay.Fail(client, errdefs.Invalid("request %q does not import a workspace", req.Kind))
+		return
+	}
+	agent, err := s.VMs.OpenAgent(r.Context(), id, req)
+	if err != nil {
+		relay.Fail(client, err)
+		return
+	}
+	relay.Splice(client, agent)
+}
