@@ -115,7 +115,7 @@ func TestNoPermission(t *testing.T) {
 	bin := filepath.Join(dir, "probe")
 	for _, err := range []error{
 		os.WriteFile(bin, exe, 0o755), os.WriteFile(device, nil, 0o660),
-		os.Chown(device, 0, 1), os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755),
+		os.Chown(device, 0, 1), os.Chmod(device, 0o660), os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755),
 	} {
 		if err != nil {
 			t.Fatal(err)
