@@ -18,4 +18,14 @@
 // holds a Request as JSON; what follows depends on its kind. The host end of a
 // stream may be the CLI itself: the daemon checks the first frame and then copies
 // bytes without looking at them.
+//
+// Input of a command is subject to credit: the host has at most InitialWindow
+// bytes of stdin under way that the agent has not granted back by window frames.
+// So signals and resizes, which share the stream, never wait behind input that
+// the command does not read. The tar stream of copy-in needs no such thing and
+// is held back by the multiplexer's window alone.
+//
+// A stream ends with one frame (exit, error or done) and is then closed by both
+// sides. A host that closes earlier hangs up: the agent sends SIGHUP to what the
+// stream had started.
 package guest

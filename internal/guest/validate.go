@@ -1,0 +1,101 @@
+package guest
+
+import (
+	"strings"
+
+	"banger/internal/errdefs"
+)
+
+// maxBench bounds how many commands one bench-spawn may run.
+const maxBench = 10000
+
+// Validate reports, with class invalid_argument, a request that no agent can
+// serve: an unknown kind, a missing member, or a string the kernel would cut at
+// its NUL byte.
+func (r *Request) Validate() error {
+	missing := func() error { return errdefs.Invalid("%s request without its arguments", r.Kind) }
+	switch r.Kind {
+	case KindPing, KindShutdown, KindSync, KindWaitSystem:
+		return nil
+	case KindConfigure:
+		if r.Configure == nil {
+			return missing()
+		}
+		return checkEnv(r.Configure.Env)
+	case KindExec:
+		if r.Exec == nil {
+			return missing()
+		}
+		if err := checkArgs(r.Exec.Args); err != nil {
+			return err
+		}
+		if strings.IndexByte(r.Exec.Workdir, 0) >= 0 {
+			return errdefs.Invalid("working directory holds a NUL byte")
+		}
+		return checkEnv(r.Exec.Env)
+	case KindCopyIn:
+		if r.CopyIn == nil {
+			return missing()
+		}
+		return checkPath(r.CopyIn.Dest)
+	case KindCopyOut:
+		if r.CopyOut == nil {
+			return missing()
+		}
+		return checkPath(r.CopyOut.Path)
+	case KindStat:
+		if r.Stat == nil {
+			return missing()
+		}
+		return checkPath(r.Stat.Path)
+	case KindBenchSpawn:
+		if r.BenchSpawn == nil {
+			return missing()
+		}
+		if len(r.BenchSpawn.Args) == 0 {
+			return errdefs.Invalid("bench-spawn without a command")
+		}
+		if n := r.BenchSpawn.Count; n < 1 || n > maxBench {
+			return errdefs.Invalid("bench-spawn of %d runs: 1 to %d are allowed", n, maxBench)
+		}
+		return checkArgs(r.BenchSpawn.Args)
+	}
+	return errdefs.Unsupported("request of unknown kind %q", cleanText(string(r.Kind), 40)).
+		WithHint("the host and the guest run different versions of banger: restart the VM")
+}
+
+func checkArgs(args []string) error {
+	for i, a := range args {
+		if strings.IndexByte(a, 0) >= 0 {
+			return errdefs.Invalid("argument %d of the command holds a NUL byte", i)
+		}
+	}
+	if len(args) > 0 && args[0] == "" {
+		return errdefs.Invalid("the command is an empty string")
+	}
+	return nil
+}
+
+func checkEnv(env []string) error {
+	for _, e := range env {
+		if i := strings.IndexByte(e, '='); i <= 0 {
+			return errdefs.Invalid("environment entry %q is not KEY=VALUE", cleanText(e, 80))
+		}
+		if strings.IndexByte(e, 0) >= 0 {
+			return errdefs.Invalid("environment entry %q holds a NUL byte", cleanText(e, 80))
+		}
+	}
+	return nil
+}
+
+func checkPath(p string) error {
+	switch {
+	case p == "":
+		return errdefs.Invalid("the path in the guest is empty")
+	case len(p) > 4095:
+		return errdefs.Invalid("the path in the guest is longer than 4095 bytes")
+	case strings.IndexByte(p, 0) >= 0:
+		return errdefs.Invalid("the path in the guest holds a NUL byte")
+	}
+	return nil
+}
