@@ -1,0 +1,173 @@
+package archtest
+
+import (
+	"go/ast"
+	"go/token"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// maxLines is how long a file may be: one screenful of ideas, not of lines.
+const maxLines = 600
+
+// maxMain is how long all of a main package may be; the rest is testable elsewhere.
+const maxMain = 60
+
+// sleeps lists the files that may call time.Sleep, and why.
+var sleeps = map[string]string{}
+
+// execTests and below: what may be used where. Tests may start programs: they are
+// the ones that drive the real thing.
+var (
+	mayExec  = []string{"internal/sysexec", "tools", "bench"}
+	mayPrint = []string{"internal/cli", "cmd", "tools", "bench"}
+	mayExit  = []string{"cmd", "tools", "bench"}
+)
+
+func TestCalls(t *testing.T) {
+	files, fset := goFiles(t)
+	for _, f := range files {
+		complain := func(at token.Pos, what string) {
+			t.Errorf("%s:%d: %s", f.path, fset.Position(at).Line, what)
+		}
+		if f.imports["exec"] == "os/exec" && !f.test && !withinAny(f.pkg, mayExec...) {
+			complain(f.ast.Package, "os/exec; start programs through internal/sysexec")
+		}
+		if f.imports["log"] == "log" {
+			complain(f.ast.Package, "package log; use the *slog.Logger that was handed in")
+		}
+		f.uses("time", func(name string, at token.Pos) {
+			if name == "Sleep" && sleeps[f.path] == "" {
+				complain(at, "time.Sleep; wait for what is meant to happen")
+			}
+		})
+		f.uses("context", func(name string, at token.Pos) {
+			if name == "TODO" {
+				complain(at, "context.TODO; take the context of the request, the operation or the daemon")
+			}
+		})
+		if f.test {
+			continue
+		}
+		f.uses("fmt", func(name string, at token.Pos) {
+			if strings.HasPrefix(name, "Print") && !withinAny(f.pkg, mayPrint...) {
+				complain(at, "fmt."+name+"; only the CLI prints")
+			}
+		})
+		f.uses("os", func(name string, at token.Pos) {
+			if name == "Exit" && !withinAny(f.pkg, mayExit...) {
+				complain(at, "os.Exit; return an error, main exits")
+			}
+		})
+		f.uses("log/slog", func(name string, at token.Pos) {
+			switch strings.TrimSuffix(name, "Context") {
+			case "Debug", "Info", "Warn", "Error", "Log", "Default", "SetDefault":
+				complain(at, "slog."+name+"; use the logger that was handed in")
+			}
+		})
+	}
+}
+
+var failedTo = regexp.MustCompile(`^(failed to|unable to|could not|cannot [a-z]+ the error)\b`)
+
+func TestErrorTexts(t *testing.T) {
+	files, fset := goFiles(t)
+	for _, f := range files {
+		if f.test {
+			continue
+		}
+		check := func(call *ast.CallExpr) {
+			for _, arg := range call.Args {
+				lit, ok := arg.(*ast.BasicLit)
+				if !ok || lit.Kind != token.STRING {
+					continue
+				}
+				if text, err := strconv.Unquote(lit.Value); err == nil && failedTo.MatchString(text) {
+					t.Errorf("%s:%d: %q: say what was done, as in \"open disk: …\"", f.path, fset.Position(lit.Pos()).Line, text)
+				}
+			}
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			if sel, ok := call.Fun.(*ast.SelectorExpr); ok {
+				if x, ok := sel.X.(*ast.Ident); ok && (sel.Sel.Name == "Errorf" || x.Name == "errors" || x.Name == "errdefs") {
+					check(call)
+				}
+			}
+			return true
+		})
+	}
+}
+
+func TestNoInitFunctions(t *testing.T) {
+	files, fset := goFiles(t)
+	for _, f := range files {
+		for _, d := range f.ast.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
+				t.Errorf("%s:%d: func init; wire it in the composition root, where it can be seen", f.path, fset.Position(fn.Pos()).Line)
+			}
+		}
+	}
+}
+
+func TestFileLength(t *testing.T) {
+	files, _ := goFiles(t)
+	mains := map[string]int{}
+	for _, f := range files {
+		if f.lines > maxLines {
+			t.Errorf("%s has %d lines, more than %d", f.path, f.lines, maxLines)
+		}
+		if within(f.pkg, "cmd") && !f.test {
+			mains[f.pkg] += f.lines
+		}
+	}
+	for pkg, lines := range mains {
+		if lines > maxMain {
+			t.Errorf("%s: package main has %d lines, more than %d", pkg, lines, maxMain)
+		}
+	}
+}
+
+var marker = regexp.MustCompile(`\b(TODO|FIXME|XXX)\b`)
+
+func TestNoMarkers(t *testing.T) {
+	files, fset := goFiles(t)
+	for _, f := range files {
+		for _, group := range f.ast.Comments {
+			for _, c := range group.List {
+				if m := marker.FindString(c.Text); m != "" && f.pkg != "internal/archtest" {
+					t.Errorf("%s:%d: %s; do it, or say in docs/decisions.md why not", f.path, fset.Position(c.Pos()).Line, m)
+				}
+			}
+		}
+	}
+}
+
+func TestOnePackageComment(t *testing.T) {
+	files, _ := goFiles(t)
+	found := map[string][]string{}
+	for _, f := range files {
+		if f.test {
+			continue
+		}
+		list := found[f.pkg] // an entry even for a package without one
+		if f.ast.Doc != nil {
+			list = append(list, f.path)
+			text := f.ast.Doc.Text()
+			if name := f.ast.Name.Name; name != "main" && !strings.HasPrefix(text, "Package "+name+" ") {
+				t.Errorf("%s: the package comment must start with \"Package %s\"", f.path, name)
+			}
+		}
+		found[f.pkg] = list
+	}
+	for pkg, where := range found {
+		if len(where) != 1 {
+			t.Errorf("%s: package comments in %d files %v, want exactly one", pkg, len(where), where)
+		}
+	}
+}
