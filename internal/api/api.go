@@ -24,6 +24,12 @@ const (
 	HeaderProtocol = "Banger-Protocol"
 )
 
+// Patterns of the stream endpoints, as net/http routes them.
+const (
+	StreamPattern    = "/v1/vms/{ref}/stream"
+	WorkspacePattern = "/v1/vms/{ref}/workspace"
+)
+
 // StreamPath is the endpoint that opens a stream to the agent of a VM. Allowed
 // first requests: ping, exec, copy-in, copy-out, stat, wait-system, bench-spawn.
 func StreamPath(ref string) string { return "/v1/vms/" + url.PathEscape(ref) + "/stream" }

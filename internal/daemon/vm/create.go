@@ -28,7 +28,6 @@ const (
 	minMemoryMiB = 64
 	minDiskBytes = 64 << 20
 	maxEnvBytes  = 128 << 10
-	maxVMs       = 10000
 )
 
 // creation is what the steps of create and start work on.
@@ -106,8 +105,8 @@ func (s *Service) reserveName(ctx context.Context, v *model.VM) error {
 	if err != nil {
 		return err
 	}
-	if len(all)+len(s.pending) >= maxVMs {
-		return errdefs.Exhausted("there are %d VMs already", len(all)).WithHint("delete some: banger vm list --all")
+	if len(all)+len(s.pending) >= s.MaxVMs {
+		return errdefs.Exhausted("there are %d VMs already", len(all)).WithHint("delete some (banger vm list --all), or raise limits.vms in the config")
 	}
 	taken := make(map[string]bool, len(all)+len(s.pending))
 	for _, o := range all {

@@ -91,6 +91,8 @@ type Deps struct {
 	Ops       Operations
 	Defaults  Defaults
 	Guest     Guest
+	MaxVMs    int // how many may exist
+	MaxBoots  int // how many may boot at once
 	UIDBase   int // first uid for VMMs when the daemon is root; 0: VMMs run as the daemon
 	Locks     *vmlock.Set
 	Log       *slog.Logger
@@ -104,6 +106,7 @@ type Service struct {
 	ctx    context.Context // lifetime of watchers; ends at Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	slots  chan struct{} // one token per VM that may boot now
 
 	// createVMMu guards the window between looking at the names there are and
 	// reserving one: two creates of one name, or two made-up names that are the
@@ -119,8 +122,12 @@ type Service struct {
 // New returns a service that has touched nothing yet.
 func New(d Deps) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
+	slots := make(chan struct{}, max(1, d.MaxBoots))
+	for range cap(slots) {
+		slots <- struct{}{}
+	}
 	return &Service{
-		Deps: d, ctx: ctx, cancel: cancel, pending: make(map[string]bool),
+		Deps: d, slots: slots, ctx: ctx, cancel: cancel, pending: make(map[string]bool),
 		live: make(map[string]*live), changed: make(map[string]chan struct{}),
 	}
 }

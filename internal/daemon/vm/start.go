@@ -23,6 +23,7 @@ type boot struct {
 	spec    hypervisor.Spec
 	machine hypervisor.Machine
 	live    *live
+	turn    bool // holds a boot slot
 }
 
 // Start boots a stopped VM. Starting a running one does nothing.
@@ -65,6 +66,7 @@ func (s *Service) startHeld(ctx context.Context, c *creation, p model.Progress) 
 func (s *Service) startSteps() []steps.Step[*creation] {
 	return []steps.Step[*creation]{
 		{Name: "prepare", Do: s.markStarting, Undo: s.unmarkStarting},
+		{Name: "turn", Do: s.awaitTurn, Undo: s.endTurn},
 		{Name: "vmm", Do: s.launch, Undo: s.unlaunch},
 		{Name: "network", Do: s.connect, Undo: s.disconnect},
 		{Name: "boot", Do: s.awaitAgent},
@@ -92,6 +94,26 @@ func (s *Service) markStarting(ctx context.Context, c *creation) error {
 		format = hypervisor.FormatQcow2
 	}
 	c.boot = &boot{spec: s.spec(v, dir, files, format)}
+	return nil
+}
+
+// awaitTurn keeps a crowd of VMs from booting so slowly, all at once, that each
+// runs into its deadline.
+func (s *Service) awaitTurn(ctx context.Context, c *creation) error {
+	select {
+	case <-s.slots:
+		c.boot.turn = true
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *Service) endTurn(_ context.Context, c *creation) error {
+	if c.boot != nil && c.boot.turn {
+		c.boot.turn = false
+		s.slots <- struct{}{}
+	}
 	return nil
 }
 
@@ -253,7 +275,7 @@ func (s *Service) markRunning(ctx context.Context, c *creation) error {
 		return err
 	}
 	s.adopt(c.vm, c.boot.live)
-	return nil
+	return s.endTurn(ctx, c)
 }
 
 // unmarkRunning only matters when a fault is injected after the last step.

@@ -1,0 +1,90 @@
+package steps_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"testing"
+
+	"banger/internal/daemon/steps"
+)
+
+type world struct{ log []string }
+
+func list(n int) []steps.Step[*world] {
+	var out []steps.Step[*world]
+	for i := range n {
+		out = append(out, steps.Step[*world]{
+			Name: fmt.Sprint(i),
+			Do: func(_ context.Context, w *world) error {
+				w.log = append(w.log, fmt.Sprint("do", i))
+				return nil
+			},
+			Undo: func(ctx context.Context, w *world) error {
+				w.log = append(w.log, fmt.Sprint("undo", i))
+				return ctx.Err() // the undo's context is alive
+			},
+		})
+	}
+	return out
+}
+
+func TestUndoesInReverseIncludingTheFailedStep(t *testing.T) {
+	w := &world{}
+	boom := errors.New("boom")
+	all := list(3)
+	all[2].Do = func(context.Context, *world) error { return boom }
+	err := steps.Run(context.Background(), steps.Runner{}, w, all)
+	if !errors.Is(err, boom) {
+		t.Errorf("error %v", err)
+	}
+	if want := []string{"do0", "do1", "undo2", "undo1", "undo0"}; !reflect.DeepEqual(w.log, want) {
+		t.Errorf("ran %v, want %v", w.log, want)
+	}
+}
+
+func TestCancelledContextUndoes(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &world{}
+	all := list(3)
+	all[1].Do = func(context.Context, *world) error { cancel(); return nil }
+	err := steps.Run(ctx, steps.Runner{}, w, all)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if want := []string{"do0", "undo2", "undo1", "undo0"}; !reflect.DeepEqual(w.log, want) {
+		t.Errorf("ran %v, want %v", w.log, want)
+	}
+}
+
+func TestCrashUndoesNothing(t *testing.T) {
+	w := &world{}
+	err := steps.Run(context.Background(), steps.Runner{After: func(s string) error {
+		if s == "1" {
+			return steps.ErrCrash
+		}
+		return nil
+	}}, w, list(3))
+	if !errors.Is(err, steps.ErrCrash) {
+		t.Errorf("error %v", err)
+	}
+	if want := []string{"do0", "do1"}; !reflect.DeepEqual(w.log, want) {
+		t.Errorf("ran %v, want %v", w.log, want)
+	}
+}
+
+func TestFailedUndoDoesNotStopTheOthers(t *testing.T) {
+	w := &world{}
+	boom, bang := errors.New("boom"), errors.New("bang")
+	all := list(3)
+	all[2].Do = func(context.Context, *world) error { return boom }
+	all[1].Undo = func(context.Context, *world) error { return bang }
+	err := steps.Run(context.Background(), steps.Runner{}, w, all)
+	if !errors.Is(err, boom) || !errors.Is(err, bang) {
+		t.Errorf("error %v", err)
+	}
+	if want := []string{"do0", "do1", "undo2", "undo0"}; !reflect.DeepEqual(w.log, want) {
+		t.Errorf("ran %v, want %v", w.log, want)
+	}
+}

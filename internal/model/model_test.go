@@ -1,0 +1,62 @@
+package model_test
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"banger/internal/errdefs"
+	"banger/internal/model"
+)
+
+func TestCheckName(t *testing.T) {
+	good := []string{"a", "0", "calm-otter", strings.Repeat("a", 63), "a--b"}
+	bad := []string{"", "-a", "a-", "A", "a_b", "a.b", "ü", strings.Repeat("a", 64), "a b", "a\n", "../x"}
+	for _, n := range good {
+		if err := model.CheckName(n); err != nil {
+			t.Errorf("%q: %v", n, err)
+		}
+	}
+	for _, n := range bad {
+		if err := model.CheckName(n); !errors.Is(err, errdefs.ErrInvalidArgument) || errdefs.HintOf(err) == "" {
+			t.Errorf("%q: %v", n, err)
+		}
+	}
+}
+
+func TestNear(t *testing.T) {
+	names := []string{"debian", "debian-trixie", "alpine", "fedora"}
+	for in, want := range map[string][]string{
+		"debain": {"debian"}, "alpin": {"alpine"}, "zzz": nil, "debian": {"debian"},
+	} {
+		if got := model.Near(in, names); !reflect.DeepEqual(got, want) {
+			t.Errorf("near %q: %v, want %v", in, got, want)
+		}
+	}
+}
+
+func TestTransitions(t *testing.T) {
+	all := []model.State{
+		model.StateCreating, model.StateStarting, model.StateRunning, model.StateStopping,
+		model.StateStopped, model.StateDeleting, model.StateError,
+	}
+	for _, s := range all {
+		if got, want := s.CanBecome(model.StateDeleting), s != model.StateDeleting; got != want {
+			t.Errorf("%s may be deleted: %v", s, got)
+		}
+		if s.CanBecome(model.StateCreating) {
+			t.Errorf("%s can become creating", s)
+		}
+		if s.CanBecome(model.StateRunning) != (s == model.StateStarting) {
+			t.Errorf("%s can become running", s)
+		}
+	}
+	v := model.VM{Name: "x", State: model.StateStopped}
+	if err := v.Transition(model.StateRunning); !errors.Is(err, errdefs.ErrFailedPrecondition) || v.State != model.StateStopped {
+		t.Errorf("stopped to running: %v, now %s", err, v.State)
+	}
+	if err := v.Transition(model.StateStarting); err != nil || v.State != model.StateStarting {
+		t.Errorf("stopped to starting: %v, now %s", err, v.State)
+	}
+}

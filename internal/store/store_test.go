@@ -1,0 +1,207 @@
+package store_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"banger/internal/errdefs"
+	"banger/internal/model"
+	"banger/internal/store"
+)
+
+func open(t *testing.T, path string) *store.Store {
+	t.Helper()
+	s, aside, err := store.Open(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if aside != "" {
+		t.Fatalf("a fresh database was put aside as %s", aside)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func seeded(t *testing.T) *store.Store {
+	t.Helper()
+	s := open(t, filepath.Join(t.TempDir(), "banger.db"))
+	ctx := context.Background()
+	must(t, s.PutKernel(ctx, model.Kernel{ID: "k1", Name: "debian"}))
+	must(t, s.PutImage(ctx, model.Image{ID: "i1", Name: "debian", Managed: true, Config: model.ImageConfig{User: "dev"}}))
+	return s
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newVM(id, name string) *model.VM {
+	return &model.VM{
+		ID: id, Name: name, State: model.StateCreating, ImageID: "i1", ImageRef: "debian", KernelID: "k1",
+		Spec: model.VMSpec{CPUs: 2, MemoryMiB: 512, Env: map[string]string{"A": "b"}, AutoRemove: true},
+	}
+}
+
+func TestVMRoundTrip(t *testing.T) {
+	ctx := context.Background()
+	s := seeded(t)
+	v := newVM("aaaa00000001", "calm-otter")
+	must(t, s.InsertVM(ctx, v, 0))
+	v.State, v.BootID, v.LastError = model.StateRunning, "boot", "none"
+	must(t, s.UpdateVM(ctx, v))
+	got, err := s.GetVM(ctx, v.ID)
+	must(t, err)
+	if fmt.Sprint(got) != fmt.Sprint(*v) {
+		t.Errorf("read back\n%+v, want\n%+v", got, *v)
+	}
+	must(t, s.DeleteVM(ctx, v.ID))
+	must(t, s.DeleteVM(ctx, v.ID))
+	if _, err := s.GetVM(ctx, v.ID); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("deleted vm: %v", err)
+	}
+	if err := s.UpdateVM(ctx, v); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("update of a deleted vm: %v", err)
+	}
+}
+
+func TestNamesAndReferences(t *testing.T) {
+	ctx := context.Background()
+	s := seeded(t)
+	must(t, s.InsertVM(ctx, newVM("aaaa00000001", "calm-otter"), 0))
+	must(t, s.InsertVM(ctx, newVM("aaaa00000002", "bold-fox"), 0))
+	must(t, s.InsertVM(ctx, newVM("bbbb00000003", "aaaa"), 0))
+	if err := s.InsertVM(ctx, newVM("cccc00000004", "bold-fox"), 0); !errors.Is(err, errdefs.ErrAlreadyExists) {
+		t.Errorf("taken name: %v", err)
+	}
+	for ref, want := range map[string]string{
+		"calm-otter": "aaaa00000001", "aaaa00000002": "aaaa00000002", "b": "bbbb00000003",
+		"aaaa": "bbbb00000003", // a name wins over the ids it starts
+	} {
+		if v, err := s.FindVM(ctx, ref); err != nil || v.ID != want {
+			t.Errorf("find %q: %s, %v; want %s", ref, v.ID, err, want)
+		}
+	}
+	_, err := s.FindVM(ctx, "aaa")
+	if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "calm-otter (aaaa00000001)") {
+		t.Errorf("ambiguous reference: %v", err)
+	}
+	_, err = s.FindVM(ctx, "calm-oter")
+	if !errors.Is(err, errdefs.ErrNotFound) || !strings.Contains(errdefs.HintOf(err), "calm-otter") {
+		t.Errorf("near name: %v, hint %q", err, errdefs.HintOf(err))
+	}
+	if _, err := s.FindVM(ctx, ""); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("empty reference: %v", err)
+	}
+}
+
+func TestUIDsAreUniqueAndReused(t *testing.T) {
+	ctx := context.Background()
+	s := seeded(t)
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			if err := s.InsertVM(ctx, newVM(fmt.Sprintf("aaaa%08d", i), fmt.Sprintf("vm-%d", i)), 5000); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	all, err := s.ListVMs(ctx)
+	must(t, err)
+	seen := map[int]bool{}
+	for _, v := range all {
+		if v.VMMUID < 5000 || v.VMMUID >= 5020 || seen[v.VMMUID] {
+			t.Errorf("vm %s has uid %d", v.Name, v.VMMUID)
+		}
+		seen[v.VMMUID] = true
+	}
+	gone := all[7]
+	must(t, s.DeleteVM(ctx, gone.ID))
+	v := newVM("bbbb00000001", "again")
+	must(t, s.InsertVM(ctx, v, 5000))
+	if v.VMMUID != gone.VMMUID {
+		t.Errorf("uid %d, want the freed %d", v.VMMUID, gone.VMMUID)
+	}
+}
+
+func TestReplacedArtifactStaysWhileUsed(t *testing.T) {
+	ctx := context.Background()
+	s := seeded(t)
+	must(t, s.InsertVM(ctx, newVM("aaaa00000001", "calm-otter"), 0))
+	must(t, s.PutImage(ctx, model.Image{ID: "i2", Name: "debian"}))
+	i, err := s.ImageByName(ctx, "debian")
+	must(t, err)
+	if i.ID != "i2" {
+		t.Errorf("debian is %s, want i2", i.ID)
+	}
+	if _, err := s.ImageByID(ctx, "i1"); err != nil {
+		t.Errorf("image in use: %v", err)
+	}
+	if err := s.DeleteImage(ctx, "i1"); err == nil {
+		t.Error("an image in use was deleted")
+	}
+	users, err := s.ImageUsers(ctx, "i1")
+	must(t, err)
+	if len(users) != 1 || users[0] != "calm-otter" {
+		t.Errorf("users %v", users)
+	}
+	must(t, s.PutImage(ctx, model.Image{ID: "i3", Name: "debian"}))
+	if _, err := s.ImageByID(ctx, "i2"); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("an unused replaced image stays: %v", err)
+	}
+	// The same content again, under the same id, while it is used.
+	must(t, s.PutKernel(ctx, model.Kernel{ID: "k1", Name: "debian", Release: "6.1"}))
+}
+
+func TestReopenKeepsRows(t *testing.T) {
+	ctx := context.Background()
+	path := filepath.Join(t.TempDir(), "dir with space ?#", "banger.db")
+	must(t, os.MkdirAll(filepath.Dir(path), 0o700))
+	s := open(t, path)
+	must(t, s.PutKernel(ctx, model.Kernel{ID: "k1", Name: "debian"}))
+	must(t, s.Close())
+	if _, err := open(t, path).KernelByName(ctx, "debian"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCorruptDatabaseIsKeptAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "banger.db")
+	garbage := strings.Repeat("this is no database ", 1000)
+	must(t, os.WriteFile(path, []byte(garbage), 0o600))
+	s, aside, err := store.Open(context.Background(), path)
+	must(t, err)
+	defer func() { _ = s.Close() }()
+	kept, err := os.ReadFile(aside)
+	must(t, err)
+	if string(kept) != garbage {
+		t.Error("the corrupt database was changed")
+	}
+	if all, err := s.ListVMs(context.Background()); err != nil || len(all) != 0 {
+		t.Errorf("fresh database: %v, %v", all, err)
+	}
+}
+
+func TestNewerDatabaseIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "banger.db")
+	must(t, open(t, path).Close())
+	db, err := sql.Open("sqlite", path)
+	must(t, err)
+	_, err = db.Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)`)
+	must(t, err)
+	must(t, db.Close())
+	_, aside, err := store.Open(context.Background(), path)
+	if !errors.Is(err, errdefs.ErrFailedPrecondition) || errdefs.HintOf(err) == "" || aside != "" {
+		t.Errorf("newer database: %v (aside %q)", err, aside)
+	}
+}

@@ -1,0 +1,112 @@
+package sysexec_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/internal/errdefs"
+	"banger/internal/sysexec"
+)
+
+func TestOutputAndErrors(t *testing.T) {
+	ctx := context.Background()
+	out, err := sysexec.Output(ctx, sysexec.Cmd{Path: "cat", Stdin: strings.NewReader("hello")})
+	if err != nil || string(out) != "hello" {
+		t.Errorf("%q, %v", out, err)
+	}
+	err = sysexec.Run(ctx, sysexec.Cmd{Path: "sh", Args: []string{"-c", "echo reason >&2; exit 3"}})
+	var e *sysexec.Error
+	if !errors.As(err, &e) || e.Code != 3 || !strings.Contains(err.Error(), "reason") {
+		t.Errorf("%v", err)
+	}
+	if err := sysexec.Run(ctx, sysexec.Cmd{Path: "no-such-program-here"}); !errors.Is(err, errdefs.ErrUnsupported) {
+		t.Errorf("%v", err)
+	}
+	var log bytes.Buffer
+	if err := sysexec.Run(ctx, sysexec.Cmd{Path: "sh", Args: []string{"-c", "echo x >&2"}, Stderr: &log}); err != nil || log.String() != "x\n" {
+		t.Errorf("%q, %v", log.String(), err)
+	}
+}
+
+func TestCancelEndsTheWholeGroup(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	done := make(chan error, 1)
+	go func() {
+		done <- sysexec.Run(ctx, sysexec.Cmd{Path: "sh", Args: []string{"-c", "echo up; sleep 1000 & wait"}, Stdout: w})
+		_ = w.Close()
+	}()
+	buf := make([]byte, 3)
+	if _, err := r.Read(buf); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	// The pipe reaches its end only when the grandchild is gone too.
+	if err := r.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := r.Read(buf); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read %d, %v", n, err)
+	}
+}
+
+func TestDetachedIsWatchedAndFoundAgain(t *testing.T) {
+	p, err := sysexec.StartDetached(sysexec.Detached{Path: "/bin/sleep", Args: []string{"1000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	t.Cleanup(func() { _ = p.Kill(context.Background()) })
+	again, err := sysexec.Find(p.PID, p.StartTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sysexec.Find(p.PID, p.StartTime+1); !errors.Is(err, sysexec.ErrGone) {
+		t.Errorf("another start time: %v", err)
+	}
+	select {
+	case <-p.Done():
+		t.Fatal("ended by itself")
+	default:
+	}
+	if err := again.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	if p.State() == nil || p.State().Success() {
+		t.Errorf("state %v", p.State())
+	}
+	if again.State() != nil {
+		t.Error("the found process has a state it cannot know")
+	}
+	if _, err := sysexec.Find(p.PID, p.StartTime); !errors.Is(err, sysexec.ErrGone) {
+		t.Errorf("after the end: %v", err)
+	}
+	if err := again.Kill(ctx); err != nil {
+		t.Errorf("killing it again: %v", err)
+	}
+}
+
+func TestDetachedThatEndsAtOnce(t *testing.T) {
+	p, err := sysexec.StartDetached(sysexec.Detached{Path: "/bin/sh", Args: []string{"-c", "exit 7"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	if p.State().ExitCode() != 7 {
+		t.Errorf("state %v", p.State())
+	}
+}
