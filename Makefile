@@ -1,0 +1,107 @@
+# banger: see `make help`. Works as root and as an ordinary user with sudo, from a
+# path with spaces, and twice in a row. GNU make 4.3 or newer.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# The go command; empty when there is none that is new enough.
+GO ?= $(shell scripts/find-go)
+export GO
+
+# Tests of whole programs are built with this tag.
+E2E_TAGS := e2e
+# How long each fuzz test runs, and which benchmark: make fuzz FUZZTIME=1m, make bench ONLY=name
+FUZZTIME ?= 10s
+ONLY ?=
+export FUZZTIME
+
+sources := $(wildcard cmd internal test bench)
+scripts := .ci/run $(wildcard scripts/*)
+
+.DEFAULT_GOAL := build
+
+.PHONY: help
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z][a-zA-Z0-9_-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: go-found
+go-found:
+	@[ -n "$(GO)" ] || { echo "error: no Go $$(sed -n 's/^go //p' go.mod) or newer found. Run scripts/bootstrap build, which fetches it, or install it: https://go.dev/doc/install" >&2; exit 1; }
+
+.PHONY: build
+build: go-found ## build banger, bangerd and banger-agent into bin/
+	@mkdir -p bin
+	@flags=$$(scripts/ldflags); \
+	export CGO_ENABLED=0; \
+	"$(GO)" build -buildvcs=false -trimpath -ldflags "$$flags" -o bin/ ./cmd/banger ./cmd/bangerd; \
+	"$(GO)" build -buildvcs=false -trimpath -ldflags "$$flags -s -w" -o bin/ ./cmd/banger-agent
+
+.PHONY: run
+run: ## install what is missing, build, and run the example repository's tests in a sandbox
+	@scripts/bootstrap run
+	@$(MAKE) build
+	@scripts/run-example
+
+.PHONY: test
+test: ## run all tests, those with real VMs too (installs what they need)
+	@scripts/bootstrap test
+	@$(MAKE) build
+	@$(MAKE) test-unit test-script test-e2e
+
+.PHONY: test-unit
+test-unit: go-found ## unit tests, with the race detector
+	CGO_ENABLED=1 "$(GO)" test -race -timeout 15m ./internal/... ./cmd/...
+
+.PHONY: test-script
+test-script: build ## scripted tests of the real programs on a fake hypervisor
+	BANGER_TEST_BIN="$$PWD/bin" "$(GO)" test -timeout 10m ./test/script/...
+
+.PHONY: bin/e2e.test
+bin/e2e.test: go-found
+	@mkdir -p bin
+	CGO_ENABLED=0 "$(GO)" test -c -trimpath -tags "$(E2E_TAGS)" -o bin/e2e.test ./test/e2e
+
+.PHONY: test-e2e
+test-e2e: build bin/e2e.test ## tests with real VMs, as root and as an ordinary user
+	scripts/e2e root
+	scripts/e2e user
+
+.PHONY: lint
+lint: go-found ## formatting, vet, staticcheck, rules of the project, shell scripts
+	@unformatted=$$("$$("$(GO)" env GOROOT)/bin/gofmt" -l $(sources)); \
+	[ -z "$$unformatted" ] || { printf 'error: not formatted (run gofmt -w on them):\n%s\n' "$$unformatted" >&2; exit 1; }
+	"$(GO)" vet ./...
+	"$(GO)" vet -tags "$(E2E_TAGS)" ./test/...
+	"$(GO)" test ./internal/archtest
+	"$(GO)" tool -modfile=tools/go.mod staticcheck -tags "$(E2E_TAGS)" ./...
+	@if command -v shellcheck >/dev/null; then shellcheck -x $(scripts); else echo 'shellcheck is not installed: scripts were not checked' >&2; fi
+
+.PHONY: bench
+bench: build ## measure, each figure beside its floor: make bench ONLY=name
+	BANGER_E2E_BIN="$$PWD/bin" "$(GO)" run ./bench -only "$(ONLY)"
+
+.PHONY: fuzz
+fuzz: go-found ## run every fuzz test for FUZZTIME
+	scripts/fuzz
+
+.PHONY: gen
+gen: ## generate the Connect code from the schema
+	@scripts/bootstrap gen
+	@$(MAKE) gen-code
+
+.PHONY: gen-code
+gen-code: go-found
+	@mkdir -p bin/gen
+	"$(GO)" build -o bin/gen/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
+	PATH="$$PWD/bin/gen:$$PATH" protoc -I internal/api --go_out=. --go_opt=module=banger --connect-go_out=. --connect-go_opt=module=banger bangerv1/banger.proto
+
+.PHONY: docs
+docs: build ## write the reference of the commands, docs/cli.md
+	bin/banger docs > docs/cli.md.new
+	@mv docs/cli.md.new docs/cli.md
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin bench/results.json
