@@ -27,7 +27,7 @@ const (
 
 // flushSize is the length of the padding that makes an agent lose step for sure:
 // the longest multiplexer frame it can be in the middle of, and one header more.
-const flushSize = MaxFrame + FrameHeader + 2*muxHeader
+const flushSize = muxMost + 2*muxHeader
 
 var magicPrefix = []byte(AckMagic[:8]) // common to all magics
 
@@ -276,17 +276,24 @@ func (s *Session) Open(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-// stream ends the whole session when the guest has not taken a frame for so long
-// that yamux gave up on it: the frame's fate is unknown then.
+// stream keeps what is written within the size of a multiplexer frame. It ends
+// the whole session when the guest has not taken a frame for so long that yamux
+// gave up on it: the frame's fate is unknown then.
 type stream struct {
 	*yamux.Stream
 	mux *yamux.Session
 }
 
 func (s *stream) Write(p []byte) (int, error) {
-	n, err := s.Stream.Write(p)
-	if errors.Is(err, yamux.ErrConnectionWriteTimeout) {
-		_ = s.mux.Close()
+	written := 0
+	for {
+		n, err := s.Stream.Write(p[written:min(len(p), written+muxMost)])
+		written += n
+		if errors.Is(err, yamux.ErrConnectionWriteTimeout) {
+			_ = s.mux.Close()
+		}
+		if err != nil || written == len(p) {
+			return written, err
+		}
 	}
-	return n, err
 }

@@ -202,7 +202,6 @@ func TestHandshakeOverFreshChannel(t *testing.T) {
 
 func TestHandshakeSkipsStaleData(t *testing.T) {
 	c := newCable()
-	t.Cleanup(c.in.hangup)
 	// 48 MB of a dropped stream, with acks of other connections and a cut magic in it.
 	stale := bytes.Repeat([]byte("\x00banger-old data "), 3<<20)
 	copy(stale[1<<20:], AckMagic+"0123456789abcdef\x00\x00\x00\x02{}")
@@ -211,6 +210,7 @@ func TestHandshakeSkipsStaleData(t *testing.T) {
 	_, _ = c.out.Write(stale)
 	_, _ = c.in.Write(stale[:5<<20])
 	echoAgent(t, c)
+	t.Cleanup(c.in.hangup)
 	s, err := Connect(testContext(t), c.plug())
 	if err != nil {
 		t.Fatal(err)
@@ -231,8 +231,8 @@ func TestReconnectThatWasNotNoticed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCable()
-			t.Cleanup(c.in.hangup)
 			echoAgent(t, c)
+			t.Cleanup(c.in.hangup)
 			for range 3 {
 				s, err := connect(testContext(t), c.plug(), 20*time.Millisecond)
 				if err != nil {
@@ -303,8 +303,8 @@ func TestHostRefusesWhatAGuestMayNotSend(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCable()
-			t.Cleanup(c.in.hangup)
 			echoAgent(t, c)
+			t.Cleanup(c.in.hangup)
 			s, err := Connect(testContext(t), c.plug())
 			if err != nil {
 				t.Fatal(err)

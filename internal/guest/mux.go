@@ -16,10 +16,11 @@ const (
 	muxPing      = 2
 	muxGoAway    = 3
 	muxFlagSYN   = 1
-	writeChunk   = 32 << 10 // the most a virtio-serial port takes in one write
-	hostWindow   = 4 << 20  // bytes per stream in flight out of the guest
-	guestWindow  = 2 << 20  // bytes per stream in flight into the guest
-	acceptLimit  = 256      // streams that may wait to be accepted by the agent
+	muxMost      = MaxFrame + FrameHeader // bytes of payload in one multiplexer frame
+	writeChunk   = 32 << 10               // the most a virtio-serial port takes in one write
+	hostWindow   = 4 << 20                // bytes per stream in flight out of the guest
+	guestWindow  = 2 << 20                // bytes per stream in flight into the guest
+	acceptLimit  = 256                    // streams that may wait to be accepted by the agent
 	hostTimeout  = 2 * time.Minute
 	guestTimeout = 10 * 365 * 24 * time.Hour
 )
@@ -135,6 +136,9 @@ func (c *muxConn) allowed() bool {
 	kind := c.head[1]
 	flags := binary.BigEndian.Uint16(c.head[2:])
 	if c.head[0] != 0 || kind > muxGoAway || kind == muxPing {
+		return false
+	}
+	if kind == muxData && binary.BigEndian.Uint32(c.head[8:]) > muxMost {
 		return false
 	}
 	return c.guest || flags&muxFlagSYN == 0
