@@ -12,6 +12,8 @@ export GO
 
 # Tests of whole programs are built with this tag.
 E2E_TAGS := e2e
+# And unit tests with this one: breaking the lock order is then a panic.
+UNIT_TAGS := lockcheck
 # How long each fuzz test runs, and which benchmark: make fuzz FUZZTIME=1m, make bench ONLY=name
 FUZZTIME ?= 10s
 ONLY ?=
@@ -52,7 +54,7 @@ test: ## run all tests, those with real VMs too (installs what they need)
 
 .PHONY: test-unit
 test-unit: go-found ## unit tests, with the race detector
-	CGO_ENABLED=1 "$(GO)" test -race -timeout 15m ./internal/... ./cmd/...
+	CGO_ENABLED=1 "$(GO)" test -race -tags "$(UNIT_TAGS)" -timeout 15m ./internal/... ./cmd/...
 
 .PHONY: test-script
 test-script: build ## scripted tests of the real programs on a fake hypervisor
@@ -73,7 +75,7 @@ lint: go-found ## formatting, vet, staticcheck, rules of the project, shell scri
 	@unformatted=$$("$$("$(GO)" env GOROOT)/bin/gofmt" -l $(sources)); \
 	[ -z "$$unformatted" ] || { printf 'error: not formatted (run gofmt -w on them):\n%s\n' "$$unformatted" >&2; exit 1; }
 	"$(GO)" vet ./...
-	"$(GO)" vet -tags "$(E2E_TAGS)" ./test/...
+	"$(GO)" vet -tags "$(E2E_TAGS) $(UNIT_TAGS)" ./internal/daemon ./test/...
 	"$(GO)" test ./internal/archtest
 	"$(GO)" tool -modfile=tools/go.mod staticcheck -tags "$(E2E_TAGS)" ./...
 	@if command -v shellcheck >/dev/null; then shellcheck -x $(scripts); else echo 'shellcheck is not installed: scripts were not checked' >&2; fi
