@@ -50,6 +50,7 @@ run: ## install what is missing, build, and run the example repository's tests i
 test: ## run all tests, those with real VMs too (installs what they need)
 	@scripts/bootstrap test
 	@$(MAKE) build
+	@scripts/cli-docs --check
 	@$(MAKE) test-unit test-script test-e2e
 
 .PHONY: test-unit
@@ -101,7 +102,7 @@ gen-code: go-found
 
 .PHONY: docs
 docs: build ## write the reference of the commands, docs/cli.md
-	bin/banger docs > docs/cli.md.new
+	scripts/cli-docs > docs/cli.md.new
 	@mv docs/cli.md.new docs/cli.md
 
 .PHONY: clean
