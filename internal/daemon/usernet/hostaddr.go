@@ -1,0 +1,264 @@
+package usernet
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// hostAddrs knows which addresses the kernel would deliver to this host: those
+// of all interfaces, and the local and broadcast entries of the routing table
+// (which hold whole prefixes where somebody routed them to this host). The
+// kernel's change events keep it current.
+type hostAddrs struct {
+	log    *slog.Logger
+	events *os.File
+	done   chan struct{}
+
+	mu       sync.RWMutex
+	addrs    map[netip.Addr]struct{}
+	prefixes []netip.Prefix // shorter than one address
+}
+
+// openHostAddrs subscribes and takes the first reading.
+func openHostAddrs(log *slog.Logger) (*hostAddrs, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	groups := uint32(1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) |
+		1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1))
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("subscribe to address changes: %w", err)
+	}
+	h := &hostAddrs{log: log, events: os.NewFile(uintptr(fd), "netlink"), done: make(chan struct{})}
+	// Subscribed first, read second: no change falls between the two.
+	if err := h.refresh(); err != nil {
+		_ = h.events.Close()
+		return nil, err
+	}
+	go h.watch()
+	return h, nil
+}
+
+// Close ends the watch and waits for it.
+func (h *hostAddrs) Close() {
+	_ = h.events.Close()
+	<-h.done
+}
+
+// IsLocal reports whether the kernel would deliver addr to this host.
+func (h *hostAddrs) IsLocal(addr netip.Addr) bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if _, ok := h.addrs[addr]; ok {
+		return true
+	}
+	for _, p := range h.prefixes {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+func (h *hostAddrs) watch() {
+	defer close(h.done)
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := h.events.Read(buf)
+		switch {
+		case errors.Is(err, unix.ENOBUFS):
+			// Events were lost: read everything again.
+		case errors.Is(err, os.ErrClosed):
+			return
+		case err != nil:
+			h.log.Warn("watching the host's addresses ended", "err", err)
+			return
+		case !concernsHost(buf[:n]):
+			continue
+		}
+		if err := h.refresh(); err != nil {
+			h.log.Warn("reading the host's addresses", "err", err)
+		}
+	}
+}
+
+// concernsHost leaves out route changes that have nothing to do with addresses
+// of this host: a router has many.
+func concernsHost(b []byte) bool {
+	msgs, err := syscall.ParseNetlinkMessage(b)
+	if err != nil {
+		return true
+	}
+	for _, m := range msgs {
+		switch m.Header.Type {
+		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+			if _, ok := localRoute(m); ok {
+				return true
+			}
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+func (h *hostAddrs) refresh() error {
+	addrs := make(map[netip.Addr]struct{})
+	var prefixes []netip.Prefix
+	add := func(p netip.Prefix) {
+		if p.IsSingleIP() {
+			addrs[p.Addr().Unmap()] = struct{}{}
+		} else {
+			prefixes = append(prefixes, p)
+		}
+	}
+	msgs, err := dump(unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg))
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, m := range msgs {
+		if m.Header.Type != unix.RTM_NEWADDR {
+			continue
+		}
+		attrs, err := syscall.ParseNetlinkRouteAttr(&m)
+		if err != nil {
+			return fmt.Errorf("parse address: %w", err)
+		}
+		for _, a := range attrs {
+			switch a.Attr.Type {
+			case unix.IFA_LOCAL, unix.IFA_BROADCAST:
+			case unix.IFA_ADDRESS:
+				// On a point-to-point link this is the other end, and IFA_LOCAL
+				// is ours; only where there is none of that, it is ours.
+				if hasAttr(attrs, unix.IFA_LOCAL) {
+					continue
+				}
+			default:
+				continue
+			}
+			if ip, ok := netip.AddrFromSlice(a.Value); ok {
+				add(netip.PrefixFrom(ip, ip.BitLen()))
+			}
+		}
+	}
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		req := make([]byte, unix.SizeofRtMsg)
+		req[0], req[4] = family, unix.RT_TABLE_LOCAL
+		msgs, err := dump(unix.RTM_GETROUTE, req)
+		// A namespace without addresses has no local table; a kernel without
+		// IPv6 has no routes of it.
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("list local routes: %w", err)
+		}
+		for _, m := range msgs {
+			if p, ok := localRoute(m); ok {
+				add(p)
+			}
+		}
+	}
+	h.mu.Lock()
+	h.addrs, h.prefixes = addrs, prefixes
+	h.mu.Unlock()
+	return nil
+}
+
+func hasAttr(attrs []syscall.NetlinkRouteAttr, typ uint16) bool {
+	for _, a := range attrs {
+		if a.Attr.Type == typ {
+			return true
+		}
+	}
+	return false
+}
+
+// localRoute returns the destination of a route that ends at this host.
+func localRoute(m syscall.NetlinkMessage) (netip.Prefix, bool) {
+	if t := m.Header.Type; t != unix.RTM_NEWROUTE && t != unix.RTM_DELROUTE || len(m.Data) < unix.SizeofRtMsg {
+		return netip.Prefix{}, false
+	}
+	family, bits, typ := m.Data[0], int(m.Data[1]), m.Data[7]
+	switch typ {
+	case unix.RTN_LOCAL, unix.RTN_BROADCAST, unix.RTN_ANYCAST:
+	default:
+		return netip.Prefix{}, false
+	}
+	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
+	if err != nil {
+		return netip.Prefix{}, false
+	}
+	ip := netip.IPv4Unspecified()
+	if family == unix.AF_INET6 {
+		ip = netip.IPv6Unspecified()
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == unix.RTA_DST {
+			if got, ok := netip.AddrFromSlice(a.Value); ok {
+				ip = got
+			}
+		}
+	}
+	p := netip.PrefixFrom(ip, bits)
+	return p, p.IsValid()
+}
+
+// dump asks the kernel for a list. body is the fixed header of the request; with
+// strict checking the kernel honours the filters in it, without (before 4.20) it
+// sends more, which the callers sort out.
+func dump(typ uint16, body []byte) ([]syscall.NetlinkMessage, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	req := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(body))
+	binary.NativeEndian.PutUint32(req[0:], uint32(unix.SizeofNlMsghdr+len(body)))
+	binary.NativeEndian.PutUint16(req[4:], typ)
+	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	binary.NativeEndian.PutUint32(req[8:], 1)
+	if err := unix.Sendto(fd, append(req, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, err
+	}
+	var all []syscall.NetlinkMessage
+	for {
+		buf := make([]byte, 32<<10)
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		msgs, err := syscall.ParseNetlinkMessage(buf[:n])
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range msgs {
+			switch m.Header.Type {
+			case unix.NLMSG_DONE:
+				return all, nil
+			case unix.NLMSG_ERROR:
+				if len(m.Data) >= 4 {
+					if code := int32(binary.NativeEndian.Uint32(m.Data)); code != 0 {
+						return nil, syscall.Errno(-code)
+					}
+				}
+				return nil, errors.New("netlink error without a code")
+			}
+			all = append(all, m)
+		}
+	}
+}
