@@ -107,14 +107,15 @@ func (p *Proc) watch(fd int) error {
 		return fmt.Errorf("watch pidfd: %w", err)
 	}
 	go func() {
-		defer close(p.done)
-		// A closed file ends the Read with an error: the watch was given up.
+		// A closed file ends the Read with an error: the watch was given up, and
+		// done stays open, for nobody knows when the process ends.
 		if err := conn.Read(func(fd uintptr) bool { return exited(int(fd)) }); err != nil && !exitedPID(p) {
 			return
 		}
 		if p.child != nil {
 			p.state, _ = p.child.Wait()
 		}
+		close(p.done)
 	}()
 	return nil
 }
@@ -131,6 +132,10 @@ func exitedPID(p *Proc) bool {
 
 // Done is closed when the process has ended.
 func (p *Proc) Done() <-chan struct{} { return p.done }
+
+// Release gives up the watch and leaves the process running: Done will not be
+// closed any more, and the process cannot be signalled.
+func (p *Proc) Release() error { return p.pidfd.Close() }
 
 // State is how it ended; nil when it was not our child. Valid after Done.
 func (p *Proc) State() *os.ProcessState { return p.state }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,14 +58,49 @@ func Dial(ctx context.Context, dir, name string) (*net.UnixConn, error) {
 		return nil, fmt.Errorf("dial %s: %w", name, err)
 	}
 	defer d.Close()
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", address(int(d.Fd()), name))
+	conn, err := connect(ctx, address(int(d.Fd()), name))
 	if err != nil {
-		// The address in the error would mean nothing to anyone.
-		var op *net.OpError
-		if errors.As(err, &op) {
-			err = op.Err
-		}
 		return nil, fmt.Errorf("dial %s in %s: %w", name, dir, err)
+	}
+	return conn, nil
+}
+
+// queueTime is how long one blocking connect waits for room in the queue before
+// it looks at the context again.
+const queueTime = 200 * time.Millisecond
+
+// connect connects to addr. When the listener's queue is full (QEMU's holds two,
+// and closed connections stay in it until they are accepted) it waits for room,
+// which only a blocking connect can.
+func connect(ctx context.Context, addr string) (*net.UnixConn, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "dial")
+	defer f.Close()
+	wait := unix.NsecToTimeval(queueTime.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait); err != nil {
+		return nil, err
+	}
+	for {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		err := unix.Connect(fd, &unix.SockaddrUnix{Name: addr})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			return nil, err
+		}
+	}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{}); err != nil {
+		return nil, err
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
 	}
 	return conn.(*net.UnixConn), nil
 }

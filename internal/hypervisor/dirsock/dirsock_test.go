@@ -1,6 +1,7 @@
 package dirsock_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"banger/internal/hypervisor/dirsock"
 )
@@ -66,5 +68,48 @@ func TestLongDirectory(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "x.sock")); !errors.Is(err, os.ErrNotExist) {
 		t.Error("the socket is still there")
+	}
+}
+
+// A full queue makes a caller wait, not fail; and not longer than it wants to.
+func TestFullQueue(t *testing.T) {
+	dir := t.TempDir()
+	f, err := dirsock.Listen(dir, "x.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for range 17 { // the queue and one
+		c, err := dirsock.Dial(t.Context(), dir, "x.sock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := dirsock.Dial(ctx, dir, "x.sock"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("dial of a full queue: %v", err)
+	}
+	dialed := make(chan error)
+	go func() {
+		c, err := dirsock.Dial(context.Background(), dir, "x.sock")
+		if err == nil {
+			_ = c.Close()
+		}
+		dialed <- err
+	}()
+	l, err := net.FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if c, err := l.Accept(); err != nil {
+		t.Fatal(err)
+	} else {
+		_ = c.Close()
+	}
+	if err := <-dialed; err != nil {
+		t.Fatal(err)
 	}
 }

@@ -1,0 +1,179 @@
+package qemuproc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/daemon/qemuproc/qmp"
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/dirsock"
+	"banger/internal/paths"
+	"banger/internal/sysexec"
+)
+
+// greetTime bounds how long a live QEMU may take to greet. Its main loop answers
+// at once unless the process is stopped or the host is drowning.
+const greetTime = 10 * time.Second
+
+// Attach implements hypervisor.Driver.
+func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.Handle) (hypervisor.Machine, error) {
+	proc, err := sysexec.Find(h.PID, h.StartTime)
+	if errors.Is(err, sysexec.ErrGone) {
+		return nil, errdefs.NotFound("find QEMU (pid %d): %w", h.PID, err)
+	}
+	if err != nil {
+		return nil, errdefs.Unavailable("find QEMU (pid %d): %w", h.PID, err)
+	}
+	m, err := d.attach(ctx, spec, proc, h)
+	if err != nil {
+		_ = proc.Release()
+		return nil, err
+	}
+	return m, nil
+}
+
+func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec.Proc, h hypervisor.Handle) (*machine, error) {
+	greet, cancel := context.WithTimeout(ctx, greetTime)
+	defer cancel()
+	client, err := d.connect(greet, spec.Dir, h.PID)
+	if err == nil {
+		err = started(greet, client)
+		if err != nil {
+			_ = client.Close()
+		}
+	}
+	if err != nil {
+		select {
+		case <-proc.Done():
+			return nil, errdefs.NotFound("attach to QEMU (pid %d): it has just ended", h.PID)
+		default:
+		}
+		if errors.Is(err, errdefs.ErrNotFound) {
+			return nil, err
+		}
+		return nil, errdefs.Unavailable("attach to QEMU (pid %d): %w", h.PID, err).
+			WithHint("the process runs but does not answer; end the VM with banger kill")
+	}
+	log, err := openLog(spec.Dir, paths.VMMLog)
+	if err != nil {
+		_ = client.Close()
+		return nil, errdefs.Wrap(err, "open the VMM's log")
+	}
+	return d.newMachine(spec.Dir, proc, h, client, log), nil
+}
+
+// started refuses a QEMU whose launch was cut off before its CPUs ran.
+func started(ctx context.Context, c *qmp.Client) error {
+	var s struct{ Status string }
+	if err := c.Execute(ctx, "query-status", nil, &s); err != nil {
+		return err
+	}
+	if s.Status == "prelaunch" {
+		return errdefs.NotFound("attach to QEMU: its launch never finished")
+	}
+	return nil
+}
+
+// connect opens the monitor of dir and makes sure that process pid answers there.
+func (d *Driver) connect(ctx context.Context, dir string, pid int) (*qmp.Client, error) {
+	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
+	if err != nil {
+		return nil, err
+	}
+	peer, err := dirsock.PeerPID(conn)
+	if err == nil && peer != pid {
+		err = fmt.Errorf("process %d answers on %s, not %d", peer, paths.QMPSocket, pid)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return qmp.New(ctx, conn, d.onEvent(filepath.Base(dir)))
+}
+
+// Cleanup implements hypervisor.Driver.
+func (d *Driver) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) error {
+	if h.PID > 0 {
+		if err := killFound(ctx, h.PID, h.StartTime); err != nil {
+			return errdefs.Wrap(err, "clean up after QEMU")
+		}
+	}
+	if err := d.killListener(ctx, dir); err != nil {
+		return errdefs.Wrap(err, "clean up after QEMU")
+	}
+	if err := removeSockets(dir); err != nil {
+		return errdefs.Wrap(err, "clean up after QEMU")
+	}
+	return nil
+}
+
+func killFound(ctx context.Context, pid int, start uint64) error {
+	proc, err := sysexec.Find(pid, start)
+	if errors.Is(err, sysexec.ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer proc.Release()
+	return proc.Kill(ctx)
+}
+
+// killListener ends the process that serves the monitor socket in dir, if any.
+// It is known by two things: the kernel names it as the listener, and it works in
+// dir. A QEMU that was started but has not come to listen yet is named only after
+// its greeting: until then the name is that of the daemon that made the socket.
+func (d *Driver) killListener(ctx context.Context, dir string) error {
+	greet, cancel := context.WithTimeout(ctx, greetTime)
+	defer cancel()
+	for {
+		conn, err := dirsock.Dial(greet, dir, paths.QMPSocket)
+		if dirsock.NoListener(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		pid, err := dirsock.PeerPID(conn)
+		if err != nil {
+			_ = conn.Close()
+			return err
+		}
+		if worksIn(pid, dir) {
+			// The connection is open, so the process is not gone, and the pid its own.
+			start, err := sysexec.StartTime(pid)
+			if err == nil {
+				err = killFound(ctx, pid, start)
+			}
+			_ = conn.Close()
+			return err
+		}
+		client, err := qmp.New(greet, conn, nil)
+		if err == nil {
+			_ = client.Close()
+			continue
+		}
+		if greet.Err() != nil {
+			return fmt.Errorf("somebody listens on %s in %s but does not answer: %w", paths.QMPSocket, dir, context.Cause(greet))
+		}
+		// It hung up: it ended while we looked. Look again.
+	}
+}
+
+// worksIn reports whether dir is the working directory of another process pid.
+func worksIn(pid int, dir string) bool {
+	if pid <= 0 || pid == os.Getpid() {
+		return false
+	}
+	var cwd, want unix.Stat_t
+	return unix.Stat("/proc/"+strconv.Itoa(pid)+"/cwd", &cwd) == nil && unix.Stat(dir, &want) == nil &&
+		cwd.Dev == want.Dev && cwd.Ino == want.Ino
+}

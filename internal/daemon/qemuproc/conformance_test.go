@@ -1,0 +1,81 @@
+package qemuproc_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/internal/daemon/qemuproc"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/hypervisortest"
+	"banger/internal/paths"
+)
+
+func newDriver() hypervisor.Driver { return qemuproc.New(qemuproc.Options{}) }
+
+func TestMain(m *testing.M) {
+	hypervisortest.Main(newDriver)
+	os.Exit(m.Run())
+}
+
+// requireQEMU skips where there is none.
+func requireQEMU(t *testing.T) hypervisor.Info {
+	t.Helper()
+	info, err := newDriver().Info(t.Context())
+	if err != nil {
+		t.Skipf("needs QEMU: %v", err)
+	}
+	return info
+}
+
+// testSpec is a machine with the suite's own kernel: real QEMU, no downloads.
+func testSpec(t *testing.T, dir string) hypervisor.Spec {
+	t.Helper()
+	info := requireQEMU(t)
+	kernel := filepath.Join(t.TempDir(), "kernel")
+	disk := filepath.Join(dir, "disk, raw.img")
+	for name, data := range map[string][]byte{kernel: hypervisortest.Kernel(), disk: make([]byte, 1<<20)} {
+		if err := os.WriteFile(name, data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return hypervisor.Spec{
+		VMID: "0123456789ab", Dir: dir, CPUs: 1, MemoryMiB: 64, Machine: info.Machine, CPUModel: info.CPUModel,
+		Vmlinux: kernel, LinkUp: true, MAC: "52:54:00:12:34:56",
+		Disks: []hypervisor.Disk{{Serial: hypervisor.SerialRoot, Path: disk, Format: hypervisor.FormatRaw}},
+	}
+}
+
+// booted waits until the guest has said hello on its console.
+func booted(t *testing.T, dir string) {
+	t.Helper()
+	waitFor(t, filepath.Join(dir, paths.ConsoleLog), hypervisortest.Hello)
+}
+
+// waitFor waits until a file holds text. The file is written by another process:
+// reading again is all there is, as often as the scheduler lets us.
+func waitFor(t *testing.T, file, text string) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		b, _ := os.ReadFile(file)
+		if strings.Contains(string(b), text) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s never held %q; it holds %q", file, text, b)
+		}
+	}
+}
+
+func TestConformance(t *testing.T) {
+	requireQEMU(t)
+	hypervisortest.Run(t, hypervisortest.Harness{
+		New:    newDriver,
+		Spec:   testSpec,
+		Break:  func(s *hypervisor.Spec) { s.Vmlinux = filepath.Join(s.Dir, "no-kernel") },
+		Booted: booted,
+	})
+}

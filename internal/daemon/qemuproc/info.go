@@ -1,0 +1,229 @@
+package qemuproc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"regexp"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/daemon/qemuproc/qmp"
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/sysexec"
+)
+
+// The oldest QEMU that serves: the first with -netdev stream.
+const minMajor, minMinor = 7, 2
+
+// binaries are the names distributions give the emulator.
+var binaries = []string{"qemu-system-x86_64", "/usr/libexec/qemu-kvm"}
+
+const installHint = "install QEMU %d.%d or newer: sudo apt-get install qemu-system-x86"
+
+// models are the CPU models new VMs may get, best first: the first one that the
+// accelerator gives in full. All are at least x86-64-v2. Under TCG newer models
+// lack features (and make QEMU warn of it); "max" means another processor with
+// every release.
+var models = map[hypervisor.Accel][]string{
+	hypervisor.AccelTCG: {"Westmere-v1", "Nehalem-v1"},
+	hypervisor.AccelKVM: {"Haswell-v4", "EPYC-v2", "Westmere-v2", "Westmere-v1", "Nehalem-v1"},
+}
+
+// identity is one state of a binary, with one accelerator.
+type identity struct {
+	path     string
+	dev, ino uint64
+	size     int64
+	mtime    time.Time
+	accel    hypervisor.Accel
+}
+
+// facts are what a binary says of itself.
+type facts struct {
+	version  qmp.Version
+	machine  string          // the newest q35 of its own
+	machines map[string]bool // all it can still be
+	model    string
+}
+
+// Info implements hypervisor.Driver.
+func (d *Driver) Info(ctx context.Context) (hypervisor.Info, error) {
+	path, accel, f, err := d.look(ctx)
+	if err != nil {
+		return hypervisor.Info{}, err
+	}
+	return hypervisor.Info{
+		Driver: Name, Binary: path, Version: f.version.String(), Accel: accel,
+		Machine: f.machine, CPUModel: f.model,
+		Capabilities: hypervisor.Capabilities{QcowDisks: true, UserNet: true, Pause: true},
+	}, nil
+}
+
+// look finds the binary and what it can do, asking it only when it is new to us.
+func (d *Driver) look(ctx context.Context) (string, hypervisor.Accel, facts, error) {
+	accel, err := d.accel(ctx)
+	if err != nil {
+		return "", "", facts{}, errdefs.Wrap(err, "choose accelerator")
+	}
+	path, err := d.find()
+	if err != nil {
+		return "", "", facts{}, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", "", facts{}, errdefs.Unsupported("stat %s: %w", path, err).WithHint(installHint, minMajor, minMinor)
+	}
+	id := identity{path, st.Dev, st.Ino, st.Size, time.Unix(st.Mtim.Unix()), accel}
+	d.mu.Lock()
+	f, ok := d.known[id]
+	d.mu.Unlock()
+	if ok {
+		return path, accel, f, nil
+	}
+	if f, err = ask(ctx, path, accel); err != nil {
+		return "", "", facts{}, err
+	}
+	d.mu.Lock()
+	d.known[id] = f
+	d.mu.Unlock()
+	d.log.Debug("qemu found", "binary", path, "version", f.version.String(), "package", f.version.Package,
+		"machine", f.machine, "cpu", f.model, "accel", accel)
+	return path, accel, f, nil
+}
+
+func (d *Driver) find() (string, error) {
+	names := binaries
+	if d.binary != "" {
+		names = []string{d.binary}
+	}
+	for _, name := range names {
+		if path, err := sysexec.Look(name); err == nil {
+			return path, nil
+		}
+	}
+	return "", errdefs.Unsupported("QEMU is not installed: no %s", names[0]).WithHint(installHint, minMajor, minMinor)
+}
+
+// ask starts the binary without a machine and lets it describe itself.
+func ask(ctx context.Context, path string, accel hypervisor.Accel) (facts, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	f, err := interview(ctx, path, accel)
+	switch {
+	case err == nil:
+		return f, nil
+	case ctx.Err() != nil:
+		return facts{}, errdefs.Wrap(context.Cause(ctx), "ask %s what it can do", path)
+	case errors.Is(err, errdefs.ErrUnsupported):
+		return facts{}, err
+	}
+	return facts{}, errdefs.Unsupported("ask %s what it can do: %w", path, err).WithHint(installHint, minMajor, minMinor)
+}
+
+func interview(ctx context.Context, path string, accel hypervisor.Accel) (facts, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return facts{}, err
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "qmp"), os.NewFile(uintptr(fds[1]), "qmp")
+	defer theirs.Close()
+	conn, err := net.FileConn(ours)
+	_ = ours.Close()
+	if err != nil {
+		return facts{}, err
+	}
+	log, err := os.CreateTemp("", "banger-qemu-*.log")
+	if err != nil {
+		_ = conn.Close()
+		return facts{}, err
+	}
+	defer log.Close()
+	_ = os.Remove(log.Name())
+	proc, err := sysexec.StartDetached(sysexec.Detached{
+		Path: path, Dir: "/", Env: []string{}, Stdout: log, Stderr: log, ExtraFiles: []*os.File{theirs},
+		Args: []string{
+			"-machine", "none", "-accel", string(accel), "-nodefaults", "-no-user-config", "-display", "none",
+			"-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control",
+		},
+	})
+	if err != nil {
+		_ = conn.Close()
+		return facts{}, err
+	}
+	_ = theirs.Close() // else its end would not end the connection
+	defer func() { _ = proc.Signal(unix.SIGKILL) }()
+	client, err := qmp.New(ctx, conn.(*net.UnixConn), nil)
+	if err != nil {
+		if text := lastLines(log, 5); text != "" {
+			err = fmt.Errorf("%w: %s", err, text)
+		}
+		return facts{}, err
+	}
+	defer client.Close()
+	return learn(ctx, client, accel)
+}
+
+// learn reads version, machine types and CPU models.
+func learn(ctx context.Context, c *qmp.Client, accel hypervisor.Accel) (facts, error) {
+	f := facts{version: c.Version(), machines: make(map[string]bool)}
+	if !f.version.AtLeast(minMajor, minMinor) {
+		return facts{}, errdefs.Unsupported("QEMU %s is too old", f.version).WithHint(installHint, minMajor, minMinor)
+	}
+	var machines []struct{ Name string }
+	if err := c.Execute(ctx, "query-machines", nil, &machines); err != nil {
+		return facts{}, err
+	}
+	names := make([]string, 0, len(machines))
+	for _, m := range machines {
+		names = append(names, m.Name)
+		f.machines[m.Name] = true
+	}
+	if f.machine = newestMachine(names); f.machine == "" {
+		return facts{}, errdefs.Unsupported("QEMU %s has no pc-q35 machine", f.version).
+			WithHint("install the x86 system emulator: sudo apt-get install qemu-system-x86")
+	}
+	var cpus []struct {
+		Name    string
+		Missing []string `json:"unavailable-features"`
+	}
+	if err := c.Execute(ctx, "query-cpu-definitions", nil, &cpus); err != nil {
+		return facts{}, err
+	}
+	complete := make(map[string]bool)
+	for _, cpu := range cpus {
+		complete[cpu.Name] = len(cpu.Missing) == 0
+	}
+	for _, model := range models[accel] {
+		if complete[model] {
+			f.model = model
+			return f, nil
+		}
+	}
+	return facts{}, errdefs.Unsupported("QEMU %s offers none of the CPU models %v with %s", f.version, models[accel], accel)
+}
+
+var q35 = regexp.MustCompile(`^pc-q35-(\d{1,4})\.(\d{1,4})$`)
+
+// newestMachine picks the newest upstream version of the q35 machine. Versions of
+// a distributor (pc-q35-noble) do not exist elsewhere and are passed over.
+func newestMachine(names []string) (newest string) {
+	var major, minor int
+	for _, name := range names {
+		m := q35.FindStringSubmatch(name)
+		if m == nil {
+			continue
+		}
+		a, _ := strconv.Atoi(m[1])
+		b, _ := strconv.Atoi(m[2])
+		if newest == "" || a > major || a == major && b > minor {
+			newest, major, minor = name, a, b
+		}
+	}
+	return newest
+}

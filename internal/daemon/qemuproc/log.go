@@ -1,0 +1,191 @@
+package qemuproc
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/paths"
+)
+
+// tailBytes is how much of the end of a log is looked at for an error's text.
+const tailBytes = 4 << 10
+
+// lastLines returns up to n last lines of the log f, joined by "; ", without the
+// timestamps and program names QEMU puts before them. What cannot be read counts
+// as empty: it is only detail to an error that stands without it.
+func lastLines(f *os.File, n int) string {
+	st, err := f.Stat()
+	if err != nil || st.Size() == 0 {
+		return ""
+	}
+	b := make([]byte, min(st.Size(), tailBytes))
+	got, err := f.ReadAt(b, st.Size()-int64(len(b)))
+	if err != nil && err != io.EOF { //nolint:errorlint // ReadAt returns it bare
+		return ""
+	}
+	var lines []string
+	for line := range strings.Lines(string(b[:got])) {
+		if line = strip(strings.TrimSpace(line)); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-n):], "; ")
+}
+
+// strip removes "2026-01-02T03:04:05.678901Z qemu-system-x86_64: ".
+func strip(line string) string {
+	if i := strings.IndexByte(line, ' '); i > 0 && line[i-1] == 'Z' && strings.IndexByte(line[:i], 'T') == 10 {
+		line = line[i+1:]
+	}
+	if prog, rest, ok := strings.Cut(line, ": "); ok && !strings.ContainsRune(prog, ' ') && strings.Contains(prog, "qemu") {
+		line = rest
+	}
+	return line
+}
+
+// A guest writes as much as it likes to its console, and can make QEMU complain.
+// A log longer than logLimit is cut to its last logKeep bytes.
+const (
+	logLimit = 8 << 20
+	logKeep  = 1 << 20
+	logRest  = 2 * time.Second // between two looks at a log that grows
+)
+
+// openLog opens a log for reading and cutting. The VMM's user may own the
+// directory and must not make us open, or cut, anything but a plain file there.
+func openLog(dir, name string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
+		_ = f.Close()
+		return nil, fmt.Errorf("open %s: not a log of ours", name)
+	}
+	return f, nil
+}
+
+// boundLogs keeps the logs in dir short until one of the channels closes. It
+// wakes only when a log was written to, and then not again for a while.
+func boundLogs(dir string, ended, released <-chan struct{}, log *slog.Logger) {
+	var logs []*os.File
+	for _, name := range []string{paths.ConsoleLog, paths.VMMLog} {
+		f, err := openLog(dir, name)
+		if err != nil {
+			log.Warn("log is not bounded", "log", name, "error", err)
+			continue
+		}
+		defer f.Close()
+		logs = append(logs, f)
+	}
+	w, err := watchWrites(logs)
+	if err != nil {
+		log.Warn("logs are not bounded", "dir", dir, "error", err)
+		return
+	}
+	written := make(chan struct{}, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 4<<10)
+		for {
+			if _, err := w.Read(buf); err != nil {
+				return
+			}
+			select {
+			case written <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	defer func() { _ = w.Close(); <-done }()
+	rest := time.NewTimer(0)
+	defer rest.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-released:
+			return
+		case <-rest.C:
+		}
+		for _, f := range logs {
+			if err := cut(f); err != nil {
+				log.Warn("cut log", "log", f.Name(), "error", err)
+			}
+		}
+		if err := rearm(w, logs); err != nil {
+			log.Warn("logs are not bounded", "dir", dir, "error", err)
+			return
+		}
+		select {
+		case <-ended:
+			return
+		case <-released:
+			return
+		case <-written:
+			rest.Reset(logRest)
+		}
+	}
+}
+
+// watchWrites returns an inotify instance; rearm makes it report the next write.
+func watchWrites(logs []*os.File) (*os.File, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	w := os.NewFile(uintptr(fd), "inotify")
+	if len(logs) == 0 {
+		return w, errors.New("no log to watch")
+	}
+	return w, nil
+}
+
+// rearm asks for one event on the next write to any of the logs. One, because a
+// console is written byte by byte.
+func rearm(w *os.File, logs []*os.File) error {
+	raw, err := w.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for _, f := range logs {
+		var addErr error
+		err := raw.Control(func(fd uintptr) {
+			_, addErr = unix.InotifyAddWatch(int(fd), f.Name(), unix.IN_MODIFY|unix.IN_ONESHOT|unix.IN_DONT_FOLLOW)
+		})
+		if err = errors.Join(err, addErr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cut shortens a log that grew too long. Its writer appends, so it goes on after
+// what is kept; a line it writes meanwhile may be lost.
+func cut(f *os.File) error {
+	st, err := f.Stat()
+	if err != nil || st.Size() <= logLimit {
+		return err
+	}
+	b := make([]byte, logKeep)
+	n, err := f.ReadAt(b, st.Size()-logKeep)
+	if err != nil && err != io.EOF { //nolint:errorlint // ReadAt returns it bare
+		return err
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	note := fmt.Sprintf("[banger: %d bytes before this were cut]\n", st.Size()-int64(n))
+	_, err = f.Write(append([]byte(note), b[:n]...))
+	return err
+}

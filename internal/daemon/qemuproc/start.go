@@ -1,0 +1,323 @@
+package qemuproc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/daemon/qemuproc/qmp"
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/accel"
+	"banger/internal/hypervisor/dirsock"
+	"banger/internal/paths"
+	"banger/internal/sysexec"
+)
+
+// launchTime bounds the launch where the caller does not: QEMU greets some 40 ms
+// after it was started, a hundred times that on a host that drowns.
+const launchTime = time.Minute
+
+// undoTime bounds how long a failed Start may take to remove what it made. The
+// caller's context may be over by then.
+const undoTime = 10 * time.Second
+
+// Start implements hypervisor.Driver.
+func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Machine, error) {
+	if err := checkSpec(spec); err != nil {
+		return nil, err
+	}
+	ctx, cancelLaunch := context.WithTimeout(ctx, launchTime)
+	defer cancelLaunch()
+	binary, accel, facts, err := d.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !facts.machines[spec.Machine] {
+		return nil, errdefs.Unsupported("QEMU %s cannot be a %s any more (or not yet)", facts.version, spec.Machine).
+			WithHint("make the VM anew, or install the QEMU it was made with")
+	}
+	args, err := arguments(spec, accel)
+	if err != nil {
+		return nil, errdefs.Internal("build the command line: %w", err)
+	}
+	if err := notRunning(ctx, spec.Dir); err != nil {
+		return nil, err
+	}
+	files, err := openFiles(spec.Dir)
+	if err != nil {
+		return nil, errdefs.Wrap(err, "prepare the VM directory")
+	}
+	defer files.close()
+	proc, err := launch(binary, args, spec, accel, files)
+	if err != nil {
+		_ = removeSockets(spec.Dir)
+		return nil, d.launchError(err, spec)
+	}
+	m, err := d.bringUp(ctx, spec, proc, hypervisor.Handle{
+		Driver: Name, PID: proc.PID, StartTime: proc.StartTime, Accel: accel, Version: facts.version.String(),
+	}, files)
+	if err == nil {
+		return m, nil
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	if kerr := proc.Kill(undo); kerr != nil {
+		err = errors.Join(err, kerr) // the sockets stay: Cleanup finds it by them
+		return nil, err
+	}
+	_ = removeSockets(spec.Dir)
+	return nil, err
+}
+
+// notRunning refuses to pull the sockets from under a live VMM.
+func notRunning(ctx context.Context, dir string) error {
+	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
+	if err != nil {
+		return nil //nolint:nilerr // nobody there, which is what we want; other trouble shows when listening
+	}
+	defer conn.Close()
+	pid, _ := dirsock.PeerPID(conn)
+	return errdefs.Precondition("a VMM (pid %d) runs in %s already", pid, dir)
+}
+
+// files are what a VMM inherits.
+type files struct {
+	qmp, agent, net *os.File // listening
+	console, log    *os.File // append only
+}
+
+func openFiles(dir string) (f *files, err error) {
+	f = new(files)
+	defer func() {
+		if err != nil {
+			f.close()
+		}
+	}()
+	if f.qmp, err = dirsock.Listen(dir, paths.QMPSocket); err != nil {
+		return f, err
+	}
+	if f.agent, err = dirsock.Listen(dir, paths.AgentSocket); err != nil {
+		return f, err
+	}
+	if f.net, err = dirsock.Listen(dir, paths.NetSocket); err != nil {
+		return f, err
+	}
+	if f.console, err = newLog(dir, paths.ConsoleLog, os.O_WRONLY); err != nil {
+		return f, err
+	}
+	f.log, err = newLog(dir, paths.VMMLog, os.O_RDWR)
+	return f, err
+}
+
+// newLog replaces a log of an earlier run. The directory may belong to the VMM's
+// own user: nothing that lies there already is ever opened.
+func newLog(dir, name string, mode int) (*os.File, error) {
+	path := filepath.Join(dir, name)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return os.OpenFile(path, mode|os.O_APPEND|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+}
+
+func (f *files) close() {
+	for _, file := range []*os.File{f.qmp, f.agent, f.net, f.console, f.log} {
+		if file != nil {
+			_ = file.Close()
+		}
+	}
+}
+
+func removeSockets(dir string) error {
+	return dirsock.Remove(dir, paths.QMPSocket, paths.AgentSocket, paths.NetSocket)
+}
+
+// launch starts the process with the least it needs: no environment, no core
+// dumps, its own network and IPC namespaces where we may make them, and the VM's
+// own user when we are root.
+func launch(binary string, args []string, spec hypervisor.Spec, acc hypervisor.Accel, f *files) (*sysexec.Proc, error) {
+	d := sysexec.Detached{
+		Path: binary, Args: args, Dir: spec.Dir, Env: []string{}, Stdout: f.log, Stderr: f.log,
+		ExtraFiles: []*os.File{fdQMP - 3: f.qmp, fdAgent - 3: f.agent, fdNet - 3: f.net, fdConsole - 3: f.console},
+	}
+	if os.Geteuid() == 0 {
+		d.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC
+		if spec.UID != 0 || spec.GID != 0 {
+			d.Credential = &syscall.Credential{Uid: uint32(spec.UID), Gid: uint32(spec.GID), Groups: groups(acc)}
+		}
+	}
+	proc, err := sysexec.StartDetached(d)
+	if errors.Is(err, unix.EPERM) && d.Cloneflags != 0 {
+		// Root of a container may not make namespaces; the rest still holds.
+		d.Cloneflags = 0
+		proc, err = sysexec.StartDetached(d)
+	}
+	if err != nil {
+		return nil, err
+	}
+	_ = unix.Prlimit(proc.PID, unix.RLIMIT_CORE, &unix.Rlimit{}, nil) // memory is excluded anyway
+	return proc, nil
+}
+
+// groups is the group of the KVM device, when that is used.
+func groups(acc hypervisor.Accel) []uint32 {
+	var st unix.Stat_t
+	if acc != hypervisor.AccelKVM || unix.Stat(accel.Device, &st) != nil || st.Gid == 0 {
+		return nil
+	}
+	return []uint32{st.Gid}
+}
+
+// bringUp waits for QEMU's greeting, which comes when all devices are there, sets
+// the link and lets the CPUs run.
+func (d *Driver) bringUp(ctx context.Context, spec hypervisor.Spec, proc *sysexec.Proc, h hypervisor.Handle, f *files) (*machine, error) {
+	up, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// The descriptors this process still holds keep the sockets open even when
+	// QEMU is gone, so its end is watched apart.
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-proc.Done():
+			cancel(errEnded)
+		case <-stop:
+		}
+	}()
+	client, err := d.bringUpQMP(up, spec)
+	if err == nil {
+		log, lerr := f.keepLog(spec.Dir)
+		if lerr != nil {
+			_ = client.Close()
+			return nil, errdefs.Wrap(lerr, "open the VMM's log")
+		}
+		return d.newMachine(spec.Dir, proc, h, client, log), nil
+	}
+	if ctx.Err() != nil {
+		return nil, errdefs.Wrap(context.Cause(ctx), "start QEMU")
+	}
+	if errors.Is(err, qmp.ErrClosed) || errors.Is(err, errEnded) {
+		// QEMU hung up, so it is about to end; what it says comes before that.
+		select {
+		case <-proc.Done():
+		case <-ctx.Done():
+			return nil, errdefs.Wrap(context.Cause(ctx), "start QEMU")
+		}
+		return nil, d.endedEarly(proc, f.log)
+	}
+	return nil, errdefs.Unavailable("start QEMU: %w", err)
+}
+
+var errEnded = errors.New("QEMU ended")
+
+func (d *Driver) bringUpQMP(ctx context.Context, spec hypervisor.Spec) (*qmp.Client, error) {
+	conn, err := dirsock.Dial(ctx, spec.Dir, paths.QMPSocket)
+	if err != nil {
+		return nil, err
+	}
+	client, err := qmp.New(ctx, conn, d.onEvent(spec.VMID))
+	if err != nil {
+		return nil, err
+	}
+	if !spec.LinkUp {
+		err = setLink(ctx, client, false)
+	}
+	if err == nil {
+		err = client.Execute(ctx, "cont", nil, nil)
+	}
+	if err != nil {
+		_ = client.Close()
+		return nil, err
+	}
+	return client, nil
+}
+
+// keepLog opens the log again for reading: f is closed when Start returns.
+func (f *files) keepLog(dir string) (*os.File, error) { return openLog(dir, paths.VMMLog) }
+
+// launchError explains a process that could not be started at all.
+func (d *Driver) launchError(err error, spec hypervisor.Spec) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return errdefs.Permission("start QEMU: %w", err).
+			WithHint("uid %d must be able to run QEMU and to enter %s and all directories above it", spec.UID, spec.Dir)
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
+		return errdefs.Exhausted("start QEMU: %w", err).WithHint("the host is out of processes or memory; stop a VM")
+	}
+	return errdefs.Unavailable("start QEMU: %w", err)
+}
+
+// complaints maps what QEMU says when it cannot start to what that means. The
+// texts have been the same since 7.2; an unknown one is passed on without a class.
+var complaints = []struct {
+	text  string
+	class errdefs.Class
+	hint  string
+}{
+	{"Cannot allocate memory", errdefs.ClassExhausted, "give the VM less memory, or stop another one"},
+	{"cannot set up guest memory", errdefs.ClassExhausted, "give the VM less memory, or stop another one"},
+	{"No space left on device", errdefs.ClassExhausted, "free some disk space"},
+	{`Failed to get "write" lock`, errdefs.ClassFailedPrecondition, "another VMM uses this disk; end it first"},
+	{`Failed to get shared "write" lock`, errdefs.ClassFailedPrecondition, "something has this disk open for writing; end it first"},
+	{"Could not access KVM kernel module", errdefs.ClassUnavailable, "banger doctor says what is wrong with KVM"},
+	{"unable to find CPU model", errdefs.ClassUnsupported, "make the VM anew, or install the QEMU it was made with"},
+	{"unsupported machine type", errdefs.ClassUnsupported, "make the VM anew, or install the QEMU it was made with"},
+	{"invalid option", errdefs.ClassUnsupported, "use a QEMU with seccomp support, such as the distribution's"},
+	{"There is no option group 'sandbox'", errdefs.ClassUnsupported, "use a QEMU with seccomp support, such as the distribution's"},
+	{"No such file or directory", errdefs.ClassFailedPrecondition, "a file of the VM is missing; pull its image and kernel again"},
+	{"could not load kernel", errdefs.ClassFailedPrecondition, "the kernel file is missing or damaged; pull it again"},
+	{"could not read kernel", errdefs.ClassFailedPrecondition, "the kernel file is missing or damaged; pull it again"},
+	{"Error loading uncompressed kernel without PVH", errdefs.ClassUnsupported, "the kernel needs CONFIG_PVH, or a bzImage beside it"},
+	{"could not load initrd", errdefs.ClassFailedPrecondition, "the initramfs is missing or damaged; pull the kernel again"},
+	{"Permission denied", errdefs.ClassPermission, "the user the VMM runs as must be able to read the kernel and the image"},
+}
+
+// endedEarly explains a QEMU that ended before its CPUs ran.
+func (d *Driver) endedEarly(proc *sysexec.Proc, log *os.File) error {
+	text := lastLines(log, 4)
+	exit := exitOf(proc)
+	if text == "" {
+		text = exit.String()
+	}
+	for _, c := range complaints {
+		if strings.Contains(text, c.text) {
+			return errdefs.New(c.class, "start QEMU: %s", text).WithHint("%s", c.hint)
+		}
+	}
+	return errdefs.Internal("start QEMU: %s", text)
+}
+
+// exitStatus is how a child ended.
+type exitStatus struct {
+	known        bool
+	code, signal int
+}
+
+func exitOf(proc *sysexec.Proc) exitStatus {
+	st := proc.State()
+	if st == nil {
+		return exitStatus{}
+	}
+	if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return exitStatus{known: true, code: -1, signal: int(ws.Signal())}
+	}
+	return exitStatus{known: true, code: st.ExitCode()}
+}
+
+func (e exitStatus) String() string {
+	switch {
+	case !e.known:
+		return "it ended"
+	case e.signal != 0:
+		return fmt.Sprintf("it was ended by signal %d (%s)", e.signal, unix.SignalName(syscall.Signal(e.signal)))
+	}
+	return fmt.Sprintf("it ended with status %d", e.code)
+}

@@ -1,0 +1,434 @@
+package hypervisortest
+
+import (
+	"context"
+	"encoding/json"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/dirsock"
+	"banger/internal/paths"
+	"banger/internal/sysexec"
+)
+
+func testInfo(t *testing.T, h Harness) {
+	d := h.New()
+	w := newWorld(t, h)
+	info, err := d.Info(w.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Driver != d.Name() || info.Driver == "" || info.Version == "" || info.Machine == "" || info.CPUModel == "" || info.Accel == "" {
+		t.Errorf("incomplete: %+v", info)
+	}
+	if !filepath.IsAbs(info.Binary) {
+		t.Errorf("binary %q is not absolute", info.Binary)
+	}
+	again, err := d.Info(w.ctx())
+	if err != nil || again != info {
+		t.Errorf("second answer %+v, %v differs from %+v", again, err, info)
+	}
+}
+
+func testStartAndKill(t *testing.T, h Harness) {
+	d := h.New()
+	w := newWorld(t, h)
+	m := w.start(d)
+	handle := m.Handle()
+	if handle.Driver != d.Name() || handle.PID <= 0 || handle.StartTime == 0 {
+		t.Errorf("incomplete handle: %+v", handle)
+	}
+	w.alive(m)
+	if e := m.Exit(); e != (hypervisor.Exit{}) {
+		t.Errorf("exit of a live machine: %+v", e)
+	}
+	// Its own session: a signal to ours, or a terminal that hangs up, cannot end it.
+	if sid, err := unix.Getsid(handle.PID); err != nil || sid != handle.PID {
+		t.Errorf("session %d, %v; want its own", sid, err)
+	}
+	w.kill(m)
+	if e := m.Exit(); !e.Known || e.Signal != int(syscall.SIGKILL) {
+		t.Errorf("exit %+v, want signal 9", e)
+	}
+	if err := m.Kill(w.ctx()); err != nil {
+		t.Errorf("second kill: %v", err)
+	}
+	_, err := m.DialAgent(w.ctx())
+	wantClass(t, err, errdefs.ClassFailedPrecondition)
+	wantClass(t, m.SetLink(w.ctx(), true), errdefs.ClassFailedPrecondition)
+	wantClass(t, m.PowerButton(w.ctx()), errdefs.ClassFailedPrecondition)
+}
+
+func testKilledFromOutside(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	m := w.start(h.New())
+	if err := syscall.Kill(m.Handle().PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.ended(m); !e.Known || e.Signal != int(syscall.SIGKILL) {
+		t.Errorf("exit %+v, want signal 9", e)
+	}
+	found := w.attachAfterClose(h.New(), w.start(h.New()))
+	if err := syscall.Kill(found.Handle().PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.ended(found); e.Known {
+		t.Errorf("exit of a process that was no child is known: %+v", e)
+	}
+}
+
+func testPowerButton(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	m := w.start(h.New())
+	if err := m.PowerButton(w.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.ended(m); !e.Known || e.Code != 0 || e.Signal != 0 {
+		t.Errorf("exit %+v, want status 0", e)
+	}
+}
+
+func testSetLink(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	w.spec.LinkUp = false
+	m := w.start(h.New())
+	for _, up := range []bool{true, true, false, true} {
+		if err := m.SetLink(w.ctx(), up); err != nil {
+			t.Fatalf("set link up=%v: %v", up, err)
+		}
+	}
+	w.kill(m)
+}
+
+func testPause(t *testing.T, h Harness) {
+	d := h.New()
+	w := newWorld(t, h)
+	info, err := d.Info(w.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := w.start(d)
+	p, ok := m.(hypervisor.Pauser)
+	if ok != info.Capabilities.Pause {
+		t.Fatalf("implements Pauser: %v, declared: %v", ok, info.Capabilities.Pause)
+	}
+	if ok {
+		if err := p.Pause(w.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		// A paused machine is found again like any other.
+		w.alive(w.attachAfterClose(d, m))
+		return
+	}
+	w.kill(m)
+}
+
+// attachAfterClose lets go of m and finds the machine again, as a new daemon does.
+func (w *world) attachAfterClose(d hypervisor.Driver, m hypervisor.Machine) hypervisor.Machine {
+	w.t.Helper()
+	if err := m.Close(); err != nil {
+		w.t.Fatalf("close: %v", err)
+	}
+	return w.attach(d, m.Handle())
+}
+
+func testDialAgent(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	m := w.start(h.New())
+	for range 3 {
+		c, err := m.DialAgent(w.ctx())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = m.DialAgent(w.ctx())
+		wantClass(t, err, errdefs.ClassFailedPrecondition)
+		if _, err := c.Write([]byte("anything")); err != nil {
+			t.Errorf("write to the agent: %v", err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Done while a channel is open: nothing waits for it.
+	if _, err := m.DialAgent(w.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	w.kill(m)
+}
+
+func testCloseAndAttach(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	m := w.start(h.New())
+	c, err := m.DialAgent(w.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := w.attachAfterClose(h.New(), m)
+	if _, err := c.Write([]byte("x")); err == nil {
+		t.Error("the guest channel survived Close")
+	}
+	_, err = m.DialAgent(w.ctx())
+	wantClass(t, err, errdefs.ClassFailedPrecondition)
+	if err := m.Close(); err != nil {
+		t.Errorf("second close: %v", err)
+	}
+	if found.Handle() != m.Handle() {
+		t.Errorf("handle %+v, want %+v", found.Handle(), m.Handle())
+	}
+	w.alive(found)
+	if err := found.SetLink(w.ctx(), false); err != nil {
+		t.Error(err)
+	}
+	if c, err = found.DialAgent(w.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	w.kill(found)
+	select {
+	case <-m.Done():
+		t.Error("a closed machine reports an end")
+	default:
+	}
+}
+
+// The daemon is another process here, and is gone for good.
+func testDaemonDies(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	spec, err := json.Marshal(w.spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := sysexec.Output(w.ctx(), sysexec.Cmd{Path: exe, Args: []string{starterArg, string(spec)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var handle hypervisor.Handle
+	if err := json.Unmarshal(out, &handle); err != nil {
+		t.Fatalf("%v in %q", err, out)
+	}
+	d := h.New()
+	m := w.attach(d, handle)
+	w.alive(m)
+	c, err := m.DialAgent(w.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	if w.h.Booted != nil {
+		w.h.Booted(t, w.dir)
+	}
+	if err := m.PowerButton(w.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.ended(m); e.Known {
+		t.Errorf("exit of a process that was no child is known: %+v", e)
+	}
+	if err := d.Cleanup(w.ctx(), w.dir, handle); err != nil {
+		t.Error(err)
+	}
+	w.noSockets()
+}
+
+func testAttachToTheDead(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	m := w.start(h.New())
+	handle := m.Handle()
+	wrong := handle
+	wrong.StartTime++
+	_, err := h.New().Attach(w.ctx(), w.spec, wrong)
+	wantClass(t, err, errdefs.ClassNotFound)
+	_, err = h.New().Attach(w.ctx(), w.spec, hypervisor.Handle{})
+	wantClass(t, err, errdefs.ClassNotFound)
+	w.alive(m)
+	w.kill(m)
+	_, err = h.New().Attach(w.ctx(), w.spec, handle)
+	wantClass(t, err, errdefs.ClassNotFound)
+}
+
+func testCleanupByHandle(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	m := w.start(h.New())
+	// Without its sockets only the handle leads to it.
+	if err := dirsock.Remove(w.dir, paths.QMPSocket, paths.AgentSocket, paths.NetSocket); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := h.New().Cleanup(w.ctx(), w.dir, m.Handle()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.ended(m)
+	w.noSockets()
+	w.noProcess()
+}
+
+func testCleanupBySocket(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	m := w.start(h.New())
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := h.New().Cleanup(w.ctx(), w.dir, hypervisor.Handle{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.gone(m.Handle())
+	w.noSockets()
+	w.noProcess()
+}
+
+func testCleanupOfNothing(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	d := h.New()
+	for _, dir := range []string{w.dir, filepath.Join(w.dir, "none")} {
+		for _, handle := range []hypervisor.Handle{{}, {Driver: d.Name(), PID: 1 << 22, StartTime: 1}, {Driver: d.Name(), PID: os.Getpid(), StartTime: 1}} {
+			if err := d.Cleanup(w.ctx(), dir, handle); err != nil {
+				t.Errorf("cleanup of %s, %+v: %v", dir, handle, err)
+			}
+		}
+	}
+}
+
+func testStaleSockets(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	for _, name := range []string{paths.QMPSocket, paths.AgentSocket} {
+		f, err := dirsock.Listen(w.dir, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+	}
+	if err := os.WriteFile(filepath.Join(w.dir, paths.NetSocket), []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := w.start(h.New())
+	c, err := m.DialAgent(w.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	w.kill(m)
+}
+
+func testStartTwice(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	d := h.New()
+	m := w.start(d)
+	_, err := d.Start(w.ctx(), w.spec)
+	wantClass(t, err, errdefs.ClassFailedPrecondition)
+	w.alive(m)
+	c, err := m.DialAgent(w.ctx())
+	if err != nil {
+		t.Fatalf("the second start broke the first machine: %v", err)
+	}
+	_ = c.Close()
+	w.kill(m)
+}
+
+func testStartFails(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	h.Break(&w.spec)
+	m, err := h.New().Start(w.ctx(), w.spec)
+	if err == nil {
+		_ = m.Kill(w.ctx())
+		t.Fatal("a broken spec started")
+	}
+	t.Logf("%v (%s)", err, errdefs.HintOf(err))
+	if errdefs.ClassOf(err) == errdefs.ClassInternal || errdefs.HintOf(err) == "" {
+		t.Errorf("error has class %s and hint %q", errdefs.ClassOf(err), errdefs.HintOf(err))
+	}
+	w.noProcess()
+	w.noSockets()
+}
+
+// Wherever in a start the caller gives up: either it succeeded, or nothing is left.
+func testStartCancelled(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	d := h.New()
+	begin := time.Now()
+	if m, err := d.Start(w.ctx(), w.spec); err != nil {
+		t.Fatal(err)
+	} else if err := d.Cleanup(w.ctx(), w.dir, m.Handle()); err != nil {
+		t.Fatal(err)
+	} else {
+		_ = m.Close()
+	}
+	const steps = 8
+	whole := time.Since(begin)
+	for i := range steps {
+		ctx, cancel := context.WithTimeout(t.Context(), whole*time.Duration(i)/steps)
+		m, err := d.Start(ctx, w.spec)
+		cancel()
+		if err != nil {
+			if c := errdefs.ClassOf(err); c != errdefs.ClassTimeout {
+				t.Errorf("after %d/%d: got %v (class %s), want class timeout", i, steps, err, c)
+			}
+			w.noProcess()
+			w.noSockets()
+			continue
+		}
+		// The context is over, and the machine lives on.
+		w.alive(m)
+		w.kill(m)
+		_ = m.Close()
+		if err := d.Cleanup(w.ctx(), w.dir, m.Handle()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func testRestart(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	d := h.New()
+	var last hypervisor.Handle
+	for range 2 {
+		m := w.start(d)
+		if m.Handle() == last {
+			t.Error("two machines have one handle")
+		}
+		last = m.Handle()
+		w.kill(m)
+	}
+}
+
+func testTwoMachines(t *testing.T, h Harness) {
+	a, b := newWorld(t, h), newWorld(t, h)
+	b.spec.VMID += "b"
+	d := h.New()
+	ma, mb := a.start(d), b.start(d)
+	a.kill(ma)
+	b.alive(mb)
+	if err := d.Cleanup(a.ctx(), a.dir, ma.Handle()); err != nil {
+		t.Error(err)
+	}
+	b.alive(mb)
+	b.kill(mb)
+}
+
+func testDeepDirectory(t *testing.T, h Harness) {
+	w := newWorld(t, h, longName(), "with space, and comma", longName())
+	m := w.start(h.New())
+	found := w.attachAfterClose(h.New(), m)
+	c, err := found.DialAgent(w.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	if st, err := os.Lstat(filepath.Join(w.dir, paths.AgentSocket)); err != nil || st.Mode().Type() != fs.ModeSocket {
+		t.Errorf("agent socket: %v, %v", st, err)
+	}
+	w.kill(found)
+}

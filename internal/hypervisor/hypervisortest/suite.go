@@ -1,0 +1,232 @@
+// Package hypervisortest is the conformance suite of hypervisor.Driver: what the
+// rest of banger relies on, checked against real processes. Every driver runs it
+// from its own tests:
+//
+//	func TestMain(m *testing.M) {
+//		hypervisortest.Main(newDriver) // plays the daemon that dies
+//		os.Exit(m.Run())
+//	}
+//
+//	func TestConformance(t *testing.T) { hypervisortest.Run(t, hypervisortest.Harness{…}) }
+package hypervisortest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/paths"
+	"banger/internal/sysexec"
+)
+
+// Harness is what the suite needs to know of one driver.
+type Harness struct {
+	// New returns a driver as a freshly started daemon would have it.
+	New func() hypervisor.Driver
+	// Spec returns a machine to start in dir, which exists. Its guest must end the
+	// machine when the power button is pressed.
+	Spec func(t *testing.T, dir string) hypervisor.Spec
+	// Break changes a spec so that Start must fail, after a process was started
+	// where the driver can only find out that way.
+	Break func(*hypervisor.Spec)
+	// Booted waits until the guest of a machine in dir runs; nil: it does when Start
+	// returns.
+	Booted func(t *testing.T, dir string)
+}
+
+// patience bounds every single wait of the suite; only failures take that long.
+const patience = 60 * time.Second
+
+// Run runs the suite.
+func Run(t *testing.T, h Harness) {
+	for _, c := range []struct {
+		name string
+		test func(*testing.T, Harness)
+	}{
+		{"Info", testInfo},
+		{"StartAndKill", testStartAndKill},
+		{"KilledFromOutside", testKilledFromOutside},
+		{"PowerButton", testPowerButton},
+		{"SetLink", testSetLink},
+		{"Pause", testPause},
+		{"DialAgent", testDialAgent},
+		{"CloseAndAttach", testCloseAndAttach},
+		{"DaemonDies", testDaemonDies},
+		{"AttachToTheDead", testAttachToTheDead},
+		{"CleanupByHandle", testCleanupByHandle},
+		{"CleanupBySocket", testCleanupBySocket},
+		{"CleanupOfNothing", testCleanupOfNothing},
+		{"StaleSockets", testStaleSockets},
+		{"StartTwice", testStartTwice},
+		{"StartFails", testStartFails},
+		{"StartCancelled", testStartCancelled},
+		{"Restart", testRestart},
+		{"TwoMachines", testTwoMachines},
+		{"DeepDirectory", testDeepDirectory},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.test(t, h) })
+	}
+}
+
+// world is one VM directory and what must be true of it at the end of a test.
+type world struct {
+	t    *testing.T
+	h    Harness
+	dir  string
+	spec hypervisor.Spec
+}
+
+func newWorld(t *testing.T, h Harness, sub ...string) *world {
+	t.Helper()
+	dir := filepath.Join(append([]string{t.TempDir()}, sub...)...)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, h: h, dir: dir, spec: h.Spec(t, dir)}
+	// Whatever a test leaves is a failure of the driver or of the test; it is ended
+	// either way, by pid.
+	t.Cleanup(func() {
+		for _, pid := range processesIn(dir) {
+			if t.Failed() {
+				t.Logf("ending process %d, left in %s", pid, dir)
+			} else {
+				t.Errorf("process %d is left in %s", pid, dir)
+			}
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	return w
+}
+
+func (w *world) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	w.t.Cleanup(cancel)
+	return ctx
+}
+
+// start starts the machine and has it cleaned up.
+func (w *world) start(d hypervisor.Driver) hypervisor.Machine {
+	w.t.Helper()
+	m, err := d.Start(w.ctx(), w.spec)
+	if err != nil {
+		w.t.Fatalf("start: %v (hint: %s)", err, errdefs.HintOf(err))
+	}
+	w.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := d.Cleanup(ctx, w.dir, m.Handle()); err != nil {
+			w.t.Errorf("cleanup: %v", err)
+		}
+		if err := m.Close(); err != nil {
+			w.t.Errorf("close: %v", err)
+		}
+		w.noSockets()
+	})
+	if w.h.Booted != nil {
+		w.h.Booted(w.t, w.dir)
+	}
+	return m
+}
+
+func (w *world) attach(d hypervisor.Driver, handle hypervisor.Handle) hypervisor.Machine {
+	w.t.Helper()
+	m, err := d.Attach(w.ctx(), w.spec, handle)
+	if err != nil {
+		w.t.Fatalf("attach: %v", err)
+	}
+	w.t.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+func (w *world) kill(m hypervisor.Machine) {
+	w.t.Helper()
+	if err := m.Kill(w.ctx()); err != nil {
+		w.t.Fatalf("kill: %v", err)
+	}
+	w.ended(m)
+}
+
+// ended waits for the end of m and checks that nothing of it is left.
+func (w *world) ended(m hypervisor.Machine) hypervisor.Exit {
+	w.t.Helper()
+	select {
+	case <-m.Done():
+	case <-w.ctx().Done():
+		w.t.Fatal("the machine does not end")
+	}
+	w.gone(m.Handle())
+	return m.Exit()
+}
+
+func (w *world) alive(m hypervisor.Machine) {
+	w.t.Helper()
+	select {
+	case <-m.Done():
+		w.t.Fatalf("the machine has ended: %+v", m.Exit())
+	default:
+	}
+	if st, err := sysexec.StartTime(m.Handle().PID); err != nil || st != m.Handle().StartTime {
+		w.t.Fatalf("the process is gone: start time %d, %v; want %d", st, err, m.Handle().StartTime)
+	}
+}
+
+func (w *world) gone(h hypervisor.Handle) {
+	w.t.Helper()
+	if st, err := sysexec.StartTime(h.PID); err == nil && st == h.StartTime {
+		w.t.Errorf("process %d runs on", h.PID)
+	}
+}
+
+func (w *world) noProcess() {
+	w.t.Helper()
+	if pids := processesIn(w.dir); len(pids) > 0 {
+		w.t.Errorf("processes %v are left", pids)
+	}
+}
+
+// noSockets checks that the driver left none of its sockets.
+func (w *world) noSockets() {
+	w.t.Helper()
+	for _, name := range []string{paths.QMPSocket, paths.AgentSocket, paths.NetSocket} {
+		if _, err := os.Lstat(filepath.Join(w.dir, name)); !errors.Is(err, os.ErrNotExist) {
+			w.t.Errorf("%s is left (%v)", name, err)
+		}
+	}
+}
+
+// processesIn lists the live processes whose working directory is dir: every VMM
+// runs in its VM's directory.
+func processesIn(dir string) (pids []int) {
+	dir, _ = filepath.EvalSymlinks(dir)
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		if cwd, err := os.Readlink("/proc/" + e.Name() + "/cwd"); err == nil && cwd == dir {
+			if _, err := sysexec.StartTime(pid); err == nil { // not a zombie
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// wantClass fails unless err has the class.
+func wantClass(t *testing.T, err error, want errdefs.Class) {
+	t.Helper()
+	if err == nil || errdefs.ClassOf(err) != want {
+		t.Fatalf("got %v (class %s), want class %s", err, errdefs.ClassOf(err), want)
+	}
+}
+
+func longName() string { return strings.Repeat("a-long-name-", 15) }
