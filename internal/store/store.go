@@ -56,8 +56,7 @@ func open(ctx context.Context, path string) (*Store, error) {
 		"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "cache_size(-2000)"},
 		"_txlock": {"immediate"},
 	}
-	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
-	db, err := sql.Open("sqlite", dsn)
+	db, err := sql.Open("sqlite", dsn(path, q))
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
@@ -68,6 +67,28 @@ func open(ctx context.Context, path string) (*Store, error) {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
 	return &Store{db: db}, nil
+}
+
+// Peek opens the database for reading only, whoever has it open; nothing is made
+// or migrated. It errors with ErrNotFound when there is none.
+func Peek(ctx context.Context, path string) (*Store, error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, errdefs.NotFound("no database: %w", err)
+	}
+	q := url.Values{"mode": {"ro"}, "_pragma": {"busy_timeout(2000)"}}
+	db, err := sql.Open("sqlite", dsn(path, q))
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	if err := db.PingContext(ctx); err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	return &Store{db: db}, nil
+}
+
+func dsn(path string, q url.Values) string {
+	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
 }
 
 func migrate(ctx context.Context, db *sql.DB) error {

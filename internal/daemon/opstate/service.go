@@ -141,6 +141,25 @@ func (s *Service) Get(_ context.Context, req *connect.Request[bangerv1.Operation
 	return connect.NewResponse(rec), nil
 }
 
+// Await waits for the end of an operation and returns its last record.
+func (s *Service) Await(ctx context.Context, id string) (*bangerv1.Operation, error) {
+	op, err := s.find(id)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		rec, changed := op.Snapshot()
+		if rec.State != Running {
+			return rec, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
 // Watch implements OperationService. Changes that come faster than the client
 // reads are merged into the next message.
 func (s *Service) Watch(ctx context.Context, req *connect.Request[bangerv1.OperationRef], stream *connect.ServerStream[bangerv1.Operation]) error {

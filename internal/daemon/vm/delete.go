@@ -38,46 +38,52 @@ func (s *Service) remove(ctx context.Context, id string, force bool) error {
 	return s.deleteHeld(ctx, held, &v)
 }
 
-// deletion is what the steps of delete work on. They have no undo: a delete that
-// fails half way is finished by the next delete or by recovery.
-type deletion struct {
-	held *vmlock.Held
-	vm   *model.VM
-}
-
+// deleteHeld removes everything a VM has, its row last. A delete that fails half
+// way leaves the VM in deleting, for the next delete or recovery to finish.
 func (s *Service) deleteHeld(ctx context.Context, held *vmlock.Held, v *model.VM) error {
 	ctx, cancel := cleanupContext(ctx)
 	defer cancel()
-	err := steps.Run(ctx, s.runner(v, "delete", nil), &deletion{held, v}, []steps.Step[*deletion]{
-		{Name: "mark", Do: s.markDeleting},
-		{Name: "end", Do: func(ctx context.Context, d *deletion) error {
-			return s.settle(ctx, d.held, d.vm, s.lookup(d.vm.ID))
-		}},
-		{Name: "remove files", Do: func(_ context.Context, d *deletion) error {
-			if err := os.RemoveAll(s.Layout.VM(d.vm.ID)); err != nil {
+	e := &ending{held: held, vm: v, from: v.State, live: s.lookup(v.ID)}
+	list := append([]steps.Step[*ending]{{Name: "mark", Do: s.markDeleting, Undo: s.unmarkDeleting}}, s.settleSteps()...)
+	list = append(list,
+		steps.Step[*ending]{Name: "remove files", Do: func(_ context.Context, e *ending) error {
+			e.gone = true
+			if err := os.RemoveAll(s.Layout.VM(e.vm.ID)); err != nil {
 				return fmt.Errorf("remove vm directory: %w", err)
 			}
 			return nil
 		}},
-		{Name: "remove row", Do: func(ctx context.Context, d *deletion) error {
-			if err := s.Store.DeleteVM(ctx, d.vm.ID); err != nil {
+		steps.Step[*ending]{Name: "remove row", Do: func(ctx context.Context, e *ending) error {
+			if err := s.Store.DeleteVM(ctx, e.vm.ID); err != nil {
 				return err
 			}
-			s.notify(d.vm.ID)
+			s.notify(e.vm.ID)
 			return nil
-		}},
-	})
-	if err != nil {
+		}})
+	if err := steps.Run(ctx, s.runner(v, "delete", nil), e, list); err != nil {
 		return errdefs.Wrap(err, "delete vm %q", v.Name)
 	}
 	return nil
 }
 
-func (s *Service) markDeleting(ctx context.Context, d *deletion) error {
-	if d.vm.State == model.StateDeleting {
+func (s *Service) markDeleting(ctx context.Context, e *ending) error {
+	if e.vm.State == model.StateDeleting {
 		return nil
 	}
-	return s.setState(ctx, d.held, d.vm, model.StateDeleting)
+	return s.setState(ctx, e.held, e.vm, model.StateDeleting)
+}
+
+// unmarkDeleting puts a VM back of which nothing was destroyed yet.
+func (s *Service) unmarkDeleting(ctx context.Context, e *ending) error {
+	if e.gone || e.from == model.StateDeleting {
+		return nil
+	}
+	e.vm.State = e.from
+	if err := s.Store.UpdateVM(ctx, e.vm); err != nil {
+		return err
+	}
+	s.notify(e.vm.ID)
+	return nil
 }
 
 // rename gives a VM another name, in the guest too when it runs.

@@ -216,11 +216,11 @@ func (s *Service) reap(id string, l *live) {
 		v.LastError = exitText(exit)
 	}
 	log.Info("vmm ended", "code", exit.Code, "signal", exit.Signal, "known", exit.Known)
-	if err := s.settle(s.ctx, h, &v, l); err != nil {
+	if err := s.settle(s.ctx, &ending{held: h, vm: &v, from: v.State, live: l}); err != nil {
 		log.Error("settle an ended vm", "err", err)
 		return
 	}
-	if v.Spec.AutoRemove {
+	if v.Spec.AutoRemove || v.State == model.StateDeleting {
 		if err := s.deleteHeld(s.ctx, h, &v); err != nil {
 			log.Error("delete an ended vm", "err", err)
 		}

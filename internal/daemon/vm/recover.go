@@ -79,13 +79,13 @@ func (s *Service) restore(ctx context.Context, v *model.VM) error {
 			if v.Spec.AutoRemove {
 				return s.deleteHeld(ctx, held, v)
 			}
-			return s.settle(ctx, held, v, nil)
+			return s.settle(ctx, &ending{held: held, vm: v, from: v.State})
 		}
 		l, err := s.reattach(ctx, v)
 		switch {
 		case errors.Is(err, errdefs.ErrNotFound):
 			v.LastError = "the VMM was gone when the daemon started"
-			if err := s.settle(ctx, held, v, nil); err != nil {
+			if err := s.settle(ctx, &ending{held: held, vm: v, from: v.State}); err != nil {
 				return err
 			}
 		case err != nil:

@@ -71,7 +71,7 @@ func (s *Service) startSteps() []steps.Step[*creation] {
 		{Name: "network", Do: s.connect, Undo: s.disconnect},
 		{Name: "boot", Do: s.awaitAgent},
 		{Name: "configure", Do: s.configure},
-		{Name: "publish", Do: s.markRunning, Undo: s.unmarkRunning},
+		{Name: "publish", Do: s.markRunning},
 	}
 }
 
@@ -166,6 +166,9 @@ func (s *Service) unlaunch(ctx context.Context, c *creation) error {
 	if c.boot == nil {
 		return nil
 	}
+	if c.boot.live != nil {
+		s.drop(c.vm.ID, c.boot.live)
+	}
 	return s.endVMM(ctx, c.driver, c.vm, c.boot.live)
 }
 
@@ -177,9 +180,7 @@ func (s *Service) endVMM(ctx context.Context, d hypervisor.Driver, v *model.VM, 
 	var errs []error
 	if l != nil {
 		h = l.machine.Handle()
-		errs = append(errs, l.machine.Kill(ctx))
-		s.drop(v.ID, l)
-		errs = append(errs, l.close())
+		errs = append(errs, l.machine.Kill(ctx), l.close())
 	}
 	errs = append(errs, d.Cleanup(ctx, dir, h), removeHandles(dir))
 	return errors.Join(errs...)
@@ -276,12 +277,6 @@ func (s *Service) markRunning(ctx context.Context, c *creation) error {
 	}
 	s.adopt(c.vm, c.boot.live)
 	return s.endTurn(ctx, c)
-}
-
-// unmarkRunning only matters when a fault is injected after the last step.
-func (s *Service) unmarkRunning(_ context.Context, c *creation) error {
-	s.drop(c.vm.ID, c.boot.live)
-	return nil
 }
 
 // lastLines returns the last lines of a log, made safe to print: guests are hostile.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"banger/internal/daemon/steps"
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
 	"banger/internal/guest"
@@ -28,38 +29,74 @@ func (s *Service) stop(ctx context.Context, id string, timeout time.Duration, p 
 	return s.stopHeld(ctx, held, &v, timeout, p)
 }
 
+// ending is what the steps of stop, kill and delete work on.
+type ending struct {
+	held *vmlock.Held
+	vm   *model.VM
+	from model.State
+	live *live // nil: the VMM is not known to run
+	// gone says that something was destroyed, so the VM cannot be what it was.
+	gone bool
+}
+
 // stopHeld asks the guest to power off, and ends its VMM when that takes longer
 // than timeout: files that were written are flushed first either way.
 func (s *Service) stopHeld(ctx context.Context, held *vmlock.Held, v *model.VM, timeout time.Duration, p model.Progress) error {
-	l := s.lookup(v.ID)
-	if l == nil {
-		if v.State == model.StateStopped || v.State == model.StateError {
+	e := &ending{held: held, vm: v, from: v.State, live: s.lookup(v.ID)}
+	if e.live == nil {
+		if !v.State.Live() {
 			return nil
 		}
-		return s.settle(ctx, held, v, nil)
+		return s.settle(ctx, e)
 	}
 	if timeout <= 0 {
 		timeout = s.Defaults.StopTimeout
 	}
-	if v.State != model.StateStopping {
-		if err := s.setState(ctx, held, v, model.StateStopping); err != nil {
-			return err
-		}
+	list := append([]steps.Step[*ending]{
+		{Name: "mark", Do: s.markStopping, Undo: s.unmarkStopping},
+		{Name: "shut down", Do: func(ctx context.Context, e *ending) error { return s.shutDown(ctx, e, timeout) }},
+	}, s.settleSteps()...)
+	if err := steps.Run(ctx, s.runner(v, "stop", p), e, list); err != nil {
+		return errdefs.Wrap(err, "stop vm %q", v.Name)
 	}
-	p.Stage("shut down")
-	if err := s.powerOff(ctx, l, timeout); err != nil {
-		if errdefs.ClassOf(err) == errdefs.ClassCanceled {
-			// The guest may or may not be going down; the watcher settles it if so.
-			uctx, cancel := cleanupContext(ctx)
-			defer cancel()
-			v.State = model.StateRunning
-			return errors.Join(err, s.Store.UpdateVM(uctx, v))
-		}
-		s.Log.Warn("orderly stop did not finish, ending the vmm", "vm", v.ID, "err", err)
-		p.Stage("end")
-		s.flush(ctx, l)
+	return nil
+}
+
+func (s *Service) markStopping(ctx context.Context, e *ending) error {
+	if e.vm.State == model.StateStopping {
+		return nil
 	}
-	return s.settle(ctx, held, v, l)
+	return s.setState(ctx, e.held, e.vm, model.StateStopping)
+}
+
+// unmarkStopping puts a VM that still runs back. One that does not is settled by
+// its watcher, which waits for our claim.
+func (s *Service) unmarkStopping(ctx context.Context, e *ending) error {
+	select {
+	case <-e.live.machine.Done():
+		return nil
+	default:
+	}
+	e.vm.State = model.StateRunning
+	if err := s.Store.UpdateVM(ctx, e.vm); err != nil {
+		return err
+	}
+	s.notify(e.vm.ID)
+	return nil
+}
+
+// shutDown does not fail when the guest will not go: the next step ends its VMM.
+func (s *Service) shutDown(ctx context.Context, e *ending, timeout time.Duration) error {
+	err := s.powerOff(ctx, e.live, timeout)
+	if err == nil {
+		return nil
+	}
+	if context.Cause(ctx) != nil {
+		return err
+	}
+	s.Log.Warn("orderly stop did not finish, ending the vmm", "vm", e.vm.ID, "err", err)
+	s.flush(ctx, e.live)
+	return nil
 }
 
 // powerOff returns nil when the VMM has ended by itself.
@@ -94,23 +131,46 @@ func (s *Service) flush(ctx context.Context, l *live) {
 	}
 }
 
-// settle brings a VM whose VMM has ended, or must end now, to stopped. Its row
-// keeps v.LastError.
-func (s *Service) settle(ctx context.Context, held *vmlock.Held, v *model.VM, l *live) error {
-	d, err := s.driver(v)
+// settleSteps bring a VM whose VMM has ended, or must end now, to stopped. They
+// have no undo: when one fails, the watcher or the next verb does them again.
+func (s *Service) settleSteps() []steps.Step[*ending] {
+	return []steps.Step[*ending]{
+		{Name: "end vmm", Do: s.endStep},
+		{Name: "disconnect", Do: func(ctx context.Context, e *ending) error {
+			if e.vm.Spec.Net != model.NetUser {
+				return nil
+			}
+			return s.Network.Detach(ctx, e.vm.ID)
+		}},
+		{Name: "settle", Do: func(ctx context.Context, e *ending) error {
+			if e.vm.State != model.StateDeleting {
+				if err := s.setState(ctx, e.held, e.vm, model.StateStopped); err != nil {
+					return err
+				}
+			}
+			if e.live != nil {
+				s.drop(e.vm.ID, e.live)
+			}
+			s.notify(e.vm.ID)
+			return nil
+		}},
+	}
+}
+
+func (s *Service) endStep(ctx context.Context, e *ending) error {
+	d, err := s.driver(e.vm)
 	if err != nil {
 		return err
 	}
+	e.gone = e.gone || e.vm.State.Live() || e.from.Live()
+	return s.endVMM(ctx, d, e.vm, e.live)
+}
+
+// settle runs the settle steps on a context of their own: they must happen.
+func (s *Service) settle(ctx context.Context, e *ending) error {
 	ctx, cancel := cleanupContext(ctx)
 	defer cancel()
-	errs := []error{s.endVMM(ctx, d, v, l)}
-	if v.Spec.Net == model.NetUser {
-		errs = append(errs, s.Network.Detach(ctx, v.ID))
-	}
-	if v.State != model.StateDeleting {
-		errs = append(errs, s.setState(ctx, held, v, model.StateStopped))
-	}
-	return errors.Join(errs...)
+	return steps.Run(ctx, s.runner(e.vm, "settle", nil), e, s.settleSteps())
 }
 
 // kill ends a VM at once. It does not queue behind the verb that holds the VM: it
@@ -131,7 +191,7 @@ func (s *Service) kill(ctx context.Context, id string) error {
 		return nil
 	}
 	v.LastError = ""
-	return s.settle(ctx, held, &v, l)
+	return s.settle(ctx, &ending{held: held, vm: &v, from: v.State, live: l})
 }
 
 // restart is stop and start under one claim.
