@@ -19,15 +19,16 @@ func CheckName(name string) error {
 		WithHint("use 1 to 63 of a-z, 0-9 and -, with no - at either end")
 }
 
-var artifactName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,127}$`)
+var artifactName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*(:[a-z0-9][a-z0-9._-]*)?$`)
 
-// CheckArtifactName reports whether name can name an image or a kernel.
+// CheckArtifactName reports whether name can name an image or a kernel: a name,
+// perhaps with a version after a colon ("debian:trixie").
 func CheckArtifactName(kind, name string) error {
-	if artifactName.MatchString(name) {
+	if len(name) <= 128 && artifactName.MatchString(name) {
 		return nil
 	}
 	return errdefs.Invalid("%s name %q is not allowed", kind, name).
-		WithHint("use 1 to 128 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit")
+		WithHint("use up to 128 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit; one ':' may set off a version")
 }
 
 // Near returns up to three of candidates that look like name, best first, for

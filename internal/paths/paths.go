@@ -37,6 +37,7 @@ const (
 	BzImageFile      = "bzImage"
 	EarlyModulesDir  = "early"        // modules the initramfs loads
 	EarlyOrderFile   = "order"        // in early/: file names in load order, one a line
+	LateOrderFile    = "order-late"   // in early/: those that may be loaded once the root is there
 	ModulesImageFile = "modules.ext4" // the full tree of /lib/modules/<release>
 	KernelConfigFile = "config"
 )
