@@ -1,0 +1,11 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+)
+
+func newKernelCmd(a *app) *cobra.Command {
+	c := &cobra.Command{Use: "kernel", Aliases: []string{"kernels"}, Short: "Manage the kernels of VMs"}
+	c.AddCommand(newKernelListCmd(a), newKernelShowCmd(a), newKernelPullCmd(a), newKernelImportCmd(a), newKernelRmCmd(a))
+	return groupOnly(c)
+}

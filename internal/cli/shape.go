@@ -1,0 +1,209 @@
+package cli
+
+import (
+	"bufio"
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"banger/internal/api/bangerv1"
+	"banger/internal/config"
+	"banger/internal/errdefs"
+	"banger/internal/model"
+)
+
+// shape holds the flags that say what VM to make; create and run share them.
+type shape struct {
+	name, image, kernel string
+	cpus                int
+	memory, disk        string
+	net                 string
+	env                 []string
+	envFiles            []string
+	user, workdir       string
+}
+
+func (s *shape) register(cmd *cobra.Command, a *app) {
+	f := cmd.Flags()
+	f.StringVar(&s.name, "name", "", "`name` of the VM (default: a friendly one is made up)")
+	f.StringVar(&s.image, "image", "", "`image` to boot (default: the configured one)")
+	f.StringVar(&s.kernel, "kernel", "", "`kernel` to boot (default: the image's)")
+	f.IntVar(&s.cpus, "cpus", 0, "`number` of CPUs (default: the configured number)")
+	f.StringVar(&s.memory, "memory", "", "memory `size`, in MiB or as 2G (default: the configured size)")
+	f.StringVar(&s.disk, "disk", "", "disk `size`, like 16G (default: the configured size)")
+	f.StringVar(&s.net, "net", "", "network: user (outbound only) or none (default: the configured `mode`)")
+	f.StringArrayVarP(&s.env, "env", "e", nil, "set `KEY=VALUE` for commands; KEY alone takes the value from here")
+	f.StringArrayVar(&s.envFiles, "env-file", nil, "read KEY=VALUE lines from `file`")
+	f.StringVarP(&s.user, "user", "u", "", "`user` that runs commands (default: the image's)")
+	f.StringVarP(&s.workdir, "workdir", "w", "", "`directory` that commands run in")
+	complete(cmd, "image", a.completeImages)
+	complete(cmd, "kernel", a.completeKernels)
+	complete(cmd, "net", fixed(string(model.NetUser), string(model.NetNone)))
+}
+
+// request checks the flags and turns them into a request; what was not given
+// stays absent, so that the daemon's defaults apply.
+func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
+	req := &bangerv1.CreateRequest{
+		Name: s.name, Image: s.image, Kernel: s.kernel, Net: s.net, User: s.user, Workdir: s.workdir,
+	}
+	given := cmd.Flags().Changed
+	if given("name") {
+		if err := model.CheckName(s.name); err != nil {
+			return nil, err
+		}
+	}
+	if given("cpus") {
+		if s.cpus < 1 || s.cpus > 1<<16 {
+			return nil, errdefs.Invalid("--cpus %d: at least 1 is needed", s.cpus).
+				WithHint("choose a number up to what the host has, e.g. --cpus 2")
+		}
+		n := int32(s.cpus)
+		req.Cpus = &n
+	}
+	if given("memory") {
+		n, err := parseSize("memory", s.memory, config.MiB)
+		if err != nil {
+			return nil, err
+		}
+		n /= config.MiB
+		req.MemoryMib = &n
+	}
+	if given("disk") {
+		n, err := parseSize("disk", s.disk, 0)
+		if err != nil {
+			return nil, err
+		}
+		req.DiskBytes = &n
+	}
+	if given("net") && s.net != string(model.NetUser) && s.net != string(model.NetNone) {
+		return nil, errdefs.Invalid("--net %q is not a network mode", s.net).WithHint("use --net user or --net none")
+	}
+	if given("workdir") && !strings.HasPrefix(s.workdir, "/") {
+		return nil, errdefs.Invalid("--workdir %q is not absolute", s.workdir).WithHint("write the whole path, e.g. --workdir /srv")
+	}
+	var err error
+	req.Env, err = readEnv(s.env, s.envFiles)
+	return req, err
+}
+
+// parseSize reads a size in bytes that must be positive. A number without unit
+// counts in bare bytes, or is refused when bare is 0.
+func parseSize(flag, text string, bare int64) (int64, error) {
+	hint := "write a number with M, G or T, e.g. --" + flag + " 2G"
+	if strings.HasPrefix(strings.TrimSpace(text), "-") {
+		return 0, errdefs.Invalid("--%s %s: more than zero is needed", flag, text).WithHint("%s", hint)
+	}
+	plain := strings.Trim(text, "0123456789") == "" && text != ""
+	if plain && bare == 0 && strings.Trim(text, "0") != "" {
+		return 0, errdefs.Invalid("--%s %s has no unit", flag, text).WithHint("%s", hint)
+	}
+	if plain && bare == config.MiB {
+		text += "M"
+	}
+	size, err := config.ParseSize(text)
+	if err != nil {
+		return 0, errdefs.Invalid("--%s: %w", flag, err).WithHint("%s", hint)
+	}
+	if size.Bytes() < config.MiB {
+		return 0, errdefs.Invalid("--%s %s: more than zero is needed", flag, strings.TrimSuffix(text, "M")).WithHint("%s", hint)
+	}
+	return size.Bytes(), nil
+}
+
+// maxEnvFile bounds an --env-file, in bytes.
+const maxEnvFile = 1 << 20
+
+// readEnv gathers the environment: files first, so that flags win.
+func readEnv(flags, files []string) ([]string, error) {
+	var env []string
+	for _, file := range files {
+		lines, err := readEnvFile(file)
+		if err != nil {
+			return nil, err
+		}
+		env = append(env, lines...)
+	}
+	for _, kv := range flags {
+		kv, ok, err := envEntry(kv)
+		if err != nil {
+			return nil, errdefs.Wrap(err, "--env")
+		}
+		if ok {
+			env = append(env, kv)
+		}
+	}
+	return env, nil
+}
+
+// envEntry completes "KEY" from our own environment; ok is false when it is not
+// set there, as with a shell that exports nothing.
+func envEntry(kv string) (entry string, ok bool, err error) {
+	key, _, assigned := strings.Cut(kv, "=")
+	if key == "" || strings.ContainsAny(key, " \t\x00") || strings.Contains(kv, "\x00") {
+		return "", false, errdefs.Invalid("%q is not KEY=VALUE", kv).WithHint("write --env NAME=value, or --env NAME to pass yours on")
+	}
+	if assigned {
+		return kv, true, nil
+	}
+	value, set := os.LookupEnv(key)
+	return key + "=" + value, set, nil
+}
+
+func readEnvFile(file string) ([]string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fileErr("read the environment file", file, err)
+	}
+	defer func() { _ = f.Close() }()
+	if info, err := f.Stat(); err != nil || info.IsDir() || info.Size() > maxEnvFile {
+		return nil, errdefs.Invalid("read the environment file %s: not a file of at most 1 MiB", file)
+	}
+	var env []string
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, maxEnvFile)
+	for n := 1; lines.Scan(); n++ {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		kv, ok, err := envEntry(line)
+		if err != nil {
+			return nil, errdefs.Wrap(err, "%s:%d", file, n)
+		}
+		if ok {
+			env = append(env, kv)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fileErr("read the environment file", file, err)
+	}
+	return env, nil
+}
+
+// fileErr classifies a failure with a file of the user's.
+func fileErr(what, path string, err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errdefs.NotFound("%s: %s does not exist", what, path).WithHint("check the path")
+	case errors.Is(err, fs.ErrPermission):
+		return errdefs.Permission("%s: %s cannot be read: %w", what, path, err).WithHint("check its permissions: ls -ld %s", path)
+	}
+	return errdefs.Wrap(err, "%s: %s", what, path)
+}
+
+// parseTail reads --tail: a positive size, in bytes when it has no unit.
+func parseTail(text string) (int64, error) {
+	size, err := config.ParseSize(text)
+	if err != nil || size <= 0 {
+		return 0, errdefs.Invalid("--tail %q is not a size above zero", text).WithHint("e.g. --tail 64K")
+	}
+	return size.Bytes(), nil
+}

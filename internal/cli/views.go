@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"banger/internal/api/bangerv1"
+)
+
+// The views are what --json prints. Their field names are a promise: fields may be
+// added, never renamed.
+
+// vmView is a VM. Sizes are in the unit of their name; times are RFC 3339, null
+// where there is none.
+type vmView struct {
+	ID            string     `json:"id"`
+	Name          string     `json:"name"`
+	State         string     `json:"state"`
+	Busy          string     `json:"busy"`
+	Image         string     `json:"image"`
+	ImageID       string     `json:"image_id"`
+	Kernel        string     `json:"kernel"`
+	KernelID      string     `json:"kernel_id"`
+	CPUs          int32      `json:"cpus"`
+	MemoryMiB     int64      `json:"memory_mib"`
+	DiskBytes     int64      `json:"disk_bytes"`
+	DiskUsedBytes int64      `json:"disk_used_bytes"`
+	Net           string     `json:"net"`
+	User          string     `json:"user"`
+	Workdir       string     `json:"workdir"`
+	AutoRemove    bool       `json:"auto_remove"`
+	Driver        string     `json:"driver"`
+	Accel         string     `json:"accel"`
+	Machine       string     `json:"machine"`
+	CPUModel      string     `json:"cpu_model"`
+	VMMVersion    string     `json:"vmm_version"`
+	PID           int32      `json:"pid"`
+	BootID        string     `json:"boot_id"`
+	Dir           string     `json:"dir"`
+	LastError     string     `json:"last_error"`
+	CreatedAt     *time.Time `json:"created_at"`
+	StartedAt     *time.Time `json:"started_at"`
+}
+
+func viewVM(v *bangerv1.VM) vmView {
+	return vmView{
+		ID: v.GetId(), Name: v.GetName(), State: v.GetState(), Busy: v.GetBusy(),
+		Image: v.GetImage(), ImageID: v.GetImageId(), Kernel: v.GetKernel(), KernelID: v.GetKernelId(),
+		CPUs: v.GetCpus(), MemoryMiB: v.GetMemoryMib(), DiskBytes: v.GetDiskBytes(), DiskUsedBytes: v.GetDiskUsedBytes(),
+		Net: v.GetNet(), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
+		Driver: v.GetDriver(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
+		VMMVersion: v.GetVmmVersion(), PID: v.GetPid(), BootID: v.GetBootId(), Dir: v.GetDir(), LastError: v.GetLastError(),
+		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()),
+	}
+}
+
+// imageView is an image.
+type imageView struct {
+	ID         string     `json:"id"`
+	Name       string     `json:"name"`
+	Managed    bool       `json:"managed"`
+	Path       string     `json:"path"`
+	SizeBytes  int64      `json:"size_bytes"`
+	UsedBytes  int64      `json:"used_bytes"`
+	Kernel     string     `json:"kernel"`
+	Digest     string     `json:"digest"`
+	Source     string     `json:"source"`
+	User       string     `json:"user"`
+	Workdir    string     `json:"workdir"`
+	Env        []string   `json:"env"`
+	Entrypoint []string   `json:"entrypoint"`
+	Cmd        []string   `json:"cmd"`
+	UsedBy     []string   `json:"used_by"`
+	CreatedAt  *time.Time `json:"created_at"`
+}
+
+func viewImage(i *bangerv1.Image) imageView {
+	return imageView{
+		ID: i.GetId(), Name: i.GetName(), Managed: i.GetManaged(), Path: i.GetPath(),
+		SizeBytes: i.GetSizeBytes(), UsedBytes: i.GetUsedBytes(), Kernel: i.GetKernel(), Digest: i.GetDigest(),
+		Source: i.GetSource(), User: i.GetUser(), Workdir: i.GetWorkdir(), Env: list(i.GetEnv()),
+		Entrypoint: list(i.GetEntrypoint()), Cmd: list(i.GetCmd()), UsedBy: list(i.GetUsedBy()),
+		CreatedAt: viewTime(i.GetCreatedAt()),
+	}
+}
+
+// kernelView is a kernel.
+type kernelView struct {
+	ID        string     `json:"id"`
+	Name      string     `json:"name"`
+	Release   string     `json:"release"`
+	Vmlinux   string     `json:"vmlinux"`
+	BzImage   string     `json:"bzimage"`
+	Modules   string     `json:"modules"`
+	Source    string     `json:"source"`
+	UsedBytes int64      `json:"used_bytes"`
+	UsedBy    []string   `json:"used_by"`
+	CreatedAt *time.Time `json:"created_at"`
+}
+
+func viewKernel(k *bangerv1.Kernel) kernelView {
+	return kernelView{
+		ID: k.GetId(), Name: k.GetName(), Release: k.GetRelease(), Vmlinux: k.GetVmlinux(), BzImage: k.GetBzimage(),
+		Modules: k.GetModules(), Source: k.GetSource(), UsedBytes: k.GetUsedBytes(), UsedBy: list(k.GetUsedBy()),
+		CreatedAt: viewTime(k.GetCreatedAt()),
+	}
+}
+
+func viewTime(t *timestamppb.Timestamp) *time.Time {
+	if t == nil {
+		return nil
+	}
+	at := t.AsTime().UTC()
+	return &at
+}
+
+// list keeps an empty list from printing as null.
+func list(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+// views converts a whole list.
+func views[T, V any](in []T, view func(T) V) []V {
+	out := make([]V, 0, len(in))
+	for _, x := range in {
+		out = append(out, view(x))
+	}
+	return out
+}
+
+// printJSON prints v as indented JSON.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// printTable prints aligned columns under a header.
+func printTable(w io.Writer, header []string, rows [][]string) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	fmt.Fprintln(tw, strings.Join(header, "\t"))
+	for _, r := range rows {
+		for i := range r {
+			r[i] = oneLine(r[i])
+			if r[i] == "" {
+				r[i] = "-"
+			}
+		}
+		fmt.Fprintln(tw, strings.Join(r, "\t"))
+	}
+	return tw.Flush()
+}
+
+// printFields prints one thing as aligned "name: value" lines, leaving out what
+// is empty.
+func printFields(w io.Writer, fields [][2]string) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 1, ' ', 0)
+	for _, f := range fields {
+		if f[1] != "" {
+			fmt.Fprintf(tw, "%s:\t%s\n", f[0], oneLine(f[1]))
+		}
+	}
+	return tw.Flush()
+}

@@ -1,0 +1,120 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"banger/internal/api/bangerv1"
+)
+
+type showOpts struct {
+	refs []string
+	json bool
+}
+
+func newShowCmd(a *app) *cobra.Command {
+	opts := showOpts{}
+	c := &cobra.Command{
+		Use:     "show VM...",
+		Aliases: []string{"inspect"},
+		Short:   "Show everything about VMs",
+		Long:    "Show prints what is known of each VM; with --json one object per VM, one after another.",
+		Example: `  banger vm show calm-otter
+  banger vm show --json calm-otter | jq -r .state`,
+		Args:              needVMs,
+		ValidArgsFunction: a.completeVMs(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.refs = args
+			return runShow(cmd.Context(), a, opts)
+		},
+	}
+	jsonFlag(c, &opts.json)
+	return c
+}
+
+func runShow(ctx context.Context, a *app, opts showOpts) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	got := make(map[string]*bangerv1.VM, len(opts.refs))
+	printed := 0
+	var printErr error
+	err = a.forEach(ctx, c, opts.refs, func(ctx context.Context, ref string) error {
+		v, err := c.GetVM(ctx, ref)
+		mu.Lock()
+		defer mu.Unlock()
+		got[ref] = v
+		return err
+	}, func(ref string) {
+		mu.Lock()
+		v := got[ref]
+		mu.Unlock()
+		if opts.json {
+			printErr = printJSON(a.out, viewVM(v))
+			return
+		}
+		if printed++; printed > 1 {
+			fmt.Fprintln(a.out)
+		}
+		printErr = printFields(a.out, vmFields(v))
+	})
+	if err != nil {
+		return err
+	}
+	return printErr
+}
+
+func vmFields(v *bangerv1.VM) [][2]string {
+	fields := [][2]string{
+		{"Name", v.GetName()},
+		{"ID", v.GetId()},
+		{"State", v.GetState()},
+		{"Busy", v.GetBusy()},
+		{"Last error", v.GetLastError()},
+		{"Image", named(v.GetImage(), v.GetImageId())},
+		{"Kernel", named(v.GetKernel(), v.GetKernelId())},
+		{"CPUs", fmt.Sprint(v.GetCpus())},
+		{"Memory", humanBytes(v.GetMemoryMib() << 20)},
+		{"Disk", humanBytes(v.GetDiskBytes()) + ", " + humanBytes(v.GetDiskUsedBytes()) + " used"},
+		{"Network", v.GetNet()},
+		{"User", v.GetUser()},
+		{"Workdir", v.GetWorkdir()},
+		{"Driver", v.GetDriver()},
+		{"VMM version", v.GetVmmVersion()},
+		{"Accelerator", v.GetAccel()},
+		{"Machine", v.GetMachine()},
+		{"CPU model", v.GetCpuModel()},
+		{"Created", showTime(v.GetCreatedAt())},
+		{"Started", showTime(v.GetStartedAt())},
+		{"Boot ID", v.GetBootId()},
+		{"Directory", v.GetDir()},
+	}
+	if v.GetPid() != 0 {
+		fields = append(fields, [2]string{"PID", fmt.Sprint(v.GetPid())})
+	}
+	if v.GetAutoRemove() {
+		fields = append(fields, [2]string{"Auto-remove", "yes"})
+	}
+	return fields
+}
+
+func named(name, id string) string {
+	if id == "" {
+		return name
+	}
+	return name + " (" + id + ")"
+}
+
+func showTime(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
+	}
+	return t.AsTime().Local().Format(time.RFC3339)
+}

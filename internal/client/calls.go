@@ -1,0 +1,172 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/api/bangerv1"
+	"banger/internal/errdefs"
+)
+
+// call runs one unary procedure and maps its error.
+func call[Req, Res any](ctx context.Context, fn func(context.Context, *connect.Request[Req]) (*connect.Response[Res], error), msg *Req) (*Res, error) {
+	res, err := fn(ctx, connect.NewRequest(msg))
+	if err != nil {
+		return nil, mapErr(ctx, err)
+	}
+	return res.Msg, nil
+}
+
+// Info describes the daemon.
+func (c *Client) Info(ctx context.Context) (*bangerv1.InfoResponse, error) {
+	return call(ctx, c.daemon.Info, &bangerv1.InfoRequest{})
+}
+
+// Shutdown asks the daemon to end; it may still run when this returns.
+func (c *Client) Shutdown(ctx context.Context) error {
+	_, err := call(ctx, c.daemon.Shutdown, &bangerv1.ShutdownRequest{})
+	return err
+}
+
+// CreateVM starts to make a VM.
+func (c *Client) CreateVM(ctx context.Context, req *bangerv1.CreateRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.vms.Create, req)
+}
+
+// StartVM starts to start a VM. ref, here and below, is a name, an id or an
+// unambiguous prefix of an id.
+func (c *Client) StartVM(ctx context.Context, ref string) (*bangerv1.Operation, error) {
+	return call(ctx, c.vms.Start, &bangerv1.VMRef{Ref: ref})
+}
+
+// StopVM starts to stop a VM.
+func (c *Client) StopVM(ctx context.Context, req *bangerv1.StopRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.vms.Stop, req)
+}
+
+// RestartVM starts to stop and start a VM.
+func (c *Client) RestartVM(ctx context.Context, req *bangerv1.StopRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.vms.Restart, req)
+}
+
+// KillVM starts to end a VM at once.
+func (c *Client) KillVM(ctx context.Context, ref string) (*bangerv1.Operation, error) {
+	return call(ctx, c.vms.Kill, &bangerv1.VMRef{Ref: ref})
+}
+
+// DeleteVM starts to delete a VM.
+func (c *Client) DeleteVM(ctx context.Context, ref string, force bool) (*bangerv1.Operation, error) {
+	return call(ctx, c.vms.Delete, &bangerv1.DeleteRequest{Ref: ref, Force: force})
+}
+
+// ListVMs returns all VMs.
+func (c *Client) ListVMs(ctx context.Context) ([]*bangerv1.VM, error) {
+	res, err := call(ctx, c.vms.List, &bangerv1.ListRequest{})
+	return res.GetVms(), err
+}
+
+// GetVM returns one VM.
+func (c *Client) GetVM(ctx context.Context, ref string) (*bangerv1.VM, error) {
+	return call(ctx, c.vms.Get, &bangerv1.VMRef{Ref: ref})
+}
+
+// RenameVM gives a VM another name.
+func (c *Client) RenameVM(ctx context.Context, ref, name string) (*bangerv1.VM, error) {
+	return call(ctx, c.vms.Rename, &bangerv1.RenameRequest{Ref: ref, Name: name})
+}
+
+// WaitVM returns when the VM neither starts nor runs any more.
+func (c *Client) WaitVM(ctx context.Context, ref string) (*bangerv1.VM, error) {
+	return call(ctx, c.vms.Wait, &bangerv1.VMRef{Ref: ref})
+}
+
+// VMLogs copies a VM's log to w until its end, or for ever when it follows.
+func (c *Client) VMLogs(ctx context.Context, req *bangerv1.LogsRequest, w io.Writer) error {
+	stream, err := c.vms.Logs(ctx, connect.NewRequest(req))
+	if err != nil {
+		return mapErr(ctx, err)
+	}
+	defer func() { _ = stream.Close() }()
+	for stream.Receive() {
+		if _, err := w.Write(stream.Msg().GetData()); err != nil {
+			return errdefs.Wrap(err, "write the log")
+		}
+	}
+	return mapErr(ctx, stream.Err())
+}
+
+// ListImages returns all images.
+func (c *Client) ListImages(ctx context.Context) ([]*bangerv1.Image, error) {
+	res, err := call(ctx, c.images.List, &bangerv1.ListRequest{})
+	return res.GetImages(), err
+}
+
+// GetImage returns one image.
+func (c *Client) GetImage(ctx context.Context, name string) (*bangerv1.Image, error) {
+	return call(ctx, c.images.Get, &bangerv1.ImageRef{Name: name})
+}
+
+// PullImage starts to make an image.
+func (c *Client) PullImage(ctx context.Context, name string, force bool) (*bangerv1.Operation, error) {
+	return call(ctx, c.images.Pull, &bangerv1.PullRequest{Name: name, Force: force})
+}
+
+// RegisterImage points at a root filesystem of the user's.
+func (c *Client) RegisterImage(ctx context.Context, req *bangerv1.RegisterImageRequest) (*bangerv1.Image, error) {
+	return call(ctx, c.images.Register, req)
+}
+
+// RemoveImage removes an image.
+func (c *Client) RemoveImage(ctx context.Context, name string) error {
+	_, err := call(ctx, c.images.Remove, &bangerv1.ImageRef{Name: name})
+	return err
+}
+
+// ListKernels returns all kernels.
+func (c *Client) ListKernels(ctx context.Context) ([]*bangerv1.Kernel, error) {
+	res, err := call(ctx, c.kernels.List, &bangerv1.ListRequest{})
+	return res.GetKernels(), err
+}
+
+// GetKernel returns one kernel.
+func (c *Client) GetKernel(ctx context.Context, name string) (*bangerv1.Kernel, error) {
+	return call(ctx, c.kernels.Get, &bangerv1.KernelRef{Name: name})
+}
+
+// PullKernel starts to make a kernel.
+func (c *Client) PullKernel(ctx context.Context, name string, force bool) (*bangerv1.Operation, error) {
+	return call(ctx, c.kernels.Pull, &bangerv1.PullRequest{Name: name, Force: force})
+}
+
+// ImportKernel starts to take a kernel from a directory on the daemon's host.
+func (c *Client) ImportKernel(ctx context.Context, name, dir string) (*bangerv1.Operation, error) {
+	return call(ctx, c.kernels.Import, &bangerv1.ImportKernelRequest{Name: name, Dir: dir})
+}
+
+// RemoveKernel removes a kernel.
+func (c *Client) RemoveKernel(ctx context.Context, name string) error {
+	_, err := call(ctx, c.kernels.Remove, &bangerv1.KernelRef{Name: name})
+	return err
+}
+
+// ListOperations returns the operations the daemon remembers.
+func (c *Client) ListOperations(ctx context.Context) ([]*bangerv1.Operation, error) {
+	res, err := call(ctx, c.operations.List, &bangerv1.ListRequest{})
+	return res.GetOperations(), err
+}
+
+// GetOperation returns one operation.
+func (c *Client) GetOperation(ctx context.Context, id string) (*bangerv1.Operation, error) {
+	return call(ctx, c.operations.Get, &bangerv1.OperationRef{Id: id})
+}
+
+// CancelOperation asks an operation to stop and undo what it did.
+func (c *Client) CancelOperation(ctx context.Context, id string) (*bangerv1.Operation, error) {
+	return call(ctx, c.operations.Cancel, &bangerv1.OperationRef{Id: id})
+}
+
+// errWatchEnded says that a watch ended before its operation did.
+var errWatchEnded = errors.New("the daemon ended the watch")

@@ -1,0 +1,124 @@
+package client
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"path"
+	"strconv"
+	"strings"
+
+	"banger/internal/api"
+	"banger/internal/errdefs"
+)
+
+// guard is the transport below every procedure. It checks that the daemon speaks
+// our protocol and is of our build: on the first answer, when that answers a
+// procedure which only reads, so that the check costs nothing; ahead of the first
+// request otherwise, because a request that changes something must not reach a
+// daemon that is about to be replaced.
+type guard struct {
+	client *Client
+	base   *http.Transport
+}
+
+// infoPath is the cheapest procedure there is.
+const infoPath = "/banger.v1.DaemonService/Info"
+
+func (g *guard) CloseIdleConnections() { g.base.CloseIdleConnections() }
+
+// RoundTrip implements http.RoundTripper.
+func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	c := g.client
+	if c.checked.Load() {
+		return g.base.RoundTrip(req)
+	}
+	c.checkMu.Lock()
+	defer c.checkMu.Unlock()
+	if c.checked.Load() {
+		return g.base.RoundTrip(req)
+	}
+	if !readsOnly(req) {
+		if err := g.probe(req.Context()); err != nil {
+			return nil, err
+		}
+		return g.base.RoundTrip(req)
+	}
+	resp, err := g.base.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	replaced, err := c.settle(req.Context(), resp.Header)
+	if err != nil || !replaced {
+		if err != nil {
+			_ = resp.Body.Close()
+		}
+		return resp, err
+	}
+	_ = resp.Body.Close()
+	g.base.CloseIdleConnections()
+	again := req.Clone(req.Context())
+	if again.Body, err = req.GetBody(); err != nil {
+		return nil, err
+	}
+	return g.base.RoundTrip(again)
+}
+
+// probe asks for nothing but the headers.
+func (g *guard) probe(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, baseURL+infoPath, strings.NewReader("{}"))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := g.base.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	// Read to the end, so that the connection is used again.
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	_ = resp.Body.Close()
+	replaced, err := g.client.settle(ctx, resp.Header)
+	if replaced {
+		g.base.CloseIdleConnections()
+	}
+	return err
+}
+
+// readsOnly reports whether a request can be sent twice.
+func readsOnly(req *http.Request) bool {
+	if req.GetBody == nil {
+		return false
+	}
+	switch path.Base(req.URL.Path) {
+	case "List", "Get", "Info":
+		return true
+	}
+	return false
+}
+
+// settle looks at the headers of an answer; the caller holds checkMu. True means
+// that another daemon answers from now on.
+func (c *Client) settle(ctx context.Context, h http.Header) (replaced bool, err error) {
+	remote := Remote{Socket: c.Socket(), Version: h.Get(api.HeaderVersion)}
+	proto, convErr := strconv.Atoi(h.Get(api.HeaderProtocol))
+	if convErr != nil {
+		return false, errdefs.Unavailable("what answers at %s is not a banger daemon", remote.Socket).
+			WithHint("remove the socket or choose another with --socket")
+	}
+	if proto > api.Protocol {
+		return false, errdefs.Unsupported("the daemon at %s speaks protocol %d; this banger knows %d", remote.Socket, proto, api.Protocol).
+			WithHint("upgrade this banger to %s", remote.Version)
+	}
+	if c.opts.Version != "" && remote.Version != c.opts.Version && c.opts.Outdated != nil {
+		if replaced, err = c.opts.Outdated(ctx, remote); err != nil {
+			return false, err
+		}
+	}
+	if !replaced && proto < api.Protocol {
+		return false, errdefs.Unsupported("the daemon at %s speaks protocol %d; this banger needs %d", remote.Socket, proto, api.Protocol).
+			WithHint("restart the daemon with this version: %s", c.opts.Version)
+	}
+	c.checked.Store(true)
+	return replaced, nil
+}

@@ -1,0 +1,325 @@
+package workspace
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"banger/internal/errdefs"
+	"banger/internal/sysexec"
+)
+
+// repo is a work tree as git sees it. All paths are absolute and without symlinks.
+type repo struct {
+	top    string // root of the work tree
+	gitDir string // of this work tree
+	common string // shared by all work trees of the repository; often gitDir
+	prefix string // of the directory asked about, below top; empty: top itself
+}
+
+// findRepo asks git what dir belongs to; nil when to no repository.
+func findRepo(ctx context.Context, dir string) (*repo, error) {
+	out, err := git(ctx, dir, "rev-parse", "--is-bare-repository", "--is-inside-work-tree", "--absolute-git-dir", "--git-common-dir", "--show-prefix")
+	if errdefs.ClassOf(err) == errdefs.ClassUnsupported {
+		if hasGitDir(dir) {
+			return nil, errdefs.Wrap(err, "look at the repository in %s", dir)
+		}
+		return nil, nil // without git installed there are only plain directories
+	}
+	if err != nil {
+		return nil, gitErr(dir, err)
+	}
+	if out == nil {
+		return nil, nil
+	}
+	lines := strings.SplitN(strings.TrimSuffix(string(out), "\n"), "\n", 5)
+	if len(lines) < 5 {
+		return nil, errdefs.Internal("git rev-parse printed %q", out)
+	}
+	if lines[1] != "true" {
+		what := "is inside a .git directory"
+		if lines[0] == "true" {
+			what = "is a bare git repository"
+		}
+		return nil, errdefs.Invalid("%s %s: there are no files to send", dir, what).
+			WithHint("give a work tree of it: git worktree add DIR, or git clone")
+	}
+	r := &repo{prefix: strings.TrimSuffix(lines[4], "/")}
+	r.top = strings.TrimSuffix(strings.TrimSuffix(dir, r.prefix), "/")
+	if r.top == "" {
+		r.top = "/"
+	}
+	common := lines[3]
+	if !filepath.IsAbs(common) {
+		common = filepath.Join(dir, common)
+	}
+	if r.gitDir, err = filepath.EvalSymlinks(lines[2]); err != nil {
+		return nil, pathErr(lines[2], err)
+	}
+	if r.common, err = filepath.EvalSymlinks(common); err != nil {
+		return nil, pathErr(common, err)
+	}
+	return r, nil
+}
+
+// hasGitDir reports whether dir looks like part of a repository.
+func hasGitDir(dir string) bool {
+	for {
+		if _, err := os.Lstat(filepath.Join(dir, ".git")); err == nil {
+			return true
+		}
+		if dir == "/" {
+			return false
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// listFlags ask for tracked and untracked but not ignored files, once each.
+var listFlags = []string{"ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"}
+
+// files lists what git would show below the root of r. A name that ends in a slash
+// is a repository of its own.
+func (r *repo) files(ctx context.Context) ([]string, error) {
+	out, err := git(ctx, r.top, listFlags...)
+	if err != nil {
+		return nil, gitErr(r.top, err)
+	}
+	return splitZ(out), nil
+}
+
+// tracks reports whether git knows a file below the directory r was asked about.
+func (r *repo) tracks(ctx context.Context) (bool, error) {
+	out, err := git(ctx, filepath.Join(r.top, r.prefix), "ls-files", "-z", "--cached", "--", ".")
+	if err != nil {
+		return false, gitErr(r.top, err)
+	}
+	return len(out) > 0, nil
+}
+
+func splitZ(out []byte) []string {
+	text := strings.TrimSuffix(string(out), "\x00")
+	if text == "" {
+		return nil
+	}
+	return strings.Split(text, "\x00")
+}
+
+// git runs git in dir. It returns nil, nil when dir is in no repository.
+func git(ctx context.Context, dir string, args ...string) ([]byte, error) {
+	out, err := sysexec.Output(ctx, sysexec.Cmd{
+		Path: "git",
+		// A file system monitor is a program that the repository names.
+		Args: append([]string{"-c", "core.fsmonitor=false", "-c", "core.quotePath=false"}, args...),
+		Dir:  dir,
+		Env:  gitEnv(os.Environ()),
+	})
+	var e *sysexec.Error
+	if errors.As(err, &e) && e.Code == 128 && strings.Contains(e.Stderr, "not a git repository") {
+		return nil, nil
+	}
+	if err == nil && out == nil {
+		out = []byte{}
+	}
+	return out, err
+}
+
+// gitEnv is our environment without what would point git elsewhere than at the
+// directory it runs in (as inside a git hook), and without locks or translation.
+func gitEnv(env []string) []string {
+	out := make([]string, 0, len(env)+2)
+	for _, kv := range env {
+		key, _, _ := strings.Cut(kv, "=")
+		switch key {
+		case "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR",
+			"GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE", "GIT_PREFIX", "GIT_LITERAL_PATHSPECS",
+			"GIT_OPTIONAL_LOCKS", "GIT_TRACE", "LC_ALL", "LANGUAGE":
+			continue
+		}
+		out = append(out, kv)
+	}
+	return append(out, "GIT_OPTIONAL_LOCKS=0", "LC_ALL=C")
+}
+
+// gitErr says what git found wrong.
+func gitErr(dir string, err error) error {
+	var e *sysexec.Error
+	if !errors.As(err, &e) {
+		return errdefs.Wrap(err, "look at the repository in %s", dir)
+	}
+	first, _, _ := strings.Cut(strings.TrimSpace(e.Stderr), "\n")
+	first = strings.TrimPrefix(first, "fatal: ")
+	if strings.Contains(e.Stderr, "dubious ownership") || strings.Contains(e.Stderr, "safe.directory") {
+		return errdefs.Permission("git refuses %s: it belongs to another user", dir).
+			WithHint("git config --global --add safe.directory %s", dir)
+	}
+	return errdefs.Precondition("look at the repository in %s: git says: %s", dir, first).
+		WithHint("see what `git -C %s status` says", dir)
+}
+
+// inspectRepo lists what git would show, and a .git directory that stands alone.
+func (t *Tree) inspectRepo(ctx context.Context, r *repo) error {
+	if r.prefix != "" {
+		known, err := r.tracks(ctx)
+		if err != nil {
+			return err
+		}
+		if !known {
+			t.Notices = append(t.Notices, t.Root+" has no file that the repository around it knows: it is sent as a plain directory")
+			return t.inspectPlain(ctx)
+		}
+		t.Notices = append(t.Notices, "sending the whole repository "+r.top+"; the command runs in "+r.prefix)
+	}
+	t.Root, t.Subdir, t.Git = r.top, r.prefix, true
+	s := &survey{}
+	if err := s.repo(ctx, r, ""); err != nil {
+		return err
+	}
+	t.take(s)
+	return nil
+}
+
+// maxNesting bounds how deep repositories within repositories are followed.
+const maxNesting = 8
+
+// repo adds the files and the .git directory of r, under the name prefix.
+func (s *survey) repo(ctx context.Context, r *repo, prefix string) error {
+	names, err := r.files(ctx)
+	if err != nil {
+		return err
+	}
+	nested, err := s.listed(ctx, r.top, prefix, names)
+	if err != nil {
+		return err
+	}
+	if err := s.gitDir(ctx, r, join(prefix, ".git")); err != nil {
+		return err
+	}
+	for _, name := range nested {
+		if err := s.nested(ctx, r, prefix, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listed adds the named files and the directories they are in. It returns the
+// names of directories among them: those are repositories of their own.
+func (s *survey) listed(ctx context.Context, top, prefix string, names []string) (nested []string, err error) {
+	found := make([]entry, len(names))
+	kept := make([]bool, len(names))
+	err = inParallel(ctx, len(names), func(i int) error {
+		name := strings.TrimSuffix(names[i], "/")
+		e, ok, err := look(filepath.Join(top, name), join(prefix, name))
+		found[i], kept[i] = e, ok
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	dirs := map[string]bool{"": true} // directory -> it is one, and was added
+	for i, e := range found {
+		name := strings.TrimSuffix(names[i], "/")
+		if !kept[i] {
+			continue // deleted in the work tree
+		}
+		ok, err := s.parents(top, prefix, parent(name), dirs)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case !ok: // below a symlink by now: as good as deleted
+		case e.mode.IsDir():
+			if dirs[name] {
+				continue
+			}
+			dirs[name] = true
+			s.entries = append(s.entries, e)
+			nested = append(nested, name)
+		default:
+			s.add(e)
+		}
+	}
+	return nested, nil
+}
+
+func parent(name string) string {
+	if i := strings.LastIndexByte(name, '/'); i >= 0 {
+		return name[:i]
+	}
+	return ""
+}
+
+// parents adds the directories above a file, once each. False says that one of
+// them is a directory no longer.
+func (s *survey) parents(top, prefix, dir string, known map[string]bool) (bool, error) {
+	if is, ok := known[dir]; ok {
+		return is, nil
+	}
+	ok, err := s.parents(top, prefix, parent(dir), known)
+	if err != nil || !ok {
+		known[dir] = false
+		return false, err
+	}
+	e, ok, err := look(filepath.Join(top, dir), join(prefix, dir))
+	if err != nil {
+		return false, err
+	}
+	ok = ok && e.mode.IsDir()
+	known[dir] = ok
+	if ok {
+		s.entries = append(s.entries, e)
+	}
+	return ok, nil
+}
+
+// nested adds a submodule, or another repository in the work tree: with its own
+// files and its own .git directory. One that is not checked out is empty.
+func (s *survey) nested(ctx context.Context, outer *repo, prefix, name string) error {
+	dir := filepath.Join(outer.top, name)
+	if _, err := os.Lstat(filepath.Join(dir, ".git")); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if s.depth >= maxNesting {
+		return errdefs.Unsupported("%s: more than %d repositories within each other", dir, maxNesting)
+	}
+	inner, err := findRepo(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if inner == nil || inner.prefix != "" {
+		return nil // its .git is no repository
+	}
+	s.depth++
+	defer func() { s.depth-- }()
+	return s.repo(ctx, inner, join(prefix, name))
+}
+
+// trimConfig rewrites the config of a repository whose .git directory moves: a
+// work tree elsewhere must not be named, and it is not bare.
+func trimConfig(config []byte) []byte {
+	var out bytes.Buffer
+	core := false
+	for line := range bytes.Lines(config) {
+		text := strings.ToLower(strings.TrimSpace(string(line)))
+		if strings.HasPrefix(text, "[") {
+			core = strings.HasPrefix(text, "[core]")
+		}
+		key, _, _ := strings.Cut(text, "=")
+		switch strings.TrimSpace(strings.TrimPrefix(key, "[core]")) {
+		case "worktree", "bare":
+			if core {
+				if strings.HasPrefix(text, "[") {
+					out.WriteString("[core]\n")
+				}
+				continue
+			}
+		}
+		out.Write(line)
+	}
+	return out.Bytes()
+}

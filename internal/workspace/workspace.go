@@ -1,0 +1,168 @@
+// Package workspace reads host trees into tar streams for guests, and writes tar
+// streams of guests into host directories.
+//
+// Reading knows git: of a repository it takes what git would show (tracked, and
+// untracked but not ignored) together with a .git that works on its own in the
+// guest. Writing trusts nothing: a guest decides every name, mode and size in its
+// stream.
+package workspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errdefs"
+)
+
+// Tree is a directory that was looked at and can be sent.
+type Tree struct {
+	Root    string   // absolute; what is sent
+	Subdir  string   // of Root, slash-separated, that was asked for; empty: Root itself
+	Git     bool     // Root is the work tree of a git repository
+	Notices []string // what the user may want to know
+	Files   int      // regular files
+	Bytes   int64    // their size
+
+	entries []entry // parents before children
+}
+
+// entry is one thing to send.
+type entry struct {
+	name string // slash-separated, relative to the root; empty for the root itself
+	path string // on the host; empty for a file that is data
+	mode fs.FileMode
+	size int64
+	time time.Time // to the second, as tar has it without extensions
+	uid  int
+	gid  int
+	data []byte // contents of a file that does not exist like this on the host
+}
+
+// Inspect looks at a directory before anything is made for it: that it exists and
+// can be read with all that will be sent, and, in a git repository, what that is.
+// It errors with class not_found, permission, invalid_argument or unsupported.
+func Inspect(ctx context.Context, path string) (*Tree, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, errdefs.Invalid("resolve %q: %w", path, err)
+	}
+	if abs, err = filepath.EvalSymlinks(abs); err != nil {
+		return nil, pathErr(path, err)
+	}
+	info, err := os.Stat(abs)
+	if err != nil {
+		return nil, pathErr(path, err)
+	}
+	if !info.IsDir() {
+		return nil, errdefs.Invalid("%s is not a directory", path).WithHint("give the directory that holds it")
+	}
+	if err := unix.Faccessat(unix.AT_FDCWD, abs, unix.R_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return nil, pathErr(path, err)
+	}
+	repo, err := findRepo(ctx, abs)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tree{Root: abs}
+	if repo != nil {
+		return t, t.inspectRepo(ctx, repo)
+	}
+	t.Notices = append(t.Notices, path+" is not in a git repository: all its files are sent")
+	return t, t.inspectPlain(ctx)
+}
+
+// InspectCopy looks at a file or a directory that is to be copied as it is: no git,
+// no notices. A symlink is followed if it is path itself.
+func InspectCopy(ctx context.Context, path string) (*Tree, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, pathErr(path, err)
+	}
+	if real, err = filepath.Abs(real); err != nil {
+		return nil, errdefs.Invalid("resolve %q: %w", path, err)
+	}
+	e, ok, err := look(real, "")
+	switch {
+	case err != nil:
+		return nil, err
+	case !ok:
+		return nil, pathErr(path, fs.ErrNotExist)
+	}
+	s := &survey{}
+	if !s.add(e) {
+		return nil, errdefs.Invalid("%s is neither a file nor a directory", path).WithHint("to send what it yields: banger cp - takes a tar stream")
+	}
+	if e.mode.IsDir() {
+		if err := s.walk(ctx, real, "", nil); err != nil {
+			return nil, err
+		}
+	}
+	t := &Tree{Root: real}
+	t.take(s)
+	return t, nil
+}
+
+// IsFile reports whether the tree is a single file.
+func (t *Tree) IsFile() bool {
+	return len(t.entries) == 1 && t.entries[0].name == "" && t.entries[0].mode.IsRegular()
+}
+
+func pathErr(path string, err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		path, err = pe.Path, pe.Err
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errdefs.NotFound("%s does not exist", path).WithHint("check the path")
+	case errors.Is(err, fs.ErrPermission):
+		return errdefs.Permission("%s cannot be read: %w", path, syscall.EACCES).WithHint("check its permissions: ls -ld %s", path)
+	}
+	return errdefs.Wrap(err, "read %s", path)
+}
+
+// inspectPlain lists everything below the root.
+func (t *Tree) inspectPlain(ctx context.Context) error {
+	s := &survey{}
+	if err := s.walk(ctx, t.Root, "", nil); err != nil {
+		return err
+	}
+	t.take(s)
+	return nil
+}
+
+// take makes what a survey found the tree's.
+func (t *Tree) take(s *survey) {
+	dirs := make(map[string]bool)
+	for _, e := range s.entries {
+		switch {
+		case e.mode.IsDir():
+			if dirs[e.name] {
+				continue // of two directories laid over each other
+			}
+			dirs[e.name] = true
+		case e.mode.IsRegular():
+			t.Files++
+			t.Bytes += e.size
+		}
+		t.entries = append(t.entries, e)
+	}
+	if n := len(s.special); n > 0 {
+		t.Notices = append(t.Notices, fmt.Sprintf("left out what is neither file, directory nor link: %s%s", s.special[0], andMore(n)))
+	}
+}
+
+func andMore(n int) string {
+	if n <= 1 {
+		return ""
+	}
+	return fmt.Sprintf(" and %d more", n-1)
+}
