@@ -13,7 +13,7 @@ import (
 	"banger/internal/paths"
 )
 
-func newDriver() hypervisor.Driver { return qemuproc.New(qemuproc.Options{}) }
+func newDriver() hypervisor.Driver { return qemuproc.New(qemuproc.Deps{}) }
 
 func TestMain(m *testing.M) {
 	hypervisortest.Main(newDriver)

@@ -22,8 +22,8 @@ import (
 // Name is the driver's name in a VM's row.
 const Name = "qemu"
 
-// Options configure the driver.
-type Options struct {
+// Deps are what the driver needs.
+type Deps struct {
 	// Binary is the QEMU system emulator; empty: looked up where distributions put it.
 	Binary string
 	// Accel decides how guest code is executed; it may probe the host, and is asked
@@ -44,8 +44,8 @@ type Driver struct {
 }
 
 // New returns a driver; it touches nothing yet.
-func New(o Options) *Driver {
-	d := &Driver{binary: o.Binary, accel: o.Accel, log: o.Log, known: make(map[identity]facts)}
+func New(deps Deps) *Driver {
+	d := &Driver{binary: deps.Binary, accel: deps.Accel, log: deps.Log, known: make(map[identity]facts)}
 	if d.accel == nil {
 		d.accel = func(context.Context) (hypervisor.Accel, error) { return hypervisor.AccelTCG, nil }
 	}
