@@ -1,0 +1,618 @@
+package usernet
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"banger/internal/errdefs"
+	"banger/internal/sysexec"
+)
+
+// detachedClient returns a client whose helper is a process of its own.
+func detachedClient(t testing.TB, dir string, args ...string) *Client {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "c.sock")
+	c := New(Deps{Socket: socket, LogFile: filepath.Join(dir, "log"), Log: testLog(t),
+		Command: append([]string{exe, "helper", socket}, args...)})
+	t.Cleanup(func() {
+		_ = c.Close()
+		if p := helperProcess(socket); p != nil {
+			_ = p.Kill(context.Background())
+		}
+	})
+	return c
+}
+
+// helperProcess finds the process behind a control socket; nil when there is none.
+func helperProcess(socket string) *sysexec.Proc {
+	conn, err := dialSocket(context.Background(), socket)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = conn.Close() }()
+	cred, err := peerOf(conn)
+	if err != nil {
+		return nil
+	}
+	start, err := sysexec.StartTime(int(cred.Pid))
+	if err != nil {
+		return nil
+	}
+	p, err := sysexec.Find(int(cred.Pid), start)
+	if err != nil {
+		return nil
+	}
+	return p
+}
+
+func waitEnd(t testing.TB, p *sysexec.Proc) {
+	t.Helper()
+	if p == nil {
+		return
+	}
+	select {
+	case <-p.Done():
+	case <-time.After(deadline):
+		t.Fatal("the helper does not end")
+	}
+}
+
+func echoServer(t testing.TB) netip.AddrPort {
+	return listenTCP(t, func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
+}
+
+func roundTrip(c io.ReadWriter, text string) error {
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
+	}
+	if string(got) != text {
+		return fmt.Errorf("got %q, want %q", got, text)
+	}
+	return nil
+}
+
+func TestHelperLife(t *testing.T) {
+	echo := echoServer(t)
+	dir := shortDir(t)
+	c := detachedClient(t, dir, "allow-all")
+	ctx := testContext(t)
+
+	// Nothing is started for nothing.
+	for range 2 {
+		if err := c.Detach(ctx, "vm1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Restore(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(c.deps.Socket); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("a helper was started: %v", err)
+	}
+
+	v := bootVMM(t, filepath.Join(dir, "net.sock"))
+	for range 2 {
+		if err := c.Attach(ctx, "vm1", v.socket); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.arrived()
+	if st, err := os.Lstat(c.deps.Socket); err != nil || st.Mode() != os.ModeSocket|0o600 {
+		t.Fatalf("control socket: %v, %v", st.Mode(), err)
+	}
+	if err := roundTrip(v.mustDialTCP(echo), "one"); err != nil {
+		t.Fatal(err)
+	}
+	p := helperProcess(c.deps.Socket)
+	for range 2 {
+		if err := c.Detach(ctx, "vm1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitEnd(t, p)
+	if _, err := os.Lstat(c.deps.Socket); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("control socket is left: %v", err)
+	}
+	if len(v.arrivals) != 0 {
+		t.Fatal("attaching twice made two connections")
+	}
+
+	// It comes back when needed, and goes when the VM ends, nobody detaching it.
+	if err := c.Attach(ctx, "vm1", v.socket); err != nil {
+		t.Fatal(err)
+	}
+	v.arrived()
+	p = helperProcess(c.deps.Socket)
+	v.kill()
+	waitEnd(t, p)
+}
+
+func TestConcurrentAttachesStartOneHelper(t *testing.T) {
+	dir := shortDir(t)
+	// Two clients stand for two daemons: even they must not get two helpers.
+	clients := []*Client{detachedClient(t, dir, "allow-all"), detachedClient(t, dir, "allow-all")}
+	ctx := testContext(t)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		v := bootVMM(t, filepath.Join(dir, fmt.Sprintf("net%d.sock", i)))
+		wg.Go(func() {
+			if err := clients[i%2].Attach(ctx, fmt.Sprintf("vm%d", i), v.socket); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	log, err := os.ReadFile(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(log), "msg=serving"); n != 1 {
+		t.Fatalf("%d helpers were started:\n%s", n, log)
+	}
+}
+
+func TestKilledHelperIsReplaced(t *testing.T) {
+	echo := echoServer(t)
+	dir := shortDir(t)
+	c := detachedClient(t, dir, "allow-all")
+	ctx := testContext(t)
+	vms := []*vmm{bootVMM(t, filepath.Join(dir, "a.sock")), bootVMM(t, filepath.Join(dir, "b.sock"))}
+	for i, v := range vms {
+		if err := c.Attach(ctx, fmt.Sprintf("vm%d", i), v.socket); err != nil {
+			t.Fatal(err)
+		}
+		v.arrived()
+	}
+	old := vms[0].mustDialTCP(echo)
+	if err := roundTrip(old, "one"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second is replaced with a pause
+		p := helperProcess(c.deps.Socket)
+		if err := p.Kill(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range vms {
+			v.arrived()
+			if err := roundTrip(v.mustDialTCP(echo), "two"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// What was connected by way of the dead one is reset, not left hanging.
+	if err := roundTrip(old, "three"); err == nil || !strings.Contains(err.Error(), "reset") {
+		t.Fatalf("old connection: %v, want a reset", err)
+	}
+}
+
+func TestRestore(t *testing.T) {
+	echo := echoServer(t)
+	dir := shortDir(t)
+	first := detachedClient(t, dir, "allow-all")
+	ctx := testContext(t)
+	var vms []*vmm
+	for i := range 3 {
+		vms = append(vms, bootVMM(t, filepath.Join(dir, fmt.Sprintf("net%d.sock", i))))
+	}
+	for i, v := range vms[:2] {
+		if err := first.Attach(ctx, fmt.Sprintf("vm%d", i), v.socket); err != nil {
+			t.Fatal(err)
+		}
+		v.arrived()
+	}
+	kept := vms[0].mustDialTCP(echo)
+	if err := roundTrip(kept, "one"); err != nil {
+		t.Fatal(err)
+	}
+	p := helperProcess(first.deps.Socket)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	// A new daemon finds vm0 and vm2 running, and knows nothing of vm1.
+	second := detachedClient(t, dir, "allow-all")
+	if err := second.Restore(ctx, map[string]string{"vm0": vms[0].socket, "vm2": vms[2].socket}); err != nil {
+		t.Fatal(err)
+	}
+	vms[2].arrived()
+	if err := roundTrip(kept, "two"); err != nil {
+		t.Fatalf("a connection did not outlive the daemon: %v", err)
+	}
+	if q := helperProcess(second.deps.Socket); q == nil || q.PID != p.PID {
+		t.Fatal("the helper was replaced")
+	}
+	if err := vms[1].detached(); err != nil {
+		t.Fatal(err)
+	}
+	// And it watches over what it found.
+	if err := p.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	vms[0].arrived()
+	vms[2].arrived()
+
+	err := second.Restore(ctx, map[string]string{"vm0": vms[0].socket, "gone": filepath.Join(dir, "none.sock")})
+	if !errors.Is(err, errdefs.ErrNotFound) {
+		t.Fatalf("restore with a VM that is gone: %v, want not_found", err)
+	}
+	if err := roundTrip(vms[0].mustDialTCP(echo), "three"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// detached waits until nobody is connected to the VM.
+func (v *vmm) detached() error {
+	v.mu.Lock()
+	conn := v.conn
+	v.mu.Unlock()
+	_ = conn.SetWriteDeadline(time.Now().Add(deadline))
+	// Empty frames are valid and ignored; they show whether somebody reads.
+	for {
+		if _, err := conn.Write(make([]byte, lengthSize)); errors.Is(err, os.ErrDeadlineExceeded) {
+			return errors.New("still connected")
+		} else if err != nil {
+			return nil
+		}
+	}
+}
+
+func TestAttachErrors(t *testing.T) {
+	dir := shortDir(t)
+	c := detachedClient(t, dir, "allow-all")
+	ctx := testContext(t)
+	if err := c.Attach(ctx, "vm1", filepath.Join(dir, "none.sock")); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("no socket: %v, want not_found", err)
+	}
+	waitEnd(t, helperProcess(c.deps.Socket)) // and it does not stay for that
+	for _, tc := range []struct{ id, socket string }{
+		{"", "/x"}, {"a/b", "/x"}, {"a b", "/x"}, {strings.Repeat("a", 129), "/x"},
+		{"a", ""}, {"a", "x"}, {"a", "/x/../y"}, {"a", "/x\x00y"}, {"a", "/" + strings.Repeat("x", 5000)},
+	} {
+		if err := c.Attach(ctx, tc.id, tc.socket); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("%.20q %.20q: %v, want invalid_argument", tc.id, tc.socket, err)
+		}
+	}
+	long := New(Deps{Socket: "/" + strings.Repeat("x", 200), Log: testLog(t)})
+	if err := long.Attach(ctx, "vm1", "/x"); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("long control socket: %v, want invalid_argument", err)
+	}
+
+	bad := New(Deps{Socket: filepath.Join(dir, "d.sock"), LogFile: filepath.Join(dir, "log"),
+		Command: []string{"/bin/false"}, Log: testLog(t)})
+	if err := bad.Attach(ctx, "vm1", "/x"); !errors.Is(err, errdefs.ErrUnavailable) || errdefs.HintOf(err) == "" {
+		t.Errorf("helper that ends at once: %v, want unavailable with a hint", err)
+	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	slow := New(Deps{Socket: filepath.Join(dir, "d.sock"), LogFile: filepath.Join(dir, "log"),
+		Command: []string{"/bin/sh", "-c", "read x <" + fifo}, Log: testLog(t)})
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	defer func() { // lets the shell go
+		if f, err := os.OpenFile(fifo, os.O_WRONLY, 0); err == nil {
+			_ = f.Close()
+		}
+	}()
+	if err := slow.Attach(short, "vm1", "/x"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("helper that never gets ready: %v, want the deadline", err)
+	}
+}
+
+func TestStaleSocket(t *testing.T) {
+	dir := shortDir(t)
+	c := detachedClient(t, dir, "allow-all")
+	v := bootVMM(t, filepath.Join(dir, "net.sock"))
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: c.deps.Socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	_ = l.Close()
+	if err := c.Attach(testContext(t), "vm1", v.socket); err != nil {
+		t.Fatal(err)
+	}
+
+	other := detachedClient(t, shortDir(t))
+	if err := os.WriteFile(other.deps.Socket, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Attach(testContext(t), "vm1", v.socket); err == nil {
+		t.Fatal("a helper took the place of a file that is no socket")
+	}
+	if b, _ := os.ReadFile(other.deps.Socket); string(b) != "precious" {
+		t.Fatal("the file is gone")
+	}
+}
+
+// A helper left by another version is replaced.
+func TestOtherVersion(t *testing.T) {
+	dir := shortDir(t)
+	c := detachedClient(t, dir, "allow-all")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: c.deps.Socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan []string, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		var ops []string
+		in := lines(conn)
+		for in.Scan() {
+			var q request
+			_ = json.Unmarshal(in.Bytes(), &q)
+			ops = append(ops, q.Op)
+			_ = writeLine(conn, reply{ID: q.ID, Version: protocolVersion + 1})
+			if q.Op == opExit {
+				_ = l.Close()
+				_ = conn.Close()
+			}
+		}
+		asked <- ops
+	}()
+	v := bootVMM(t, filepath.Join(dir, "net.sock"))
+	if err := c.Attach(testContext(t), "vm1", v.socket); err != nil {
+		t.Fatal(err)
+	}
+	v.arrived()
+	if ops := <-asked; fmt.Sprint(ops) != "[hello exit]" {
+		t.Fatalf("the old helper was asked %v", ops)
+	}
+}
+
+func TestControlSocketSurvivesNonsense(t *testing.T) {
+	c, _ := startHelper(t, HelperConfig{Policy: allowAll, Grace: time.Minute})
+	for _, nonsense := range []string{
+		"\n", "{}\n", "[]\n", "{\"id\":1,\n", "\x00\xff\n", strings.Repeat("x", maxLine+2),
+		`{"id":-1,"op":"list"}` + "\n",
+	} {
+		conn, err := net.Dial("unix", c.deps.Socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(deadline))
+		_, _ = io.WriteString(conn, nonsense)
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%.20q: %v, want the connection closed", nonsense, err)
+		}
+		_ = conn.Close()
+	}
+	conn, err := net.Dial("unix", c.deps.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_, _ = io.WriteString(conn, `{"id":7,"op":"format"}`+"\n"+`{"id":8,"op":"attach","vm":"../x","socket":"/y"}`+"\n")
+	in := lines(conn)
+	for _, id := range []uint64{7, 8} {
+		var r reply
+		if !in.Scan() || json.Unmarshal(in.Bytes(), &r) != nil || r.ID != id || r.Class != errdefs.ClassInvalidArgument {
+			t.Fatalf("answer %q", in.Text())
+		}
+	}
+	v := bootVMM(t, filepath.Join(shortDir(t), "net.sock"))
+	if err := c.Attach(testContext(t), "vm1", v.socket); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The VMM's side of the connection breaks, and the guest hardly notices.
+func TestReconnect(t *testing.T) {
+	v, _ := attached(t, HelperConfig{Policy: allowAll})
+	echo := echoServer(t)
+	c := v.mustDialTCP(echo)
+	for range 3 {
+		if err := roundTrip(c, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		v.unplug()
+		v.arrived()
+	}
+	if err := roundTrip(c, "still here"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestImpossibleFrames(t *testing.T) {
+	echo := echoServer(t)
+	v, _ := attached(t, HelperConfig{Policy: allowAll})
+	for _, size := range []string{"\xff\xff\xff\xff", "\x7f\xff\xff\xff", "\x00\x01\x00\x12"} {
+		v.mu.Lock()
+		_, _ = io.WriteString(v.conn, size+"garbage")
+		v.mu.Unlock()
+		v.arrived() // it was cut off, and may try again
+	}
+	// These are only ignored.
+	for _, frame := range [][]byte{
+		{}, {1}, make([]byte, 13), make([]byte, 14), make([]byte, maxFrame),
+		ipFrame(nil), ipFrame([]byte{0x45}), ipFrame(bytes.Repeat([]byte{0xff}, 2000)),
+		spoofed(outside, guestIP), spoofed(gatewayIP, guestIP), spoofed(guestIP, netip.MustParseAddr("224.0.0.1")),
+	} {
+		v.send(frame)
+	}
+	if err := roundTrip(v.mustDialTCP(echo), "hello"); err != nil {
+		t.Fatal(err)
+	}
+	if len(v.arrivals) != 0 {
+		t.Fatal("the connection was cut off for a frame that does no harm")
+	}
+}
+
+// A frame of the largest size beyond the guest's MTU is let in but leads
+// nowhere; nobody answers a spoofed one.
+func ipFrame(packet []byte) []byte {
+	return append([]byte("\x02\x62\x67\x72\x00\x01\x02\x62\x67\x72\x00\x02\x08\x00"), packet...)
+}
+
+// spoofed is an echo request between two addresses.
+func spoofed(src, dst netip.Addr) []byte {
+	s, d := src.As4(), dst.As4()
+	p := []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3],
+		8, 0, 0xf7, 0xff, 0, 0, 0, 0}
+	sum := 0
+	for i := 0; i < 20; i += 2 {
+		sum += int(p[i])<<8 | int(p[i+1])
+	}
+	sum = sum>>16 + sum&0xffff
+	sum += sum >> 16
+	p[10], p[11] = byte(^sum>>8), byte(^sum)
+	return ipFrame(p)
+}
+
+func TestOnlyTheGuestIsAnswered(t *testing.T) {
+	c, _ := startHelper(t, HelperConfig{Policy: allowAll})
+	v := &vmm{t: t, socket: filepath.Join(shortDir(t), "net.sock"),
+		arrivals: make(chan struct{}, 1), frames: make(chan []byte, 10)}
+	v.boot()
+	if err := c.Attach(testContext(t), "vm1", v.socket); err != nil {
+		t.Fatal(err)
+	}
+	v.arrived()
+	// Answers come in the order of the requests: the first answer must be to the
+	// one honest request, sent last.
+	v.send(spoofed(netip.MustParseAddr("192.168.127.3"), gatewayIP))
+	v.send(spoofed(outside, gatewayIP))
+	v.send(spoofed(gatewayIP, gatewayIP))
+	v.send(spoofed(guestIP, netip.MustParseAddr("192.168.127.9"))) // not ours to answer
+	v.send(spoofed(guestIP, gatewayIP))
+	select {
+	case f := <-v.frames:
+		if len(f) < 34 || !bytes.Equal(f[26:34], append(gatewayIP.AsSlice(), guestIP.AsSlice()...)) || f[34] != 0 {
+			t.Fatalf("frame %x is not the echo reply of the gateway", f)
+		}
+	case <-time.After(deadline):
+		t.Fatal("the gateway does not answer")
+	}
+	if len(v.frames) != 0 {
+		t.Fatalf("another frame: %x", <-v.frames)
+	}
+}
+
+// State directories may be longer than a socket address.
+func TestLongSocketPath(t *testing.T) {
+	deep := filepath.Join(shortDir(t), strings.Repeat("d", 120))
+	if err := os.Mkdir(deep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(deep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dir.Close() }()
+	echo := echoServer(t)
+	v := bootVMM(t, fmt.Sprintf("/proc/self/fd/%d/net.sock", dir.Fd()))
+	c, _ := startHelper(t, HelperConfig{Policy: allowAll})
+	if err := c.Attach(testContext(t), "vm1", filepath.Join(deep, "net.sock")); err != nil {
+		t.Fatal(err)
+	}
+	v.arrived()
+	if err := roundTrip(v.mustDialTCP(echo), "hello"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Detaching leaves no goroutine and no descriptor, whatever was under way.
+func TestNoLeaks(t *testing.T) {
+	hold := make(chan struct{})
+	srv := listenTCP(t, func(c *net.TCPConn) {
+		_, _ = c.Write([]byte("x"))
+		<-hold
+	})
+	udpEcho := listenUDP(t)
+	c, _ := startHelper(t, HelperConfig{Policy: allowAll, Grace: time.Minute})
+	ctx := testContext(t)
+	cycle := func() {
+		v := bootVMM(t, filepath.Join(shortDir(t), "net.sock"))
+		if err := c.Attach(ctx, "vm1", v.socket); err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			conn := v.mustDialTCP(srv)
+			_, _ = io.ReadFull(conn, make([]byte, 1))
+		}
+		for range 5 {
+			if err := v.roundTripUDP(udpEcho, deadline); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// One connection whose handshake the guest never completes.
+		v.send(synFrame(srv))
+		if err := c.Detach(ctx, "vm1"); err != nil {
+			t.Fatal(err)
+		}
+		v.kill()
+	}
+	cycle()
+	// The next request keeps the client's connection from coming and going.
+	goroutines, files := runtime.NumGoroutine(), openFiles(t)
+	for range 5 {
+		cycle()
+	}
+	close(hold) // the server's own
+	for end := time.Now().Add(deadline); ; {
+		g, f := runtime.NumGoroutine(), openFiles(t)
+		if g <= goroutines && f <= files {
+			break
+		}
+		if time.Now().After(end) {
+			buf := make([]byte, 1<<20)
+			t.Fatalf("goroutines %d, then %d; files %d, then %d\n%s", goroutines, g, files, f, buf[:runtime.Stack(buf, true)])
+		}
+		runtime.Gosched()
+	}
+}
+
+func openFiles(t testing.TB) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(fds)
+}
+
+// synFrame opens a connection by hand.
+func synFrame(to netip.AddrPort) []byte {
+	f := spoofed(guestIP, to.Addr())
+	ip := f[14:34]
+	ip[3], ip[9] = 40, 6
+	ip[10], ip[11] = 0, 0
+	sum := 0
+	for i := 0; i < 20; i += 2 {
+		sum += int(ip[i])<<8 | int(ip[i+1])
+	}
+	sum = sum>>16 + sum&0xffff
+	sum += sum >> 16
+	ip[10], ip[11] = byte(^sum>>8), byte(^sum)
+	tcp := make([]byte, 20) // the checksum is not looked at
+	tcp[0], tcp[1] = 0x30, 0x39
+	tcp[2], tcp[3] = byte(to.Port()>>8), byte(to.Port())
+	tcp[12], tcp[13], tcp[14] = 0x50, 2, 0xff
+	return append(f[:34:34], tcp...)
+}
