@@ -1,0 +1,262 @@
+package imagemgr
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"banger/internal/daemon/imagemgr/debian"
+	"banger/internal/errdefs"
+	"banger/internal/model"
+	"banger/internal/paths"
+)
+
+// madeKernel is what a kernel directory is assembled from. Paths lie in the
+// staging directory.
+type madeKernel struct {
+	release string
+	vmlinux string // empty: unpacked from bzImage
+	bzImage string // may be empty when there is a vmlinux
+	config  string // may be empty
+	modules string // root that holds lib/modules/<release>; empty: all built in
+	source  string
+}
+
+// EnsureKernel returns the kernel of that name, and pulls it first when it is not
+// there, or its files are gone, and the name says where it comes from.
+func (s *Service) EnsureKernel(ctx context.Context, name string, p model.Progress) (model.Kernel, error) {
+	return s.PullKernel(ctx, name, false, p)
+}
+
+// PullKernel makes a kernel from where its name says, as PullImage does an image.
+func (s *Service) PullKernel(ctx context.Context, name string, force bool, p model.Progress) (model.Kernel, error) {
+	if err := model.CheckArtifactName("kernel", name); err != nil {
+		return model.Kernel{}, err
+	}
+	suite, known, err := suiteOf(name)
+	if err != nil {
+		return model.Kernel{}, err
+	}
+	if !force || !known {
+		k, err := s.presentKernel(ctx, name, known)
+		if err == nil && force {
+			return k, errdefs.Invalid("kernel %q was imported; there is nothing to pull it from", name).
+				WithHint("import it again: banger kernel import %s --from DIR", name)
+		}
+		if err == nil || !errors.Is(err, errdefs.ErrNotFound) {
+			return k, err
+		}
+	}
+	if !known {
+		return model.Kernel{}, unknown("kernel", name, s.kernelNames(ctx))
+	}
+	return s.kernelPulls.do(ctx, name, p, func(ctx context.Context, p model.Progress) (model.Kernel, error) {
+		if !force {
+			if k, err := s.presentKernel(ctx, name, true); err == nil {
+				return k, nil
+			}
+		}
+		k, err := s.addKernel(ctx, name, p, func(dir string) (madeKernel, error) { return s.makeKernel(ctx, suite, dir, p) })
+		if err != nil {
+			return k, errdefs.Wrap(err, "pull kernel %q", name)
+		}
+		return k, nil
+	})
+}
+
+func (s *Service) presentKernel(ctx context.Context, name string, pullable bool) (model.Kernel, error) {
+	k, err := s.Store.KernelByName(ctx, name)
+	if err != nil {
+		return k, err
+	}
+	err = checkKernel(k)
+	if err != nil && pullable {
+		return k, errdefs.NotFound("%w", err)
+	}
+	return k, err
+}
+
+// checkKernel reports a kernel with files gone.
+func checkKernel(k model.Kernel) error {
+	for _, path := range []string{k.VmlinuxPath, k.BzImagePath, k.EarlyDir, k.ModulesPath} {
+		if path == "" {
+			continue
+		}
+		if _, err := os.Stat(path); err != nil {
+			e := errdefs.Precondition("kernel %q is broken: %w", k.Name, err)
+			if _, known, _ := suiteOf(k.Name); known {
+				return e.WithHint("make it again: banger kernel pull --force %s", k.Name)
+			}
+			return e.WithHint("import it again: banger kernel import %s --from DIR", k.Name)
+		}
+	}
+	return nil
+}
+
+// addKernel makes, assembles and publishes a kernel.
+func (s *Service) addKernel(ctx context.Context, name string, p model.Progress, fetch func(dir string) (madeKernel, error)) (model.Kernel, error) {
+	dir, remove, err := s.stage(s.Layout.Kernels())
+	if err != nil {
+		return model.Kernel{}, err
+	}
+	defer remove()
+	made, err := fetch(dir)
+	if err != nil {
+		return model.Kernel{}, err
+	}
+	final := filepath.Join(dir, "final")
+	if err := assemble(ctx, made, final, p); err != nil {
+		return model.Kernel{}, spaceError(err, "assemble kernel")
+	}
+	p.Stage("publish")
+	id, err := kernelID(name, made.release, final)
+	if err != nil {
+		return model.Kernel{}, err
+	}
+	if err := syncTree(final); err != nil {
+		return model.Kernel{}, spaceError(err, "write kernel")
+	}
+	if ctx.Err() != nil {
+		return model.Kernel{}, context.Cause(ctx)
+	}
+	k := kernelRow(s.Layout, id, name, made, final)
+	return k, s.publishKernel(context.WithoutCancel(ctx), k, final)
+}
+
+// kernelRow describes the kernel in final as it will be under its final name.
+func kernelRow(layout paths.Layout, id, name string, made madeKernel, final string) model.Kernel {
+	at := func(file string) string {
+		if _, err := os.Stat(filepath.Join(final, file)); err != nil {
+			return ""
+		}
+		return filepath.Join(layout.Kernel(id), file)
+	}
+	return model.Kernel{
+		ID: id, Name: name, Release: made.release, VmlinuxPath: at(paths.VmlinuxFile), BzImagePath: at(paths.BzImageFile),
+		EarlyDir: at(paths.EarlyModulesDir), ModulesPath: at(paths.ModulesImageFile), Source: made.source, CreatedAt: time.Now(),
+	}
+}
+
+// publishKernel puts the kernel in place. Images that preferred the one it
+// replaces prefer the new one then.
+func (s *Service) publishKernel(ctx context.Context, k model.Kernel, final string) error {
+	old, err := s.Store.KernelByName(ctx, k.Name)
+	switch {
+	case errors.Is(err, errdefs.ErrNotFound):
+		old = model.Kernel{}
+	case err != nil:
+		return err
+	}
+	if old.ID == k.ID && checkKernel(old) == nil {
+		return s.Store.PutKernel(ctx, k) // the same content again: running VMs keep their files
+	}
+	if err := s.publish(final, s.Layout.Kernel(k.ID), func() error { return s.Store.PutKernel(ctx, k) }); err != nil {
+		return err
+	}
+	if old.ID != "" && old.ID != k.ID {
+		if err := s.preferKernel(ctx, old.ID, k.ID); err != nil {
+			return err
+		}
+	}
+	return errors.Join(s.collect(ctx), s.pruneInitramfs(ctx))
+}
+
+func (s *Service) preferKernel(ctx context.Context, from, to string) error {
+	images, err := s.Store.ListImages(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range images {
+		if i.KernelID == from {
+			i.KernelID = to
+			if err := s.Store.PutImage(ctx, i); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// debianKernel makes the kernel of a suite.
+func (s *Service) debianKernel(ctx context.Context, suite, dir string, p model.Progress) (madeKernel, error) {
+	src, err := debian.HostSources("/", suite)
+	if err != nil {
+		return madeKernel{}, err
+	}
+	k, err := debian.FetchKernel(ctx, src, dir, p)
+	if err != nil {
+		return madeKernel{}, err
+	}
+	return madeKernel{
+		release: k.Release, bzImage: k.BzImage, config: k.Config, modules: k.ModulesRoot, source: k.Source + ", " + k.Package,
+	}, nil
+}
+
+// ListKernels returns all kernels that have a name, by name.
+func (s *Service) ListKernels(ctx context.Context) ([]model.Kernel, error) {
+	all, err := s.Store.ListKernels(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []model.Kernel
+	for _, k := range all {
+		if k.Name != "" {
+			out = append(out, k)
+		}
+	}
+	return out, nil
+}
+
+// GetKernel returns the kernel of that name. Its error says so when it is broken.
+func (s *Service) GetKernel(ctx context.Context, name string) (model.Kernel, error) {
+	k, err := s.kernelNamed(ctx, name)
+	if err != nil {
+		return k, err
+	}
+	return k, checkKernel(k)
+}
+
+func (s *Service) kernelNamed(ctx context.Context, name string) (model.Kernel, error) {
+	if err := model.CheckArtifactName("kernel", name); err != nil {
+		return model.Kernel{}, err
+	}
+	k, err := s.Store.KernelByName(ctx, name)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return k, unknown("kernel", name, s.kernelNames(ctx))
+	}
+	return k, err
+}
+
+// RemoveKernel removes a kernel that no VM uses and no image prefers.
+func (s *Service) RemoveKernel(ctx context.Context, name string) error {
+	k, err := s.kernelNamed(ctx, name)
+	if err != nil {
+		return err
+	}
+	users, err := s.Store.KernelUsers(ctx, k.ID)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return inUse("kernel", name, users)
+	}
+	images, err := s.ListImages(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range images {
+		if i.KernelID == k.ID {
+			return errdefs.Precondition("kernel %q is the one image %q boots with", name, i.Name).
+				WithHint("remove the image first: banger image rm %s", i.Name)
+		}
+	}
+	err = s.retire(s.Layout.Kernel(k.ID), func() error { return s.Store.DeleteKernel(ctx, k.ID) }, func() ([]string, error) {
+		return s.Store.KernelUsers(ctx, k.ID)
+	}, "kernel", name)
+	if err != nil {
+		return err
+	}
+	return s.pruneInitramfs(ctx)
+}

@@ -1,0 +1,92 @@
+package imagemgr
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"syscall"
+
+	"banger/internal/daemon/imagemgr/debian"
+	"banger/internal/errdefs"
+	"banger/internal/model"
+)
+
+// debianName is the name of what is made from Debian's packages; a suite may
+// follow after a colon.
+const debianName = "debian"
+
+// suiteOf returns the Debian suite that a name asks for ("" is the default one).
+// known is false for names that nothing can be pulled for.
+func suiteOf(name string) (suite string, known bool, err error) {
+	base, suite, versioned := strings.Cut(name, ":")
+	if base != debianName {
+		return "", false, nil
+	}
+	if versioned {
+		err = debian.CheckSuite(suite)
+	}
+	return suite, true, err
+}
+
+// unknown is the error for a name that is neither here nor can be pulled.
+func unknown(kind, name string, have []string) error {
+	e := errdefs.NotFound("no %s %q", kind, name)
+	candidates := append([]string{debianName}, have...)
+	if near := model.Near(name, candidates); len(near) > 0 {
+		return e.WithHint("did you mean %s?", strings.Join(near, ", "))
+	}
+	if kind == "image" {
+		return e.WithHint("banger image list shows what is there; %s and %s:SUITE can be pulled, or register your own with banger image register", debianName, debianName)
+	}
+	return e.WithHint("banger kernel list shows what is there; %s and %s:SUITE can be pulled, or import your own with banger kernel import", debianName, debianName)
+}
+
+func (s *Service) imageNames(ctx context.Context) []string {
+	images, err := s.Store.ListImages(ctx)
+	if err != nil {
+		return nil // only a hint is poorer
+	}
+	var names []string
+	for _, i := range images {
+		if i.Name != "" {
+			names = append(names, i.Name)
+		}
+	}
+	return names
+}
+
+func (s *Service) kernelNames(ctx context.Context) []string {
+	kernels, err := s.Store.ListKernels(ctx)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, k := range kernels {
+		if k.Name != "" {
+			names = append(names, k.Name)
+		}
+	}
+	return names
+}
+
+// spaceError wraps err and says what to do about a full disk.
+func spaceError(err error, what string) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return errdefs.Exhausted("%s: %w", what, err).
+			WithHint("free some space in the state directory, or set BANGER_STATE_DIR to a larger disk")
+	}
+	return errdefs.Wrap(err, "%s", what)
+}
+
+// inUse refuses to remove what VMs use.
+func inUse(kind, name string, users []string) error {
+	return errdefs.Precondition("%s %q is used by %s", kind, name, strings.Join(users, ", ")).
+		WithHint("delete them first: banger delete %s", strings.Join(users, " "))
+}
+
+// nobody is a Progress for those who do not care.
+type nobody struct{}
+
+func (nobody) Stage(string)               {}
+func (nobody) Detail(string)              {}
+func (nobody) Count(int64, int64, string) {}

@@ -1,0 +1,143 @@
+package imagemgr
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"banger/internal/daemon/imagemgr/debian"
+	"banger/internal/errdefs"
+	"banger/internal/paths"
+)
+
+// publish renames a finished directory to its final name and puts its row. What
+// lay there before goes; when the row cannot be put it comes back.
+func (s *Service) publish(from, to string, put func() error) error {
+	old, err := s.publishLocked(from, to, put)
+	s.removeAll(old)
+	return err
+}
+
+func (s *Service) publishLocked(from, to string, put func() error) (old string, err error) {
+	s.imageOpsMu.Lock()
+	defer s.imageOpsMu.Unlock()
+	if old, err = setAside(to); err != nil {
+		return "", spaceError(err, "make room")
+	}
+	undo := func(err error) (string, error) {
+		if old != "" {
+			if back := os.Rename(old, to); back != nil {
+				return "", errdefs.Wrap(err, "bring back what was there (%v)", back)
+			}
+		}
+		return "", err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return undo(spaceError(err, "publish"))
+	}
+	if err := put(); err != nil {
+		if back := os.Rename(to, from); back != nil { // Restore removes it: no row knows it
+			return "", errdefs.Wrap(err, "take back %s (%v)", filepath.Base(to), back)
+		}
+		return undo(err)
+	}
+	return old, nil
+}
+
+// retire deletes a row and then its directory. A VM that began to use it since
+// the caller looked makes the database refuse; users names it then.
+func (s *Service) retire(dir string, remove func() error, users func() ([]string, error), kind, name string) error {
+	s.imageOpsMu.Lock()
+	err := remove()
+	aside := ""
+	if err == nil {
+		aside, err = setAside(dir)
+	}
+	s.imageOpsMu.Unlock()
+	s.removeAll(aside)
+	if err != nil {
+		if now, uerr := users(); uerr == nil && len(now) > 0 {
+			return inUse(kind, name, now)
+		}
+		return errdefs.Wrap(err, "remove %s %q", kind, name)
+	}
+	return nil
+}
+
+// collect removes rows that lost their name and their last user, and directories
+// that no row knows.
+func (s *Service) collect(ctx context.Context) error {
+	s.imageOpsMu.Lock()
+	aside, err := s.collectLocked(ctx)
+	s.imageOpsMu.Unlock()
+	for _, dir := range aside {
+		if err := debian.Remove(ctx, dir); err != nil {
+			s.Log.Warn("leaving an unused directory", "dir", filepath.Base(dir), "err", err)
+		}
+	}
+	return err
+}
+
+func (s *Service) collectLocked(ctx context.Context) (aside []string, err error) {
+	images, err := s.Store.ListImages(ctx)
+	if err != nil {
+		return nil, err
+	}
+	keep := map[string]bool{}
+	for _, i := range images {
+		gone, err := dropUnnamed(ctx, i.ID, i.Name, s.Store.ImageUsers, s.Store.DeleteImage)
+		if err != nil {
+			return nil, err
+		}
+		keep[i.ID] = !gone
+	}
+	aside, err = setAsideUnknown(s.Layout.Images(), keep)
+	if err != nil {
+		return aside, err
+	}
+	kernels, err := s.Store.ListKernels(ctx)
+	if err != nil {
+		return aside, err
+	}
+	keep = map[string]bool{}
+	for _, k := range kernels {
+		gone, err := dropUnnamed(ctx, k.ID, k.Name, s.Store.KernelUsers, s.Store.DeleteKernel)
+		if err != nil {
+			return aside, err
+		}
+		keep[k.ID] = !gone
+	}
+	more, err := setAsideUnknown(s.Layout.Kernels(), keep)
+	return append(aside, more...), err
+}
+
+func dropUnnamed(ctx context.Context, id, name string, users func(context.Context, string) ([]string, error), remove func(context.Context, string) error) (bool, error) {
+	if name != "" {
+		return false, nil
+	}
+	u, err := users(ctx, id)
+	if err != nil || len(u) > 0 {
+		return false, err
+	}
+	return true, remove(ctx, id)
+}
+
+func setAsideUnknown(parent string, keep map[string]bool) (aside []string, err error) {
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", parent, err)
+	}
+	for _, e := range entries {
+		if keep[e.Name()] || strings.HasPrefix(e.Name(), paths.StagingPrefix) {
+			continue
+		}
+		dir, err := setAside(filepath.Join(parent, e.Name()))
+		if err != nil {
+			return aside, fmt.Errorf("set aside %s: %w", e.Name(), err)
+		}
+		aside = append(aside, dir)
+	}
+	return aside, nil
+}

@@ -1,0 +1,228 @@
+// Package imagemgr keeps kernels and images: it pulls them from Debian's
+// packages, takes in the user's own, and hands out what a VM boots from.
+//
+// Everything is made in a sibling directory with a staging name and published by
+// one rename and one store transaction, under imageOpsMu. So a failure or a crash
+// at any point leaves either the old state or the new one; debris under a staging
+// name, or a directory that no row knows, is removed by Restore.
+package imagemgr
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"banger/internal/api/bangerv1"
+	"banger/internal/daemon/imagemgr/debian"
+	"banger/internal/daemon/imagemgr/initramfs"
+	"banger/internal/errdefs"
+	"banger/internal/model"
+	"banger/internal/paths"
+)
+
+// Store is what the service needs of the state database. An absent row is an
+// error of class not_found. Put replaces the row of that name in one transaction;
+// a replaced row that a VM uses stays, without a name.
+type Store interface {
+	ListImages(ctx context.Context) ([]model.Image, error)
+	ImageByName(ctx context.Context, name string) (model.Image, error)
+	PutImage(ctx context.Context, i model.Image) error
+	DeleteImage(ctx context.Context, id string) error
+	ImageUsers(ctx context.Context, id string) ([]string, error)
+
+	ListKernels(ctx context.Context) ([]model.Kernel, error)
+	KernelByName(ctx context.Context, name string) (model.Kernel, error)
+	PutKernel(ctx context.Context, k model.Kernel) error
+	DeleteKernel(ctx context.Context, id string) error
+	KernelUsers(ctx context.Context, id string) ([]string, error)
+}
+
+// Operations runs long work that outlives the request that began it.
+type Operations interface {
+	Begin(kind, subject string, work func(ctx context.Context, p model.Progress) (string, error)) *bangerv1.Operation
+}
+
+// Deps are the service's collaborators; all are required.
+type Deps struct {
+	Store     Store
+	Layout    paths.Layout
+	AgentPath string // of the binary that becomes /init
+	DiskBytes int64  // apparent size of the root filesystems made here
+	Ops       Operations
+	Log       *slog.Logger
+}
+
+// Service owns images, kernels and initramfs files.
+type Service struct {
+	Deps
+	initramfs *initramfs.Builder
+
+	ctx    context.Context // lifetime of pulls; ends at Close
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+
+	imagePulls  flights[model.Image]
+	kernelPulls flights[model.Kernel]
+
+	// imageOpsMu guards publication: what lies under the final names and the rows
+	// that know it change together. It is held for a rename and one transaction,
+	// never over a download or a build.
+	imageOpsMu sync.Mutex
+
+	// How the two kinds are made, below a fresh staging directory.
+	makeImage  func(ctx context.Context, suite, dir string, p model.Progress) (madeImage, error)
+	makeKernel func(ctx context.Context, suite, dir string, p model.Progress) (madeKernel, error)
+}
+
+// New returns a service; Restore must run before it is used.
+func New(d Deps) *Service {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	s := &Service{Deps: d, initramfs: initramfs.New(d.Layout.Initramfs()), ctx: ctx, cancel: cancel}
+	s.imagePulls.owner, s.kernelPulls.owner = s, s
+	s.makeImage, s.makeKernel = s.debianImage, s.debianKernel
+	return s
+}
+
+// errClosing is why pulls end when the daemon does.
+var errClosing = errdefs.New(errdefs.ClassCanceled, "the daemon is stopping")
+
+// Close cancels running pulls and waits until they have cleaned up.
+func (s *Service) Close() error {
+	s.cancel(errClosing)
+	s.wg.Wait()
+	return nil
+}
+
+// Restore removes what a crash left behind. It assumes that
+//
+//  1. no pull of an earlier daemon still runs: pulls end with their daemon;
+//  2. a directory under a final name without a row was about to be published, or
+//     to be removed: in both cases nobody uses it;
+//  3. a row without its files lost them to somebody else: the row stays, is
+//     reported as broken, and the next pull makes the files again.
+func (s *Service) Restore(ctx context.Context) error {
+	for _, dir := range []string{s.Layout.Images(), s.Layout.Kernels(), s.Layout.Initramfs()} {
+		// Searchable, not readable: VMMs with user ids of their own pass through.
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("make %s: %w", dir, err)
+		}
+	}
+	if err := s.collect(ctx); err != nil {
+		return err
+	}
+	for _, dir := range []string{s.Layout.Images(), s.Layout.Kernels()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("look for unfinished work: %w", err)
+		}
+		for _, e := range entries {
+			if !strings.HasPrefix(e.Name(), paths.StagingPrefix) {
+				continue
+			}
+			// Debris that cannot be removed now costs space; it must not cost the start.
+			if err := debian.Remove(ctx, filepath.Join(dir, e.Name())); err != nil {
+				s.Log.Warn("leaving unfinished work", "dir", e.Name(), "err", err)
+			}
+		}
+	}
+	if err := s.pruneInitramfs(ctx); err != nil {
+		s.Log.Warn("leaving old initramfs files", "err", err)
+	}
+	return s.reportBroken(ctx)
+}
+
+func (s *Service) reportBroken(ctx context.Context) error {
+	images, err := s.Store.ListImages(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range images {
+		if err := checkImage(i); err != nil {
+			s.Log.Warn("image is broken", "image", i.Name, "err", err)
+		}
+	}
+	kernels, err := s.Store.ListKernels(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range kernels {
+		if err := checkKernel(k); err != nil {
+			s.Log.Warn("kernel is broken", "kernel", k.Name, "err", err)
+		}
+	}
+	return nil
+}
+
+// Missing returns the programs that pulls need and this host has not.
+func Missing() []debian.Tool { return debian.Missing() }
+
+// newID returns 12 random hex digits.
+func newID() string {
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// stage makes a staging directory in parent and returns it with its remover.
+func (s *Service) stage(parent string) (dir string, remove func(), err error) {
+	dir = filepath.Join(parent, paths.StagingPrefix+newID())
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", nil, spaceError(err, "make staging directory")
+	}
+	return dir, func() {
+		// The work's context may be over; leaving debris because of that is no option.
+		if err := debian.Remove(context.WithoutCancel(s.ctx), dir); err != nil {
+			s.Log.Warn("leaving unfinished work", "dir", filepath.Base(dir), "err", err)
+		}
+	}, nil
+}
+
+// setAside renames what lies at path to a staging name, so that removing it is
+// not part of a critical section. It returns "" when there is nothing.
+func setAside(path string) (string, error) {
+	aside := filepath.Join(filepath.Dir(path), paths.StagingPrefix+newID())
+	err := os.Rename(path, aside)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return aside, err
+}
+
+// removeAll removes what was set aside.
+func (s *Service) removeAll(aside ...string) {
+	for _, dir := range aside {
+		if dir == "" {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			s.Log.Warn("leaving a replaced directory", "dir", filepath.Base(dir), "err", err)
+		}
+	}
+}
+
+// syncTree makes sure that what is renamed into place is on the disk before its
+// row says so.
+func syncTree(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := f.Sync(); err != nil {
+			return fmt.Errorf("write %s to the disk: %w", filepath.Base(path), err)
+		}
+		return nil
+	})
+}
