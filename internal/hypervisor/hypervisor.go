@@ -138,6 +138,7 @@ type Disk struct {
 	Path     string
 	Format   DiskFormat
 	ReadOnly bool
+	Backing  string // raw image that a qcow2 disk is a view of; empty: as its header says
 }
 
 // Serials of the disks every VM has.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"syscall"
 
@@ -43,7 +44,38 @@ type Proc struct {
 var ErrGone = errors.New("process is gone")
 
 // StartDetached starts d. It never takes a context: nothing that ends may end it.
+// With a Credential, Dir is entered before the identity changes, so the process
+// may work in a directory that its user could not reach by name.
 func StartDetached(d Detached) (*Proc, error) {
+	if d.Credential == nil || d.Dir == "" {
+		return startDetached(d)
+	}
+	type result struct {
+		proc *Proc
+		err  error
+	}
+	started := make(chan result)
+	go func() {
+		// The thread gets a working directory of its own and is never unlocked,
+		// so it ends with this goroutine and nobody else inherits that directory.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			started <- result{err: fmt.Errorf("unshare the working directory: %w", err)}
+			return
+		}
+		if err := unix.Chdir(d.Dir); err != nil {
+			started <- result{err: fmt.Errorf("enter %s: %w", d.Dir, err)}
+			return
+		}
+		d.Dir = ""
+		proc, err := startDetached(d)
+		started <- result{proc, err}
+	}()
+	r := <-started
+	return r.proc, r.err
+}
+
+func startDetached(d Detached) (*Proc, error) {
 	cmd := exec.Command(d.Path, d.Args...)
 	cmd.Dir, cmd.Env, cmd.ExtraFiles = d.Dir, d.Env, d.ExtraFiles
 	if d.Stdout != nil {

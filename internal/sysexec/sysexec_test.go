@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -108,5 +109,39 @@ func TestDetachedThatEndsAtOnce(t *testing.T) {
 	<-p.Done()
 	if p.State().ExitCode() != 7 {
 		t.Errorf("state %v", p.State())
+	}
+}
+
+func TestDetachedEntersItsDirectoryBeforeItsIdentity(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to change identity")
+	}
+	const other = 65534
+	dir := t.TempDir()
+	deep := dir + "/closed/own"
+	if err := os.MkdirAll(deep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(deep, other, other); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := sysexec.StartDetached(sysexec.Detached{
+		Path: "/bin/sh", Args: []string{"-c", "id -u > who"}, Dir: deep, Env: []string{"PATH=/usr/bin:/bin"},
+		Credential: &syscall.Credential{Uid: other, Gid: other},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	who, err := os.ReadFile(deep + "/who")
+	if err != nil || strings.TrimSpace(string(who)) != "65534" {
+		t.Errorf("ran as %q, %v", who, err)
+	}
+	if after, err := os.Getwd(); err != nil || after != before {
+		t.Errorf("our own directory is %s, %v", after, err)
 	}
 }

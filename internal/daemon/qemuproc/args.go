@@ -109,8 +109,9 @@ func checkSpec(s hypervisor.Spec) error {
 	return nil
 }
 
-// arguments is the command line of QEMU for s.
-func arguments(s hypervisor.Spec, accel hypervisor.Accel) ([]string, error) {
+// arguments is the command line of QEMU for s. Files that do not lie in the VM
+// directory are opened by way of out.
+func arguments(s hypervisor.Spec, accel hypervisor.Accel, out *outside) ([]string, error) {
 	mib := strconv.FormatInt(s.MemoryMiB, 10)
 	accelOpt := "kvm"
 	if accel == hypervisor.AccelTCG {
@@ -121,6 +122,10 @@ func arguments(s hypervisor.Spec, accel hypervisor.Accel) ([]string, error) {
 	kernel := s.Vmlinux
 	if kernel == "" {
 		kernel = s.BzImage
+	}
+	kernel, err := out.file(kernel)
+	if err != nil {
+		return nil, err
 	}
 	args := []string{
 		"-name", "banger-" + s.VMID, // for ps; guests do not see it
@@ -151,7 +156,11 @@ func arguments(s hypervisor.Spec, accel hypervisor.Accel) ([]string, error) {
 		"-device", "virtserialport,bus=ports.0,nr=1,chardev=agent,name=" + guest.PortName,
 	}
 	if s.Initramfs != "" {
-		args = append(args, "-initrd", s.Initramfs)
+		initrd, err := out.file(s.Initramfs)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "-initrd", initrd)
 	}
 	for i := range sparePorts {
 		port := fmt.Sprintf("pcie-root-port,id=spare%d,bus=pcie.0,addr=0x%x.%d,chassis=%d,slot=%d", i, slotPorts, i, i+1, i+1)
@@ -161,14 +170,14 @@ func arguments(s hypervisor.Spec, accel hypervisor.Accel) ([]string, error) {
 		args = append(args, "-device", port)
 	}
 	for i, d := range s.Disks {
-		node, err := blockdev(i, d, s.Dir)
+		node, err := blockdev(i, d, out)
 		if err != nil {
 			return nil, err
 		}
 		args = append(args, "-blockdev", node,
 			"-device", fmt.Sprintf("%s,drive=disk%d,serial=%s", device("virtio-blk-pci", slotDisk0+i), i, d.Serial))
 	}
-	return args, nil
+	return append(args, out.args...), nil
 }
 
 func listener(id string, fd int) string {
@@ -182,7 +191,7 @@ func device(model string, slot int) string {
 // blockdev describes a disk as JSON, in which a path may hold anything. Writes go
 // through the host's page cache and reach its disk when the guest flushes; blocks
 // the guest discards, or fills with zeros, are given back.
-func blockdev(i int, d hypervisor.Disk, dir string) (string, error) {
+func blockdev(i int, d hypervisor.Disk, out *outside) (string, error) {
 	type node struct {
 		Driver       string `json:"driver"`
 		NodeName     string `json:"node-name,omitempty"`
@@ -191,13 +200,28 @@ func blockdev(i int, d hypervisor.Disk, dir string) (string, error) {
 		DetectZeroes string `json:"detect-zeroes,omitempty"`
 		Filename     string `json:"filename,omitempty"`
 		File         *node  `json:"file,omitempty"`
+		Backing      *node  `json:"backing,omitempty"`
+	}
+	name, err := out.fdset(d.Path, d.ReadOnly)
+	if err != nil {
+		return "", err
 	}
 	n := node{
 		Driver: string(d.Format), NodeName: fmt.Sprintf("disk%d", i), ReadOnly: d.ReadOnly,
-		File: &node{Driver: "file", Filename: relative(dir, d.Path), ReadOnly: d.ReadOnly},
+		File: &node{Driver: "file", Filename: name, ReadOnly: d.ReadOnly},
 	}
 	if !d.ReadOnly {
 		n.Discard, n.DetectZeroes, n.File.Discard = "unmap", "unmap", "unmap"
+	}
+	if d.Backing != "" {
+		base, err := out.fdset(d.Backing, true)
+		if err != nil {
+			return "", err
+		}
+		n.Backing = &node{
+			Driver: string(hypervisor.FormatRaw), ReadOnly: true,
+			File: &node{Driver: "file", Filename: base, ReadOnly: true},
+		}
 	}
 	b, err := json.Marshal(n)
 	return string(b), err

@@ -45,9 +45,11 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 		return nil, errdefs.Unsupported("QEMU %s cannot be a %s any more (or not yet)", facts.version, spec.Machine).
 			WithHint("make the VM anew, or install the QEMU it was made with")
 	}
-	args, err := arguments(spec, accel)
+	out := &outside{dir: spec.Dir}
+	defer out.close()
+	args, err := arguments(spec, accel, out)
 	if err != nil {
-		return nil, errdefs.Internal("build the command line: %w", err)
+		return nil, err
 	}
 	if err := notRunning(ctx, spec.Dir); err != nil {
 		return nil, err
@@ -57,7 +59,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 		return nil, errdefs.Wrap(err, "prepare the VM directory")
 	}
 	defer files.close()
-	proc, err := launch(binary, args, spec, accel, files)
+	proc, err := launch(binary, args, spec, accel, files, out)
 	if err != nil {
 		_ = removeSockets(spec.Dir)
 		return nil, d.launchError(err, spec)
@@ -143,11 +145,12 @@ func removeSockets(dir string) error {
 // launch starts the process with the least it needs: no environment, no core
 // dumps, its own network and IPC namespaces where we may make them, and the VM's
 // own user when we are root.
-func launch(binary string, args []string, spec hypervisor.Spec, acc hypervisor.Accel, f *files) (*sysexec.Proc, error) {
+func launch(binary string, args []string, spec hypervisor.Spec, acc hypervisor.Accel, f *files, out *outside) (*sysexec.Proc, error) {
 	d := sysexec.Detached{
 		Path: binary, Args: args, Dir: spec.Dir, Env: []string{}, Stdout: f.log, Stderr: f.log,
 		ExtraFiles: []*os.File{fdQMP - 3: f.qmp, fdAgent - 3: f.agent, fdNet - 3: f.net, fdConsole - 3: f.console},
 	}
+	d.ExtraFiles = append(d.ExtraFiles, out.files...)
 	if os.Geteuid() == 0 {
 		d.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC
 		if spec.UID != 0 || spec.GID != 0 {

@@ -8,7 +8,6 @@ import (
 
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
-	"banger/internal/hypervisor"
 	"banger/internal/model"
 	"banger/internal/paths"
 )
@@ -130,7 +129,7 @@ func (s *Service) reattach(ctx context.Context, v *model.VM) (*live, error) {
 		return nil, err
 	}
 	files := model.BootFiles{Vmlinux: k.VmlinuxPath, BzImage: k.BzImagePath, Modules: k.ModulesPath}
-	m, err := d.Attach(ctx, s.spec(v, dir, files, hypervisor.FormatQcow2), h.VMM)
+	m, err := d.Attach(ctx, s.spec(v, dir, files), h.VMM)
 	if err != nil {
 		return nil, err
 	}

@@ -93,7 +93,11 @@ func (s *Service) markStarting(ctx context.Context, c *creation) error {
 	} else if info.Capabilities.QcowDisks {
 		format = hypervisor.FormatQcow2
 	}
-	c.boot = &boot{spec: s.spec(v, dir, files, format)}
+	c.boot = &boot{spec: s.spec(v, dir, files)}
+	c.boot.spec.Disks[0].Format = format
+	if format == hypervisor.FormatQcow2 {
+		c.boot.spec.Disks[0].Backing = c.image.Path
+	}
 	return nil
 }
 
@@ -118,14 +122,14 @@ func (s *Service) endTurn(_ context.Context, c *creation) error {
 }
 
 // spec is the same for every start of a VM: snapshots depend on it.
-func (s *Service) spec(v *model.VM, dir string, files model.BootFiles, format hypervisor.DiskFormat) hypervisor.Spec {
+func (s *Service) spec(v *model.VM, dir string, files model.BootFiles) hypervisor.Spec {
 	spec := hypervisor.Spec{
 		VMID: v.ID, Dir: dir,
 		CPUs: v.Spec.CPUs, MemoryMiB: v.Spec.MemoryMiB,
 		Machine: v.Spec.Machine, CPUModel: v.Spec.CPUModel,
 		Vmlinux: files.Vmlinux, BzImage: files.BzImage, Initramfs: files.Initramfs,
 		Disks: []hypervisor.Disk{
-			{Serial: hypervisor.SerialRoot, Path: filepath.Join(dir, paths.RootDiskFile), Format: format},
+			{Serial: hypervisor.SerialRoot, Path: filepath.Join(dir, paths.RootDiskFile)},
 		},
 		LinkUp: v.Spec.Net != model.NetNone,
 		MAC:    s.Guest.MAC,
