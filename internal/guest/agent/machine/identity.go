@@ -1,0 +1,141 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errdefs"
+	"banger/internal/guest/agent/ifconf"
+)
+
+// setHostname names the machine, now and for an init that sets the name by its
+// files later. The root disk is the VM's own, so its files may say its name.
+func setHostname(etc, name string) error {
+	if len(name) > 64 || strings.ContainsAny(name, " \t\n\x00/#") {
+		return errdefs.Invalid("host name %q is not one", name)
+	}
+	if err := replaceFile(filepath.Join(etc, "hostname"), []byte(name+"\n")); err != nil {
+		return errdefs.Wrap(err, "write the host name")
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return errdefs.Wrap(err, "set the host name")
+	}
+	hosts := filepath.Join(etc, "hosts")
+	old, err := os.ReadFile(hosts)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errdefs.Wrap(err, "read %s", hosts)
+	}
+	return errdefs.Wrap(replaceFile(hosts, addHost(old, name)), "write %s", hosts)
+}
+
+// hostMark ends the line of /etc/hosts that is the agent's.
+const hostMark = "# this machine"
+
+// addHost makes name resolvable without a DNS server, which sudo insists on.
+func addHost(old []byte, name string) []byte {
+	var b strings.Builder
+	local := false
+	for line := range strings.Lines(string(old)) {
+		if strings.HasSuffix(strings.TrimSpace(line), hostMark) {
+			continue
+		}
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "127.0.0.1" {
+			local = true
+		}
+		b.WriteString(line)
+		if !strings.HasSuffix(line, "\n") {
+			b.WriteByte('\n')
+		}
+	}
+	if !local {
+		b.WriteString("127.0.0.1 localhost " + hostMark + "\n")
+	}
+	b.WriteString("127.0.1.1 " + name + " " + hostMark + "\n")
+	return []byte(b.String())
+}
+
+// replaceFile puts data in place of what path holds. A symlink, a device or a
+// mount there is somebody's arrangement and is written through.
+func replaceFile(path string, data []byte) error {
+	if old, err := os.ReadFile(path); err == nil && string(old) == string(data) {
+		return nil
+	}
+	if st, err := os.Lstat(path); err == nil && !st.Mode().IsRegular() {
+		return os.WriteFile(path, data, 0o644)
+	}
+	tmp := path + ".banger-new"
+	if err := os.WriteFile(tmp, data, 0o644); err != nil {
+		return err
+	}
+	err := os.Rename(tmp, path)
+	if errors.Is(err, unix.EBUSY) { // a mount point
+		_ = os.Remove(tmp)
+		return os.WriteFile(path, data, 0o644)
+	}
+	return err
+}
+
+// setDNS makes the C library and systemd-resolved use the given servers.
+//
+// An image's /etc/resolv.conf is a file, missing, or a symlink to what a service
+// writes below /run once it runs. The file is written, as a DHCP client would.
+// The symlink is kept and its target written, which serves until the service
+// comes; systemd-resolved is told by a drop-in if it is yet to start, and by its
+// own tool if it runs already. Nothing is mounted over the file: packages that
+// replace it would fail.
+func (m *Machine) setDNS(root string, card ifconf.Card, servers []netip.Addr) error {
+	if len(servers) == 0 {
+		return nil
+	}
+	names := make([]string, len(servers))
+	var conf strings.Builder
+	for i, s := range servers {
+		names[i] = s.String()
+		conf.WriteString("nameserver " + names[i] + "\n")
+	}
+	resolvedRuns := exists(filepath.Join(root, "run/systemd/resolve/io.systemd.Resolve"))
+	dropIn := "[Resolve]\nDNS=" + strings.Join(names, " ") + "\nDomains=~.\n"
+	if err := writeFile(filepath.Join(root, "run/systemd/resolved.conf.d/00-banger.conf"), dropIn); err != nil {
+		return errdefs.Wrap(err, "write the servers for systemd-resolved")
+	}
+	target := filepath.Join(root, "etc/resolv.conf")
+	link, err := os.Readlink(target)
+	if err != nil {
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+			return err
+		}
+		return errdefs.Wrap(replaceFile(target, []byte(conf.String())), "write the DNS servers")
+	}
+	if resolvedRuns && strings.Contains(link, "systemd/resolve/") {
+		status, err := m.run(context.Background(), nil, append([]string{"resolvectl", "dns", card.Name}, names...)...)
+		if err == nil && status.Code == 0 {
+			_, _ = m.run(context.Background(), nil, "resolvectl", "domain", card.Name, "~.")
+			return nil
+		}
+	}
+	if filepath.IsAbs(link) {
+		target = filepath.Join(root, link)
+	} else {
+		target = filepath.Join(filepath.Dir(target), link)
+	}
+	return errdefs.Wrap(writeFile(target, conf.String()), "write the DNS servers")
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func writeFile(path, text string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(text), 0o644)
+}

@@ -1,0 +1,78 @@
+// Package port opens the agent's virtio-serial port and makes it usable as a
+// guest.Port.
+//
+// While no host is connected such a port reports a hang-up and reads as end of
+// file at once, so neither reading nor polling may be repeated then. The port is
+// registered edge-triggered with the runtime's poller, and WaitConnected sleeps
+// until the state changes.
+package port
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errdefs"
+	"banger/internal/guest/agent/uevent"
+)
+
+const sysPorts = "/sys/class/virtio-ports"
+
+// Port is an open virtio-serial port.
+type Port struct {
+	*os.File
+	raw syscall.RawConn
+}
+
+// Open waits until the port called name is there and opens it.
+func Open(name string, timeout time.Duration) (*Port, error) {
+	var dev string
+	err := uevent.Until("virtio-ports", timeout, func() bool {
+		dev = find(name)
+		return dev != ""
+	})
+	if err != nil {
+		return nil, errdefs.Wrap(err, "wait for virtio-serial port %s", name)
+	}
+	fd, err := unix.Open(dev, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, errdefs.Wrap(err, "open virtio-serial port %s", name)
+	}
+	f := os.NewFile(uintptr(fd), dev)
+	raw, err := f.SyscallConn()
+	if err == nil {
+		err = f.SetDeadline(time.Time{}) // fails when the poller did not take the file
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, errdefs.Wrap(err, "register virtio-serial port %s", name)
+	}
+	return &Port{File: f, raw: raw}, nil
+}
+
+func find(name string) string {
+	entries, _ := os.ReadDir(sysPorts)
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(sysPorts, e.Name(), "name"))
+		if err == nil && strings.TrimSpace(string(b)) == name {
+			return filepath.Join("/dev", e.Name())
+		}
+	}
+	return ""
+}
+
+// WaitConnected returns when a host is connected.
+func (p *Port) WaitConnected() error {
+	if err := p.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	return p.raw.Read(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 0)
+		return err == nil && n >= 0 && fds[0].Revents&unix.POLLHUP == 0
+	})
+}

@@ -1,0 +1,328 @@
+package serve
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errdefs"
+	"banger/internal/guest"
+	"banger/internal/guest/agent/proc"
+)
+
+const (
+	outputChunk = 64 << 10 // the most that is read of a command's output at once
+	largePipe   = 256 << 10
+	// ttyGrace is how long a terminal may stay open after the command's end. The
+	// kernel closes it with the session, unless the command gave it away.
+	ttyGrace = 500 * time.Millisecond
+)
+
+// sink takes a command's output as frames with a reserved header.
+type sink interface {
+	WriteReserved(channel byte, buf []byte) error
+}
+
+// execution is a command under way.
+//
+// Its end is the command's own: output that it wrote before it exited is sent,
+// then its exit status. A process it left behind may hold the pipes open for
+// ever; it is not waited for, and finds them closed afterwards.
+type execution struct {
+	process *proc.Process
+	tty     *proc.Terminal // nil without one
+	input   *input         // nil without one
+	outputs []*output
+	readers sync.WaitGroup
+}
+
+// exec serves a request to run a command.
+func (s *Server) exec(conn net.Conn, r *guest.FrameReader, w *guest.FrameWriter, e *guest.Exec) error {
+	spec, err := s.command(e)
+	if err != nil {
+		return err
+	}
+	ex, err := s.start(spec, e, w)
+	if err != nil {
+		return err
+	}
+	started := w.Control(guest.Control{Type: guest.ControlStarted, PID: ex.process.PID})
+	ex.begin()
+	if ex.input != nil {
+		s.running.Go(func() { ex.input.pump(w) })
+	}
+	ended := make(chan struct{})
+	s.running.Go(func() {
+		defer close(ended)
+		status, err := ex.wait()
+		if ex.input != nil {
+			ex.input.stop()
+		}
+		if err != nil {
+			_ = w.Control(guest.ErrorControl(err))
+		} else {
+			_ = w.Control(guest.Control{Type: guest.ControlExit, Code: status.Code, Signal: status.Signal})
+		}
+		_ = conn.Close()
+	})
+	if started == nil {
+		err = ex.follow(r)
+	}
+	select {
+	case <-ended:
+		return nil
+	default:
+	}
+	ex.hangup()
+	return err
+}
+
+// start opens the command's streams and starts it.
+func (s *Server) start(spec proc.Spec, e *guest.Exec, to sink) (*execution, error) {
+	if e.TTY {
+		return s.startTTY(spec, e, to)
+	}
+	ex := &execution{}
+	var theirs []int
+	closeTheirs := func() {
+		for _, fd := range theirs {
+			_ = unix.Close(fd)
+		}
+	}
+	fail := func(err error) (*execution, error) {
+		closeTheirs()
+		ex.abort()
+		return nil, err
+	}
+	spec.Files[0] = s.null.Fd()
+	if e.Stdin {
+		r, w, err := pipe()
+		if err != nil {
+			return fail(err)
+		}
+		theirs = append(theirs, r)
+		ex.input = newInput(ours(w), false)
+		spec.Files[0] = uintptr(r)
+	}
+	for i, channel := range []byte{guest.ChanStdout, guest.ChanStderr} {
+		r, w, err := pipe()
+		if err != nil {
+			return fail(err)
+		}
+		theirs = append(theirs, w)
+		ex.outputs = append(ex.outputs, &output{f: ours(r), channel: channel, to: to})
+		spec.Files[1+i] = uintptr(w)
+	}
+	process, err := s.Spawner.Start(spec)
+	if err != nil {
+		return fail(err)
+	}
+	closeTheirs()
+	ex.process = process
+	return ex, nil
+}
+
+func (s *Server) startTTY(spec proc.Spec, e *guest.Exec, to sink) (*execution, error) {
+	tty, err := proc.OpenTerminal(spec.User, e.Rows, e.Cols)
+	if err != nil {
+		return nil, err
+	}
+	fd := tty.Slave.Fd()
+	spec.Files = [3]uintptr{fd, fd, fd}
+	process, err := s.Spawner.Start(spec)
+	_ = tty.Slave.Close()
+	if err != nil {
+		_ = tty.Master.Close()
+		return nil, err
+	}
+	ex := &execution{process: process, tty: tty}
+	ex.outputs = []*output{{f: tty.Master, channel: guest.ChanStdout, to: to}}
+	if e.Stdin {
+		ex.input = newInput(tty.Master, true)
+	}
+	return ex, nil
+}
+
+func pipe() (r, w int, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return -1, -1, errdefs.Exhausted("open a pipe: %w", err)
+	}
+	return p[0], p[1], nil
+}
+
+// ours makes the agent's end of a pipe a file of the runtime's poller. The
+// command's end stays blocking.
+func ours(fd int) *os.File {
+	_ = unix.SetNonblock(fd, true)
+	return os.NewFile(uintptr(fd), "pipe")
+}
+
+// begin starts forwarding output.
+func (ex *execution) begin() {
+	for _, o := range ex.outputs {
+		ex.readers.Go(o.run)
+	}
+}
+
+// wait waits for the command's end and for its output to be sent.
+func (ex *execution) wait() (proc.Status, error) {
+	status, err := ex.process.Wait()
+	deadline := time.Unix(1, 0)
+	if ex.tty != nil {
+		deadline = time.Now().Add(ttyGrace)
+	}
+	for _, o := range ex.outputs {
+		_ = o.f.SetReadDeadline(deadline)
+	}
+	ex.readers.Wait()
+	return status, err
+}
+
+// follow obeys the host until it hangs up.
+func (ex *execution) follow(r *guest.FrameReader) error {
+	for {
+		channel, payload, err := r.Next()
+		if err != nil {
+			return nil
+		}
+		switch channel {
+		case guest.ChanStdin:
+			if ex.input == nil {
+				return errdefs.Invalid("input for a command that takes none")
+			}
+			if len(payload) == 0 {
+				ex.input.end()
+			} else if err := ex.input.push(payload); err != nil {
+				return err
+			}
+		case guest.ChanControl:
+			c, err := guest.DecodeControl(payload)
+			if err != nil {
+				return err
+			}
+			if err := ex.control(c); err != nil {
+				return err
+			}
+		default:
+			return errdefs.Invalid("unexpected frame on channel %d", channel)
+		}
+	}
+}
+
+func (ex *execution) control(c guest.Control) error {
+	switch c.Type {
+	case guest.ControlResize:
+		if ex.tty != nil {
+			_ = ex.tty.Resize(c.Rows, c.Cols) // gone with the command
+		}
+	case guest.ControlSignal:
+		if c.Number < 1 || c.Number > 64 {
+			return errdefs.Invalid("signal %d: 1 to 64 are allowed", c.Number)
+		}
+		if ex.tty != nil && ex.tty.Signal(c.Number) == nil {
+			return nil
+		}
+		_ = ex.process.Signal(c.Number)
+	default:
+		return errdefs.Invalid("unexpected %q frame for a command", c.Type)
+	}
+	return nil
+}
+
+// hangup is what a command gets when its user is gone: the signal a closed
+// terminal sends, which a stopped command must be woken for.
+func (ex *execution) hangup() {
+	_ = ex.process.Signal(int(syscall.SIGHUP))
+	_ = ex.process.Signal(int(syscall.SIGCONT))
+	ex.abort()
+}
+
+// abort closes the agent's ends of all streams.
+func (ex *execution) abort() {
+	if ex.input != nil {
+		ex.input.stop()
+		if ex.process == nil {
+			_ = ex.input.f.Close() // there will be no pump to do it
+		}
+	}
+	for _, o := range ex.outputs {
+		_ = o.f.Close()
+	}
+}
+
+// output forwards one stream of a command.
+type output struct {
+	f       *os.File
+	channel byte
+	to      sink
+}
+
+// buffers are reused, because a command that says nothing should cost nothing.
+var buffers = sync.Pool{New: func() any {
+	b := make([]byte, guest.FrameHeader+outputChunk)
+	return &b
+}}
+
+// run forwards until the end of file, the reader's end, or the deadline that is
+// set when the command has ended.
+func (o *output) run() {
+	defer o.f.Close()
+	pooled := buffers.Get().(*[]byte)
+	defer buffers.Put(pooled)
+	buf := *pooled
+	large := false
+	for {
+		n, err := o.f.Read(buf[guest.FrameHeader:])
+		if n > 0 && o.to.WriteReserved(o.channel, buf[:guest.FrameHeader+n]) != nil {
+			return
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			o.drain(buf)
+			return
+		}
+		if err != nil {
+			return
+		}
+		if n == outputChunk && !large {
+			large = true
+			o.enlarge()
+		}
+	}
+}
+
+// enlarge gives a stream that fills its pipe a larger one: fewer switches
+// between the command and the agent.
+func (o *output) enlarge() {
+	if raw, err := o.f.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, largePipe)
+		})
+	}
+}
+
+// drain forwards what the command had written when it ended, but not what a
+// process it left behind goes on to write.
+func (o *output) drain(buf []byte) {
+	raw, err := o.f.SyscallConn()
+	if err != nil {
+		return
+	}
+	left := 0
+	_ = raw.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	for left > 0 {
+		n := 0
+		_ = raw.Control(func(fd uintptr) {
+			n, _ = unix.Read(int(fd), buf[guest.FrameHeader:guest.FrameHeader+min(left, outputChunk)])
+		})
+		if n <= 0 || o.to.WriteReserved(o.channel, buf[:guest.FrameHeader+n]) != nil {
+			return
+		}
+		left -= n
+	}
+}
