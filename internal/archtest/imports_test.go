@@ -72,8 +72,8 @@ var only = map[string][]string{
 	"internal/sysexec":  {"internal/errdefs"},
 	"internal/archtest": {},
 	"internal/client":   {"internal/api", "internal/errdefs", "internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/version"},
-	"internal/cli": {"internal/api", "internal/cli", "internal/client", "internal/config", "internal/errdefs", "internal/guest",
-		"internal/model", "internal/paths", "internal/sysexec", "internal/version", "internal/workspace"},
+	"internal/cli": {"internal/api", "internal/cli", "internal/client", "internal/config", "internal/doctor", "internal/errdefs",
+		"internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/version", "internal/workspace"},
 	"cmd/banger-agent": {"internal/guest", "internal/version"},
 }
 

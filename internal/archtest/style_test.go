@@ -9,8 +9,11 @@ import (
 	"testing"
 )
 
-// maxLines is how long a file may be: one screenful of ideas, not of lines.
-const maxLines = 600
+// How long a file may be. Tests get a little more: tables are long and simple.
+const (
+	maxLines     = 600
+	maxTestLines = 700
+)
 
 // maxMain is how long all of a main package may be; the rest is testable elsewhere.
 const maxMain = 60
@@ -18,13 +21,18 @@ const maxMain = 60
 // sleeps lists the files that may call time.Sleep, and why.
 var sleeps = map[string]string{}
 
-// execTests and below: what may be used where. Tests may start programs: they are
+// What may be used where. Tests may start programs: they are
 // the ones that drive the real thing.
 var (
 	mayExec  = []string{"internal/sysexec", "tools", "bench"}
 	mayPrint = []string{"internal/cli", "cmd", "tools", "bench"}
 	mayExit  = []string{"cmd", "tools", "bench"}
 )
+
+// exits lists the other files that may call os.Exit, and why.
+var exits = map[string]string{
+	"internal/cli/vm_run.go": "a second interrupt means now, and the daemon cleans up without us",
+}
 
 func TestCalls(t *testing.T) {
 	files, fset := goFiles(t)
@@ -57,7 +65,7 @@ func TestCalls(t *testing.T) {
 			}
 		})
 		f.uses("os", func(name string, at token.Pos) {
-			if name == "Exit" && !withinAny(f.pkg, mayExit...) {
+			if name == "Exit" && !withinAny(f.pkg, mayExit...) && exits[f.path] == "" {
 				complain(at, "os.Exit; return an error, main exits")
 			}
 		})
@@ -119,8 +127,12 @@ func TestFileLength(t *testing.T) {
 	files, _ := goFiles(t)
 	mains := map[string]int{}
 	for _, f := range files {
-		if f.lines > maxLines {
-			t.Errorf("%s has %d lines, more than %d", f.path, f.lines, maxLines)
+		limit := maxLines
+		if f.test {
+			limit = maxTestLines
+		}
+		if f.lines > limit {
+			t.Errorf("%s has %d lines, more than %d", f.path, f.lines, limit)
 		}
 		if within(f.pkg, "cmd") && !f.test {
 			mains[f.pkg] += f.lines

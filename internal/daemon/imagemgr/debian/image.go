@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"banger/internal/paths"
 )
 
 // imageUser is the user commands run as in the default image.
@@ -63,14 +65,14 @@ func build(ctx context.Context, src Sources, dir string, size int64, p Progress,
 		return Image{}, explain(ctx, "install Debian "+src.Suite, said, err)
 	}
 	p.Stage("write filesystem")
-	if err := rootImage(ctx, s, "root", "rootfs.ext4", size); err != nil {
+	if err := rootImage(ctx, s, "root", paths.RootfsFile, size); err != nil {
 		return Image{}, err
 	}
 	digest, err := fileDigest(filepath.Join(s.dir, "packages"))
 	if err != nil {
 		return Image{}, fmt.Errorf("read the package list: %w", err)
 	}
-	return Image{Path: filepath.Join(s.dir, "rootfs.ext4"), User: imageUser, Digest: digest, Source: src.describe()}, nil
+	return Image{Path: filepath.Join(s.dir, paths.RootfsFile), User: imageUser, Digest: digest, Source: src.describe()}, nil
 }
 
 // Left out of an image: what nobody reads in a machine without a terminal of its
