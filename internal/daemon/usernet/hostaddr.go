@@ -15,14 +15,20 @@ import (
 
 // hostAddrs knows which addresses the kernel would deliver to this host: those
 // of all interfaces, and the local and broadcast entries of the routing table
-// (which hold whole prefixes where somebody routed them to this host). The
-// kernel's change events keep it current.
+// (which hold whole prefixes where somebody routed them to this host).
+//
+// It is current at the moment of the question: the kernel announces an address
+// before it delivers to it, and every question looks for announcements first.
 type hostAddrs struct {
 	log    *slog.Logger
-	events *os.File
-	done   chan struct{}
+	events syscall.RawConn
+	file   *os.File
 
-	mu       sync.RWMutex
+	// mu guards what was read; it is held while announcements are taken in, so
+	// that nobody answers from what is known to be old.
+	mu       sync.Mutex
+	buf      []byte
+	stale    bool // what was read is known to be old
 	addrs    map[netip.Addr]struct{}
 	prefixes []netip.Prefix // shorter than one address
 }
@@ -39,26 +45,36 @@ func openHostAddrs(log *slog.Logger) (*hostAddrs, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("subscribe to address changes: %w", err)
 	}
-	h := &hostAddrs{log: log, events: os.NewFile(uintptr(fd), "netlink"), done: make(chan struct{})}
+	h := &hostAddrs{log: log, file: os.NewFile(uintptr(fd), "netlink"), buf: make([]byte, 16<<10)}
 	// Subscribed first, read second: no change falls between the two.
-	if err := h.refresh(); err != nil {
-		_ = h.events.Close()
+	if h.events, err = h.file.SyscallConn(); err == nil {
+		err = h.refreshLocked()
+	}
+	if err != nil {
+		_ = h.file.Close()
 		return nil, err
 	}
-	go h.watch()
 	return h, nil
 }
 
-// Close ends the watch and waits for it.
-func (h *hostAddrs) Close() {
-	_ = h.events.Close()
-	<-h.done
-}
+// Close gives up the subscription.
+func (h *hostAddrs) Close() { _ = h.file.Close() }
 
-// IsLocal reports whether the kernel would deliver addr to this host.
+// IsLocal reports whether the kernel would deliver addr to this host now. When
+// that cannot be found out, it says so: better no flow than one into the host.
 func (h *hostAddrs) IsLocal(addr netip.Addr) bool {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.changedLocked() {
+		h.stale = true
+	}
+	if h.stale {
+		if err := h.refreshLocked(); err != nil {
+			h.log.Warn("reading the host's addresses", "err", err)
+			return true
+		}
+		h.stale = false
+	}
 	if _, ok := h.addrs[addr]; ok {
 		return true
 	}
@@ -70,26 +86,29 @@ func (h *hostAddrs) IsLocal(addr netip.Addr) bool {
 	return false
 }
 
-func (h *hostAddrs) watch() {
-	defer close(h.done)
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := h.events.Read(buf)
-		switch {
-		case errors.Is(err, unix.ENOBUFS):
-			// Events were lost: read everything again.
-		case errors.Is(err, os.ErrClosed):
-			return
-		case err != nil:
-			h.log.Warn("watching the host's addresses ended", "err", err)
-			return
-		case !concernsHost(buf[:n]):
-			continue
+// changedLocked takes in what the kernel announced, without waiting.
+func (h *hostAddrs) changedLocked() bool {
+	changed := false
+	err := h.events.Read(func(fd uintptr) bool {
+		for {
+			n, _, err := unix.Recvfrom(int(fd), h.buf, unix.MSG_TRUNC)
+			switch {
+			case errors.Is(err, unix.EINTR):
+			case errors.Is(err, unix.EAGAIN):
+				return true
+			case err != nil:
+				// Most likely announcements were lost. Were it something else, it
+				// would be there again at the next question.
+				changed = true
+				if !errors.Is(err, unix.ENOBUFS) {
+					return true
+				}
+			case n > len(h.buf), concernsHost(h.buf[:n]):
+				changed = true
+			}
 		}
-		if err := h.refresh(); err != nil {
-			h.log.Warn("reading the host's addresses", "err", err)
-		}
-	}
+	})
+	return changed || err != nil
 }
 
 // concernsHost leaves out route changes that have nothing to do with addresses
@@ -112,7 +131,7 @@ func concernsHost(b []byte) bool {
 	return false
 }
 
-func (h *hostAddrs) refresh() error {
+func (h *hostAddrs) refreshLocked() error {
 	addrs := make(map[netip.Addr]struct{})
 	var prefixes []netip.Prefix
 	add := func(p netip.Prefix) {
@@ -169,9 +188,7 @@ func (h *hostAddrs) refresh() error {
 			}
 		}
 	}
-	h.mu.Lock()
 	h.addrs, h.prefixes = addrs, prefixes
-	h.mu.Unlock()
 	return nil
 }
 

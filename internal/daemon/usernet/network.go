@@ -229,6 +229,15 @@ func (n *network) dial(f Flow) (net.Conn, error) {
 		n.files.give()
 		return nil, err
 	}
+	// The address may have become the host's own while the connection was made.
+	if !n.admit(f) {
+		if tc, ok := c.(*net.TCPConn); ok {
+			_ = tc.SetLinger(0)
+		}
+		_ = c.Close()
+		n.files.give()
+		return nil, errors.New("refused after all")
+	}
 	return c, nil
 }
 

@@ -1,0 +1,611 @@
+package usernet
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"banger/internal/sysexec"
+)
+
+// namespace is a network namespace that ends with the test process at the latest.
+type namespace struct {
+	t  testing.TB
+	fd int
+}
+
+func newNamespace(t testing.TB) *namespace {
+	t.Helper()
+	n := &namespace{t: t}
+	errs := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
+		errs <- err
+	}()
+	if err := <-errs; err != nil {
+		t.Fatalf("make a network namespace: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Close(n.fd) })
+	return n
+}
+
+// do runs fn with sockets and child processes in the namespace.
+func (n *namespace) do(fn func() error) error {
+	errs := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
+			errs <- err
+			return
+		}
+		errs <- fn()
+	}()
+	return <-errs
+}
+
+func (n *namespace) must(fn func() error) {
+	n.t.Helper()
+	if err := n.do(fn); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// ip runs "ip" with each of these argument lists.
+func (n *namespace) ip(commands ...string) {
+	n.t.Helper()
+	n.must(func() error {
+		for _, c := range commands {
+			if err := sysexec.Run(context.Background(), sysexec.Cmd{Path: "ip", Args: strings.Fields(c)}); err != nil {
+				return fmt.Errorf("ip %s: %w", c, err)
+			}
+		}
+		return nil
+	})
+}
+
+func (n *namespace) sysctl(name, value string) {
+	n.t.Helper()
+	n.must(func() error {
+		return os.WriteFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), []byte(value), 0)
+	})
+}
+
+func (n *namespace) dial(network, to string) (net.Conn, error) {
+	return n.dialFor(deadline, network, to)
+}
+
+func (n *namespace) dialFor(patience time.Duration, network, to string) (c net.Conn, err error) {
+	err = n.do(func() error {
+		c, err = net.DialTimeout(network, to, patience)
+		return err
+	})
+	if err == nil {
+		_ = c.SetDeadline(time.Now().Add(deadline))
+	}
+	return c, err
+}
+
+// serveTCP greets and then echoes on an address of the namespace; it counts.
+func (n *namespace) serveTCP(at string, accepted *atomic.Int32) {
+	n.t.Helper()
+	var l net.Listener
+	n.must(func() (err error) { l, err = net.Listen("tcp", at); return err })
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted.Add(1)
+			wg.Go(func() {
+				defer func() { _ = c.Close() }()
+				_ = c.SetDeadline(time.Now().Add(3 * deadline))
+				_, _ = io.Copy(c, c)
+			})
+		}
+	})
+	n.t.Cleanup(func() { _ = l.Close(); wg.Wait() })
+}
+
+// serveUDP echoes datagrams; it counts.
+func (n *namespace) serveUDP(at string, received *atomic.Int32) {
+	n.t.Helper()
+	var c net.PacketConn
+	n.must(func() (err error) { c, err = net.ListenPacket("udp", at); return err })
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 65535)
+		for {
+			size, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			received.Add(1)
+			_, _ = c.WriteTo(buf[:size], from)
+		}
+	}()
+	n.t.Cleanup(func() { _ = c.Close(); <-done })
+}
+
+// lab is a host with services, an outside world it is wired to, and a guest
+// with the kernel's own network stack:
+//
+//	guest: tap0 192.168.127.2 -- helper in host: 10.77.0.1 -- outside: 10.77.0.2
+type lab struct {
+	guest, host, outside *namespace
+	client               *Client
+	dir                  string
+}
+
+const (
+	hostIP    = "10.77.0.1"
+	outsideIP = "10.77.0.2"
+)
+
+func newLab(t testing.TB) *lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skipf("needs tap devices: %v", err)
+	}
+	if _, err := sysexec.Look("ip"); err != nil {
+		t.Skip("needs iproute2")
+	}
+	l := &lab{guest: newNamespace(t), host: newNamespace(t), outside: newNamespace(t), dir: shortDir(t)}
+	l.host.ip("link set lo up", "link add v0 type veth peer name v1",
+		fmt.Sprintf("link set v1 netns /proc/%d/fd/%d", os.Getpid(), l.outside.fd),
+		"addr add "+hostIP+"/24 brd + dev v0", "link set v0 up", "addr add 127.5.5.5/8 dev lo",
+		"link add d0 type veth peer name d1", "link set d1 up", "link set d0 up",
+		"addr add 203.0.113.5/32 dev d0", "addr add 169.254.9.9/16 dev d0",
+		"addr add 10.99.0.1 peer 10.99.0.2 dev d0",
+		"route add local 198.18.0.0/24 dev lo",
+		"route add default via "+outsideIP)
+	l.outside.ip("link set lo up", "addr add "+outsideIP+"/24 dev v1", "link set v1 up",
+		"route add default via "+hostIP)
+	if err := os.WriteFile(l.resolvConf(), []byte("nameserver 127.0.0.1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.client = detachedClient(t, l.dir, l.resolvConf())
+	return l
+}
+
+func (l *lab) resolvConf() string { return filepath.Join(l.dir, "resolv.conf") }
+
+// boot gives the guest its card and attaches it; the helper runs in the host.
+func (l *lab) boot(t testing.TB) {
+	t.Helper()
+	var tap *os.File
+	l.guest.must(func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		ifr, err := unix.NewIfreq("tap0")
+		if err != nil {
+			return err
+		}
+		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TUNSETIFF, uintptr(unsafe.Pointer(ifr))); errno != 0 {
+			return errno
+		}
+		tap = os.NewFile(uintptr(fd), "tap")
+		return nil
+	})
+	l.guest.ip("link set lo up", "addr flush dev lo", "link set tap0 address "+GuestMAC+fmt.Sprintf(" mtu %d up", MTU),
+		"addr add "+GuestAddress+" dev tap0", "route add default via "+GatewayIP,
+		"route add 127.0.0.0/8 via "+GatewayIP)
+	// A hostile guest sends whatever it likes; the kernel has to be talked into it.
+	l.guest.sysctl("net.ipv4.conf.all.route_localnet", "1")
+	l.guest.sysctl("net.ipv4.conf.tap0.rp_filter", "0")
+
+	socket := filepath.Join(l.dir, "net.sock")
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.host.must(func() error { return l.client.Attach(testContext(t), "vm1", socket) })
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = ln.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() { toTap(tap, conn) })
+	wg.Go(func() { fromTap(tap, conn) })
+	t.Cleanup(func() { _ = conn.Close(); _ = tap.Close(); wg.Wait() })
+}
+
+func fromTap(tap io.Reader, conn net.Conn) {
+	buf := make([]byte, 4+MTU+14)
+	for {
+		n, err := tap.Read(buf[4:])
+		if err != nil {
+			return
+		}
+		binary.BigEndian.PutUint32(buf, uint32(n))
+		if _, err := conn.Write(buf[:4+n]); err != nil {
+			return
+		}
+	}
+}
+
+func toTap(tap io.Writer, conn net.Conn) {
+	buf := make([]byte, 256<<10)
+	start, end := 0, 0
+	for {
+		n, err := conn.Read(buf[end:])
+		if err != nil {
+			return
+		}
+		end += n
+		for end-start >= 4 {
+			size := int(binary.BigEndian.Uint32(buf[start:]))
+			if end-start < 4+size {
+				break
+			}
+			_, _ = tap.Write(buf[start+4 : start+4+size])
+			start += 4 + size
+		}
+		copy(buf, buf[start:end])
+		start, end = 0, end-start
+	}
+}
+
+// None of the host's services answers, under whatever address.
+func TestKernelGuestCannotReachHost(t *testing.T) {
+	l := newLab(t)
+	var tcp, udp atomic.Int32
+	l.host.serveTCP(":7", &tcp)
+	l.host.serveUDP("0.0.0.0:7", &udp)
+	l.host.serveTCP("127.0.0.1:53", &tcp) // the host's resolver is not the guest's to talk to
+	l.boot(t)
+
+	own := []string{hostIP, "127.0.0.1", "127.5.5.5", "203.0.113.5", "169.254.9.9", "10.99.0.1",
+		"198.18.0.7", "198.18.0.0", "10.77.0.255", GatewayIP}
+	for _, ip := range own {
+		if ip != GatewayIP && ip != "10.77.0.255" {
+			// It is the policy that keeps the guest out: the host itself gets in.
+			c, err := l.host.dial("tcp", ip+":7")
+			if err != nil {
+				t.Fatalf("the host itself does not reach %s: %v", ip, err)
+			}
+			_ = c.Close()
+		}
+	}
+	tcp.Store(0)
+	for _, ip := range append(own, "0.1.2.3", "192.168.127.77") {
+		began := time.Now()
+		for _, port := range []string{"7", "22", "53"} {
+			if ip == GatewayIP && port == "53" {
+				continue
+			}
+			patience := deadline
+			if !l.isOnWire(ip) {
+				patience = 200 * time.Millisecond
+			}
+			c, err := l.guest.dialFor(patience, "tcp", ip+":"+port)
+			if err == nil {
+				t.Errorf("the guest reaches %s:%s", ip, port)
+				_ = c.Close()
+			}
+			if l.isOnWire(ip) && !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("%s:%s: %v, want refused", ip, port, err)
+			}
+		}
+		if d := time.Since(began); l.isOnWire(ip) && d > 2*time.Second {
+			t.Errorf("%s is refused only after %s", ip, d)
+		}
+		l.guest.must(func() error {
+			c, err := net.Dial("udp", ip+":7")
+			if err != nil {
+				return nil // the kernel would not even try
+			}
+			defer func() { _ = c.Close() }()
+			_, _ = c.Write([]byte("x"))
+			_ = c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); err == nil {
+				t.Errorf("a datagram to %s is answered", ip)
+			}
+			return nil
+		})
+	}
+	if tcp.Load() != 0 || udp.Load() != 0 {
+		t.Fatalf("the host's services saw %d connections and %d datagrams of the guest", tcp.Load(), udp.Load())
+	}
+
+	// The same services in the outside world are reached, so the wire works.
+	var outTCP, outUDP atomic.Int32
+	l.outside.serveTCP(":7", &outTCP)
+	l.outside.serveUDP("0.0.0.0:7", &outUDP)
+	for _, network := range []string{"tcp", "udp"} {
+		c, err := l.guest.dial(network, outsideIP+":7")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := roundTrip(c, "hello"); err != nil {
+			t.Fatalf("%s: %v", network, err)
+		}
+		_ = c.Close()
+	}
+
+	// An address that comes later is refused from then on, and one that goes is
+	// somebody else's.
+	l.outside.ip("addr add 203.0.113.77/32 dev v1")
+	for range 3 {
+		c, err := l.guest.dial("tcp", "203.0.113.77:7")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+		l.host.ip("addr add 203.0.113.77/32 dev d0")
+		if c, err := l.guest.dial("tcp", "203.0.113.77:7"); !errors.Is(err, syscall.ECONNREFUSED) {
+			_ = c.Close()
+			t.Fatalf("dial to a new address of the host: %v, want refused", err)
+		}
+		l.host.ip("addr del 203.0.113.77/32 dev d0")
+	}
+	if tcp.Load() != 0 {
+		t.Fatal("the guest got into the host by a new address")
+	}
+}
+
+// isOnWire reports whether the guest's kernel gets an answer to a packet to ip.
+func (l *lab) isOnWire(ip string) bool {
+	switch ip {
+	case "192.168.127.77", "0.1.2.3":
+		return false // no such neighbour; not an address a kernel connects to
+	case "127.0.0.1", "127.5.5.5":
+		return false // dropped as what it is: a loopback address on a wire
+	}
+	return true
+}
+
+// Large transfers with half-close both ways, through the kernel's stack.
+func TestKernelGuestTCP(t *testing.T) {
+	l := newLab(t)
+	var accepted atomic.Int32
+	l.outside.serveTCP(":7", &accepted)
+	l.boot(t)
+	c, err := l.guest.dial("tcp", outsideIP+":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(3 * deadline))
+	const size = 100 << 20
+	sent, got := sha256.New(), sha256.New()
+	errs := make(chan error, 1)
+	go func() {
+		src := io.LimitReader(rand64{}, size)
+		_, err := io.Copy(c, io.TeeReader(src, sent))
+		if err == nil {
+			err = c.(*net.TCPConn).CloseWrite()
+		}
+		errs <- err
+	}()
+	n, err := io.Copy(got, c)
+	if err != nil || n != size {
+		t.Fatalf("echo ended after %d bytes: %v", n, err)
+	}
+	if err := <-errs; err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
+		t.Fatal("the bytes differ")
+	}
+}
+
+// rand64 is an endless stream of bytes that do not repeat soon.
+type rand64 struct{}
+
+var rand64State atomic.Uint64
+
+func (rand64) Read(p []byte) (int, error) {
+	x := rand64State.Add(0x9e3779b97f4a7c15) | 1
+	for i := 0; i+8 <= len(p); i += 8 {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		binary.LittleEndian.PutUint64(p[i:], x)
+	}
+	return len(p) &^ 7, nil
+}
+
+// startDNSMasq runs a resolver on the host's loopback.
+func (l *lab) startDNSMasq(t testing.TB) {
+	t.Helper()
+	path, err := sysexec.Look("dnsmasq")
+	if err != nil {
+		t.Skip("needs dnsmasq")
+	}
+	log, err := os.Create(filepath.Join(l.dir, "dnsmasq.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	args := []string{"--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root",
+		"--pid-file=", "--listen-address=127.0.0.1", "--bind-interfaces", "--log-facility=-",
+		"--address=/www.test/" + outsideIP, "--local=/test/"}
+	for i := range 20 {
+		args = append(args, fmt.Sprintf("--txt-record=big.test,%02d%s", i, strings.Repeat("x", 200)))
+	}
+	var p *sysexec.Proc
+	l.host.must(func() error {
+		p, err = sysexec.StartDetached(sysexec.Detached{Path: path, Args: args, Stdout: log, Stderr: log})
+		return err
+	})
+	t.Cleanup(func() { _ = p.Kill(context.Background()) })
+	// It listens soon after it was started; the kernel says when.
+	for end := time.Now().Add(deadline); ; {
+		c, err := l.host.dial("tcp", "127.0.0.1:53")
+		if err == nil {
+			_ = c.Close()
+			return
+		}
+		if time.Now().After(end) {
+			out, _ := os.ReadFile(log.Name())
+			t.Fatalf("dnsmasq does not answer: %v\n%s", err, out)
+		}
+	}
+}
+
+// A real resolver behind the forwarder, and real tools before it.
+func TestKernelGuestDNS(t *testing.T) {
+	l := newLab(t)
+	l.startDNSMasq(t)
+	l.boot(t)
+	ask := func(network string, m *dns.Msg) *dns.Msg {
+		t.Helper()
+		c, err := l.guest.dial(network, net.JoinHostPort(GatewayIP, "53"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		r, _, err := (&dns.Client{Net: network, Timeout: deadline}).ExchangeWithConn(m, &dns.Conn{Conn: c, UDPSize: 4096})
+		if err != nil {
+			t.Fatalf("%s %s: %v", network, m.Question[0].Name, err)
+		}
+		return r
+	}
+	for _, network := range []string{"udp", "tcp"} {
+		r := ask(network, new(dns.Msg).SetQuestion("www.test.", dns.TypeA))
+		if len(r.Answer) != 1 || r.Answer[0].(*dns.A).A.String() != outsideIP {
+			t.Fatalf("%s: %v", network, r)
+		}
+		if r := ask(network, new(dns.Msg).SetQuestion("nothing.test.", dns.TypeA)); r.Rcode != dns.RcodeNameError {
+			t.Fatalf("%s: %v", network, r)
+		}
+	}
+	big := new(dns.Msg).SetQuestion("big.test.", dns.TypeTXT)
+	if r := ask("udp", big); !r.Truncated {
+		t.Fatalf("a large answer by UDP is not marked as truncated: %v", r)
+	}
+	if r := ask("tcp", big); r.Truncated || len(r.Answer) != 20 {
+		t.Fatalf("by TCP: truncated %v, %d records", r.Truncated, len(r.Answer))
+	}
+	if r := ask("udp", big.Copy().SetEdns0(8192, false)); r.Truncated && len(r.Answer) == 20 {
+		t.Fatalf("%v", r)
+	}
+
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		t.Skip("needs curl for the rest")
+	}
+	var ln net.Listener
+	l.outside.must(func() (err error) { ln, err = net.Listen("tcp", ":80"); return err })
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "hello "+r.Host)
+	})}
+	go func() { _ = srv.Serve(ln) }()
+	t.Cleanup(func() { _ = srv.Close() })
+	guestConf := filepath.Join(l.dir, "guest-resolv.conf")
+	if err := os.WriteFile(guestConf, []byte("nameserver "+DNSIP+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out []byte
+	l.guest.must(func() error {
+		// A view of the file system in which the guest's resolvers are the system's.
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := unix.Mount(guestConf, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
+			return err
+		}
+		out, err = sysexec.Output(testContext(t), sysexec.Cmd{Path: curl,
+			Args: []string{"--silent", "--show-error", "--noproxy", "*", "http://www.test/"}})
+		return err
+	})
+	if string(out) != "hello www.test" {
+		t.Fatalf("curl got %q", out)
+	}
+}
+
+func TestKernelGuestPing(t *testing.T) {
+	l := newLab(t)
+	// By default nobody may use ping sockets; here all groups may.
+	l.guest.sysctl("net.ipv4.ping_group_range", "0 2147483647")
+	l.host.sysctl("net.ipv4.ping_group_range", "0 2147483647")
+	l.boot(t)
+	ping := func(to string) error {
+		var c net.Conn
+		l.guest.must(func() (err error) { c, err = openPing(netip.MustParseAddr(to)); return err })
+		defer func() { _ = c.Close() }()
+		msg := append([]byte{8, 0, 0, 0, 0, 0, 0, 1}, "payload"...)
+		if _, err := c.Write(msg); err != nil {
+			return err
+		}
+		_ = c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		buf := make([]byte, 100)
+		n, err := c.Read(buf)
+		if err == nil && (buf[0] != 0 || string(buf[8:n]) != "payload") {
+			err = fmt.Errorf("answer %x", buf[:n])
+		}
+		return err
+	}
+	for _, to := range []string{GatewayIP, outsideIP} {
+		if err := ping(to); err != nil {
+			t.Errorf("ping %s: %v", to, err)
+		}
+	}
+	for _, to := range []string{hostIP, "203.0.113.5", "127.0.0.1", "198.51.100.200"} {
+		if err := ping(to); err == nil {
+			t.Errorf("ping %s is answered", to)
+		}
+	}
+}
+
+func BenchmarkKernelGuest(b *testing.B) {
+	l := newLab(b)
+	var accepted atomic.Int32
+	l.outside.serveTCP(":7", &accepted)
+	l.boot(b)
+	c, err := l.guest.dial("tcp", outsideIP+":7")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Minute))
+	chunk := make([]byte, 1<<20)
+	b.SetBytes(int64(len(chunk)))
+	b.ResetTimer()
+	go func() {
+		for range b.N {
+			_, _ = c.Write(chunk)
+		}
+	}()
+	if _, err := io.CopyN(io.Discard, c, int64(b.N)*int64(len(chunk))); err != nil {
+		b.Fatal(err)
+	}
+}
