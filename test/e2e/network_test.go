@@ -1,0 +1,444 @@
+//go:build e2e
+
+package e2e_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// What every guest finds on its network.
+const (
+	gateway = "192.168.127.1"
+	guestIP = "192.168.127.2"
+)
+
+// python runs a script in a VM as root, with an argument.
+func python(t *testing.T, w *world, v vm, script, arg string) string {
+	t.Helper()
+	cmd := w.command("exec", "--user", "root", v.ID, "--", "python3", "-", arg)
+	cmd.Stdin = strings.NewReader(script)
+	r := call(t, cmd)
+	if r.code != 0 {
+		t.Fatal(r)
+	}
+	return strings.TrimSpace(r.stdout)
+}
+
+// TestAptGetUpdate uses TCP and names through the mirrors that the image names.
+func TestAptGetUpdate(t *testing.T) {
+	w, v := s.main, sharedVM(t)
+	out := w.ok(t, "exec", "--user", "root", "--timeout", "170s", v.Name, "--", "apt-get", "update", "-q",
+		"-o", "APT::Update::Error-Mode=any", "-o", "Acquire::Languages=none", "-o", "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false")
+	if !strings.Contains(out, "Reading package lists") {
+		t.Errorf("apt-get update printed:\n%s", out)
+	}
+}
+
+// queryScript asks the resolver, by UDP and by TCP, until it answers or the time
+// given in seconds is over; it prints which of the two answered.
+const queryScript = `
+import socket, struct, sys, time
+end = time.monotonic() + float(sys.argv[1])
+query = struct.pack(">HHHHHH", 4711, 0x0100, 1, 0, 0, 0) + b"\x09localhost\x00" + struct.pack(">HH", 1, 1)
+def udp():
+    c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    c.settimeout(1)
+    c.sendto(query, ("192.168.127.1", 53))
+    return c.recv(4096)
+def tcp():
+    c = socket.create_connection(("192.168.127.1", 53), 1)
+    c.settimeout(1)
+    c.sendall(struct.pack(">H", len(query)) + query)
+    return c.recv(4096)[2:]
+for name, ask in ("udp", udp), ("tcp", tcp):
+    while True:
+        try:
+            if ask()[:2] == query[:2]:
+                print(name)
+                break
+        except OSError:
+            pass
+        if time.monotonic() > end:
+            break
+`
+
+func TestResolver(t *testing.T) {
+	w, v := s.main, sharedVM(t)
+	if got := python(t, w, v, queryScript, "10"); got != "udp\ntcp" {
+		t.Errorf("the resolver answers by %q, want udp and tcp", got)
+	}
+	if got := w.exec(t, v, "cat", "/etc/resolv.conf"); !strings.Contains(got, gateway) {
+		t.Errorf("resolv.conf: %q", got)
+	}
+}
+
+// TestHelperDies: another helper takes over, and the guest's network is back.
+func TestHelperDies(t *testing.T) {
+	w, v := s.main, sharedVM(t)
+	python(t, w, v, queryScript, "10")
+	before, ok := w.helper()
+	if !ok {
+		t.Fatal("no network helper runs")
+	}
+	if err := before.kill(); err != nil {
+		t.Fatal(err)
+	}
+	if got := python(t, w, v, queryScript, "30"); got != "udp\ntcp" {
+		t.Errorf("after the helper died the resolver answers by %q, want udp and tcp", got)
+	}
+	after, ok := w.helper()
+	if !ok || after.pid == before.pid {
+		t.Errorf("the helper was %s, is %s", before, after)
+	}
+}
+
+// tickScript asks the resolver again and again and notes each answer on the console.
+const tickScript = `
+import os, socket, struct, sys, time
+if os.fork(): sys.exit()
+os.setsid()
+null = os.open("/dev/null", os.O_RDWR)
+for fd in 0, 1, 2: os.dup2(null, fd)
+console = open("/dev/console", "w")
+query = struct.pack(">HHHHHH", 4711, 0x0100, 1, 0, 0, 0) + b"\x09localhost\x00" + struct.pack(">HH", 1, 1)
+while os.path.exists("/run/e2e-ticking"):
+    c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    c.settimeout(1)
+    try:
+        c.sendto(query, ("192.168.127.1", 53))
+        c.recv(4096)
+        console.write("tick\n")
+        console.flush()
+    except OSError:
+        pass
+    c.close()
+    time.sleep(0.1)
+`
+
+// TestNetworkWithoutDaemon: the helper serves guests while there is no daemon.
+func TestNetworkWithoutDaemon(t *testing.T) {
+	w, v := s.main, sharedVM(t)
+	w.execRoot(t, v, "touch", "/run/e2e-ticking")
+	t.Cleanup(func() { w.execRoot(t, v, "rm", "-f", "/run/e2e-ticking") })
+	python(t, w, v, tickScript, "")
+	before, ok := w.helper()
+	if !ok {
+		t.Fatal("no network helper runs")
+	}
+	w.killDaemon(t)
+	awaitLines(t, filepath.Join(v.Dir, "console.log"), "tick", 5)
+	if p, ok := w.daemon(); ok {
+		t.Fatalf("daemon %s runs, nothing was shown", p)
+	}
+	w.mustDaemon(t)
+	if after, ok := w.helper(); !ok || after.pid != before.pid {
+		t.Errorf("the helper was %s, is %s", before, after)
+	}
+	awaitLines(t, filepath.Join(v.Dir, "console.log"), "tick", 5)
+}
+
+// awaitLines waits until a text was added to a file n times.
+func awaitLines(t *testing.T, file, text string, n int) {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Seek(0, 2); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.InotifyAddWatch(fd, file, unix.IN_MODIFY); err != nil {
+		t.Fatal(err)
+	}
+	var seen strings.Builder
+	buf := make([]byte, 4096)
+	for {
+		for {
+			m, _ := f.Read(buf)
+			if m == 0 {
+				break
+			}
+			seen.Write(buf[:m])
+		}
+		if strings.Count(seen.String(), text) >= n {
+			return
+		}
+		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 30_000)
+		if err != nil && err != unix.EINTR {
+			t.Fatal(err)
+		}
+		if ready == 0 && err == nil {
+			t.Fatalf("%q was added %d times within 30 s, want %d", text, strings.Count(seen.String(), text), n)
+		}
+		_, _ = unix.Read(fd, buf)
+	}
+}
+
+// dialScript tries every target of a JSON list of [protocol, address, port] at the
+// same time, and prints those that answered. UDP targets echo.
+const dialScript = `
+import json, socket, sys, threading
+answered = []
+def attempt(proto, host, port):
+    try:
+        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM)[0]
+        c = socket.socket(info[0], info[1])
+        c.settimeout(4)
+        c.connect(info[4])
+        if proto == "udp":
+            c.send(b"anybody?")
+            c.recv(100)
+        answered.append([proto, host, port])
+    except OSError:
+        pass
+threads = [threading.Thread(target=attempt, args=target) for target in json.loads(sys.argv[1])]
+for t in threads: t.start()
+for t in threads: t.join()
+print(json.dumps(answered))
+`
+
+// synScript sends TCP SYNs from a raw socket on the card, past the guest's own
+// routing, to addresses it would never send there by itself; it prints which of
+// the [address, port] got a SYN+ACK.
+const synScript = `
+import fcntl, json, random, socket, struct, sys, time
+targets = [tuple(t) for t in json.loads(sys.argv[1])]
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+raw.bind(("eth0", 0))
+mac = fcntl.ioctl(raw, 0x8927, struct.pack("256s", b"eth0"))[18:24]
+me = socket.inet_aton("192.168.127.2")
+def checksum(data):
+    if len(data) % 2: data += b"\0"
+    n = sum(struct.unpack(">%dH" % (len(data) // 2), data))
+    n = (n >> 16) + (n & 0xffff)
+    return 0xffff & ~(n + (n >> 16))
+gateway = bytes.fromhex("026267720001")
+ports = {}
+def send(index, address, port):
+    source = 20000 + random.randrange(20000)
+    ports[source] = (address, port)
+    to = socket.inet_aton(address)
+    tcp = struct.pack(">HHIIBBHHH", source, port, 1000 + index, 0, 0x50, 2, 64000, 0, 0)
+    tcp = tcp[:16] + struct.pack(">H", checksum(me + to + struct.pack(">BBH", 0, 6, len(tcp)) + tcp)) + tcp[18:]
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), index, 0, 64, 6, 0, me, to)
+    ip = ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:]
+    raw.send(gateway + mac + b"\x08\x00" + ip + tcp)
+answered = set()
+end = time.monotonic() + 4
+for i, (address, port) in enumerate(targets): send(i, address, port)
+while time.monotonic() < end and len(answered) < len(targets):
+    raw.settimeout(max(0.01, end - time.monotonic()))
+    try: frame = raw.recv(2048)
+    except OSError: break
+    if len(frame) < 54 or frame[23] != 6: continue
+    header = 14 + (frame[14] & 15) * 4
+    flags, port = frame[header + 13], struct.unpack(">H", frame[header + 2:header + 4])[0]
+    if flags & 0x12 == 0x12 and port in ports: answered.add(ports[port])
+print(json.dumps(sorted(answered)))
+`
+
+// services are listeners of the host that no guest may reach.
+type services struct {
+	tcp, udp int          // ports
+	reached  atomic.Int64 // connections and datagrams that came in
+}
+
+// serve starts TCP listeners and UDP echoes on every address, IPv4 and IPv6.
+func serve(t *testing.T) *services {
+	t.Helper()
+	sv := &services{}
+	l4, err := net.Listen("tcp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sv.tcp = l4.Addr().(*net.TCPAddr).Port
+	u4, err := net.ListenPacket("udp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sv.udp = u4.LocalAddr().(*net.UDPAddr).Port
+	listeners, conns := []net.Listener{l4}, []net.PacketConn{u4}
+	if l6, err := net.Listen("tcp6", fmt.Sprintf("[::]:%d", sv.tcp)); err == nil {
+		listeners = append(listeners, l6)
+	}
+	if u6, err := net.ListenPacket("udp6", fmt.Sprintf("[::]:%d", sv.udp)); err == nil {
+		conns = append(conns, u6)
+	}
+	for _, l := range listeners {
+		t.Cleanup(func() { _ = l.Close() })
+		go func() { // ends with the listener
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				sv.reached.Add(1)
+				_ = c.Close()
+			}
+		}()
+	}
+	for _, u := range conns {
+		t.Cleanup(func() { _ = u.Close() })
+		go func() {
+			buf := make([]byte, 100)
+			for {
+				n, from, err := u.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				sv.reached.Add(1)
+				_, _ = u.WriteTo(buf[:n], from)
+			}
+		}()
+	}
+	return sv
+}
+
+// hostAddresses are all addresses of this host.
+func hostAddresses(t *testing.T) []string {
+	t.Helper()
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var addresses []string
+	for _, a := range all {
+		if ip, ok := a.(*net.IPNet); ok {
+			addresses = append(addresses, ip.IP.String())
+		}
+	}
+	return addresses
+}
+
+// TestHostServices: nothing of the host answers a guest, however it asks.
+func TestHostServices(t *testing.T) {
+	w, v := s.main, sharedVM(t)
+	sv := serve(t)
+	// The host itself gets through, so what follows can fail.
+	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", sv.tcp))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	u, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", sv.udp))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	if _, err := u.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Read(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	known := sv.reached.Load()
+
+	addresses := append(hostAddresses(t), gateway, "192.168.127.3", "192.168.127.254", "192.168.127.255", "127.0.0.1", "127.1.2.3",
+		"0.0.0.0", "::1", "::ffff:127.0.0.1", "::ffff:192.168.127.1", "64:ff9b::7f00:1", "169.254.169.254", "255.255.255.255", "10.0.2.2")
+	var targets [][3]any
+	var syns [][2]any
+	for _, a := range addresses {
+		targets = append(targets, [3]any{"tcp", a, sv.tcp}, [3]any{"udp", a, sv.udp})
+		if ip := net.ParseIP(a).To4(); ip != nil {
+			syns = append(syns, [2]any{ip.String(), sv.tcp})
+		}
+	}
+	raw, _ := json.Marshal(targets)
+	if got := python(t, w, v, dialScript, string(raw)); got != "[]" {
+		t.Errorf("a guest reached %s", got)
+	}
+	// By hand-made packets too; the resolver shows that these are answered at all.
+	syns = append(syns, [2]any{gateway, 53})
+	raw, _ = json.Marshal(syns)
+	if got, want := python(t, w, v, synScript, string(raw)), `[["`+gateway+`", 53]]`; got != want {
+		t.Errorf("SYNs were answered by %s, want %s alone", got, want)
+	}
+	if n := sv.reached.Load() - known; n != 0 {
+		t.Errorf("%d flows of the guest arrived at services of the host", n)
+	}
+	// The host's other ports are as closed: those of its own daemons, if any.
+	raw, _ = json.Marshal([][3]any{{"tcp", gateway, 22}, {"tcp", gateway, 80}, {"tcp", "127.0.0.1", 53}, {"udp", gateway, 123}})
+	if got := python(t, w, v, dialScript, string(raw)); got != "[]" {
+		t.Errorf("a guest reached %s", got)
+	}
+}
+
+// TestGuestsAreApart: no guest reaches a listener of another.
+func TestGuestsAreApart(t *testing.T) {
+	w, v := s.main, sharedVM(t)
+	other := w.create(t, "e2e-other", "--memory", "256M")
+	server := start(t, w.command("exec", other.ID, "--", "python3", "-u", "-c", `
+import socket
+l = socket.socket(); l.bind(("0.0.0.0", 5555)); l.listen()
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(("0.0.0.0", 5555))
+print("ready")
+l.accept()
+print("reached")`))
+	server.out.expect(t, "ready\n")
+	var targets [][3]any
+	for _, a := range []string{guestIP, gateway, "192.168.127.3", "192.168.127.255", "255.255.255.255", "224.0.0.1"} {
+		targets = append(targets, [3]any{"tcp", a, 5555}, [3]any{"udp", a, 5555})
+	}
+	raw, _ := json.Marshal(targets)
+	if got := python(t, w, v, dialScript, string(raw)); got != "[]" {
+		t.Errorf("a guest reached %s", got)
+	}
+	if strings.Contains(server.out.String(), "reached") {
+		t.Error("a guest was reached by another")
+	}
+	if got := w.exec(t, other, "hostname", "-I"); got != guestIP {
+		t.Errorf("the guest's addresses are %q, want %s", got, guestIP)
+	}
+}
+
+// TestNoNetwork: the card is there, its cable is out.
+func TestNoNetwork(t *testing.T) {
+	w := s.main
+	v := w.create(t, "e2e-nonet", "--memory", "256M", "--net", "none")
+	if got := w.execRoot(t, v, "cat", "/sys/class/net/eth0/operstate"); got != "down" {
+		t.Errorf("the card's state is %q, want down", got)
+	}
+	if got := w.exec(t, v, "sh", "-c", "tail -n +2 /proc/net/route | wc -l"); got != "0" {
+		t.Errorf("there are %s routes", got)
+	}
+	// Even if the guest sets everything up by itself.
+	out := python(t, w, v, `
+import fcntl, socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+def ifr(request, *values): fcntl.ioctl(s, request, struct.pack("16s", b"eth0") + values[0])
+ifr(0x8914, struct.pack("H", 0x1 | 0x40) + bytes(22))
+ifr(0x8916, struct.pack("HH4s", 2, 0, socket.inet_aton("192.168.127.2")) + bytes(16))
+ifr(0x891c, struct.pack("HH4s", 2, 0, socket.inet_aton("255.255.255.0")) + bytes(16))
+print(open("/sys/class/net/eth0/carrier").read().strip())
+c = socket.socket(); c.settimeout(3)
+try:
+    c.connect(("192.168.127.1", 53)); print("connected")
+except OSError: print("nothing")
+`, "")
+	if out != "0\nnothing" {
+		t.Errorf("after setting up the card: %q", out)
+	}
+	if got := w.exec(t, v, "getent", "hosts", "localhost"); !strings.Contains(got, "localhost") {
+		t.Errorf("localhost is %q", got)
+	}
+	addresses := strings.Fields(w.exec(t, v, "hostname", "-I"))
+	if slices.Contains(addresses, "10.0.2.15") {
+		t.Errorf("addresses: %v", addresses)
+	}
+}
