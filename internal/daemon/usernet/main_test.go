@@ -156,7 +156,7 @@ func startHelper(t testing.TB, cfg HelperConfig) (*Client, func() error) {
 type vmm struct {
 	t        testing.TB
 	socket   string
-	listener *net.UnixListener
+	listener net.Listener
 	link     *channel.Endpoint
 	stack    *stack.Stack
 	cancel   context.CancelFunc
@@ -181,7 +181,13 @@ func (v *vmm) boot() {
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	v.listener = l.(*net.UnixListener)
+	v.bootOn(l)
+}
+
+// bootOn boots the guest with connections from l.
+func (v *vmm) bootOn(l net.Listener) {
+	v.t.Helper()
+	v.listener = l
 	mac, err := net.ParseMAC(GuestMAC)
 	if err != nil {
 		v.t.Fatal(err)
