@@ -52,6 +52,8 @@ const (
 	NetSocket    = "net.sock"   // QEMU listens, usernet connects
 	ConsoleLog   = "console.log"
 	VMMLog       = "vmm.log"
+	FakeRoot     = "fake-root" // the fake driver's file system of the guest
+	FakeKnobs    = "fake.json" // read by the fake driver: how this VM is to fail
 )
 
 // Well-known places.
@@ -67,6 +69,7 @@ const (
 	EnvSocket   = "BANGER_SOCKET"    // overrides the socket the CLI talks to
 	EnvConfig   = "BANGER_CONFIG"    // overrides the config file
 	EnvLogLevel = "BANGER_LOG_LEVEL"
+	EnvFake     = "BANGER_FAKE" // as FakeKnobs, for all VMs of the fake driver
 )
 
 // MaxSocketPath is how long a unix socket path may be: sun_path holds 108 bytes

@@ -16,7 +16,9 @@ import (
 func newDriver() hypervisor.Driver { return qemuproc.New(qemuproc.Deps{}) }
 
 func TestMain(m *testing.M) {
-	hypervisortest.Main(newDriver)
+	if code, ok := hypervisortest.Main(newDriver); ok {
+		os.Exit(code)
+	}
 	os.Exit(m.Run())
 }
 

@@ -25,8 +25,8 @@ func TestMain(m *testing.M) {
 			fmt.Println(os.Args[2])
 			switch os.Args[3] {
 			case "spin":
-				for i := 0; ; i++ {
-					sink++
+				for n := uint64(1); ; n++ {
+					runtime.KeepAlive(hostLoop(n))
 				}
 			case "hang":
 				_, _ = os.NewFile(3, "none").Read(nil)

@@ -13,33 +13,40 @@ import (
 const starterArg = "hypervisortest-start-and-die"
 
 // Main must be called first thing in TestMain. In the process that plays the
-// dying daemon it does not return.
-func Main(newDriver func() hypervisor.Driver) {
+// dying daemon it reports true, and the code to exit with at once:
+//
+//	if code, ok := hypervisortest.Main(newDriver); ok {
+//		os.Exit(code)
+//	}
+func Main(newDriver func() hypervisor.Driver) (code int, ok bool) {
 	if len(os.Args) != 3 || os.Args[1] != starterArg {
-		return
+		return 0, false
 	}
-	var spec hypervisor.Spec
-	if err := json.Unmarshal([]byte(os.Args[2]), &spec); err != nil {
+	if err := startAndDie(newDriver(), os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(2)
+		return 1, true
+	}
+	return 0, true
+}
+
+func startAndDie(d hypervisor.Driver, text string) error {
+	var spec hypervisor.Spec
+	if err := json.Unmarshal([]byte(text), &spec); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	m, err := newDriver().Start(ctx, spec)
+	m, err := d.Start(ctx, spec)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return err
 	}
 	// The guest channel is open, and half a message in it, when the daemon dies.
-	if c, err := m.DialAgent(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	} else if _, err := c.Write([]byte("half a mess")); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	c, err := m.DialAgent(ctx)
+	if err != nil {
+		return err
 	}
-	if err := json.NewEncoder(os.Stdout).Encode(m.Handle()); err != nil {
-		os.Exit(2)
+	if _, err := c.Write([]byte("half a mess")); err != nil {
+		return err
 	}
-	os.Exit(0)
+	return json.NewEncoder(os.Stdout).Encode(m.Handle())
 }

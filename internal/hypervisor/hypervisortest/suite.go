@@ -3,7 +3,9 @@
 // from its own tests:
 //
 //	func TestMain(m *testing.M) {
-//		hypervisortest.Main(newDriver) // plays the daemon that dies
+//		if code, ok := hypervisortest.Main(newDriver); ok { // plays the daemon that dies
+//			os.Exit(code)
+//		}
 //		os.Exit(m.Run())
 //	}
 //

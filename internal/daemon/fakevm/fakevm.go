@@ -1,0 +1,312 @@
+// Package fakevm is a driver without virtual machines: a VM is a small process
+// that plays VMM and guest. It serves tests and demonstrations of everything
+// around a VM, on hosts and in seconds where no guest could boot, and passes the
+// same conformance suite as the real drivers.
+//
+// The process is detached like a real VMM, listens on the same sockets in the VM
+// directory, and speaks the real agent protocol. Its file system is a directory
+// (paths.FakeRoot); its commands are a handful of built-in ones (commands.go), and
+// sh -c of them. It never starts another program.
+//
+// How a VM is to fail is set by Knobs: in the environment of the daemon, for all
+// VMs, or in a file in the VM directory, for one.
+package fakevm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/dirsock"
+	"banger/internal/paths"
+	"banger/internal/sysexec"
+)
+
+// Name is the driver's name in a VM's row.
+const Name = "fake"
+
+// The shape every fake VM reports.
+const (
+	version  = "1.0"
+	machine  = "fake-1.0"
+	cpuModel = "fake-v1"
+)
+
+// Deps are what the driver needs.
+type Deps struct {
+	// Command is the argument vector that runs ChildMain; the first is an absolute
+	// path.
+	Command []string
+	Log     *slog.Logger // nil: discard
+}
+
+// Driver is the fake driver.
+type Driver struct {
+	command []string
+	log     *slog.Logger
+}
+
+// New returns a driver; it touches nothing yet.
+func New(deps Deps) *Driver {
+	d := &Driver{command: deps.Command, log: deps.Log}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	return d
+}
+
+var _ hypervisor.Driver = (*Driver)(nil)
+
+// Name implements hypervisor.Driver.
+func (d *Driver) Name() string { return Name }
+
+// Info implements hypervisor.Driver.
+func (d *Driver) Info(context.Context) (hypervisor.Info, error) {
+	if len(d.command) == 0 {
+		return hypervisor.Info{}, errdefs.Unsupported("the fake driver has no program to run")
+	}
+	return hypervisor.Info{
+		Driver: Name, Binary: d.command[0], Version: version, Accel: hypervisor.AccelTCG,
+		Machine: machine, CPUModel: cpuModel,
+		Capabilities: hypervisor.Capabilities{UserNet: true},
+	}, nil
+}
+
+// limits of a launch: until the child answers, and until its remains are gone.
+const (
+	launchTime = 30 * time.Second
+	undoTime   = 10 * time.Second
+)
+
+// Start implements hypervisor.Driver.
+func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Machine, error) {
+	knobs, err := readKnobs(spec.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if knobs.StartError != "" {
+		return nil, errdefs.Unavailable("start the fake VM: %s", knobs.StartError).WithHint("a knob says so")
+	}
+	for _, disk := range spec.Disks {
+		if _, err := os.Stat(disk.Path); err != nil {
+			return nil, errdefs.Precondition("start the fake VM: disk %s: %w", disk.Serial, err).
+				WithHint("a file of the VM is missing")
+		}
+	}
+	if conn, err := dirsock.Dial(ctx, spec.Dir, paths.QMPSocket); err == nil {
+		_ = conn.Close()
+		return nil, errdefs.Precondition("a VMM runs in %s already", spec.Dir)
+	}
+	ctx, cancel := context.WithTimeout(ctx, launchTime)
+	defer cancel()
+	proc, err := d.launch(spec)
+	if err != nil {
+		_ = removeSockets(spec.Dir)
+		return nil, errdefs.Wrap(err, "start the fake VM")
+	}
+	h := hypervisor.Handle{Driver: Name, PID: proc.PID, StartTime: proc.StartTime, Accel: hypervisor.AccelTCG, Version: version}
+	m := newFakeMachine(spec.Dir, h, proc)
+	if err = m.begin(ctx, spec.LinkUp); err == nil {
+		return m, nil
+	}
+	undo, cancelUndo := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancelUndo()
+	if kerr := proc.Kill(undo); kerr != nil {
+		return nil, errors.Join(err, kerr) // the sockets stay: Cleanup finds it by them
+	}
+	_ = m.Close()
+	_ = removeSockets(spec.Dir)
+	return nil, errdefs.Wrap(err, "start the fake VM")
+}
+
+// launch starts the child with its sockets already listening.
+func (d *Driver) launch(spec hypervisor.Spec) (*sysexec.Proc, error) {
+	if len(d.command) == 0 {
+		return nil, errdefs.Unsupported("the fake driver has no program to run")
+	}
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}()
+	for _, name := range []string{paths.QMPSocket, paths.AgentSocket, paths.NetSocket} {
+		f, err := dirsock.Listen(spec.Dir, name)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	log, err := os.OpenFile(filepath.Join(spec.Dir, paths.VMMLog), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	return sysexec.StartDetached(sysexec.Detached{
+		Path: d.command[0], Args: append(d.command[1:len(d.command):len(d.command)], string(text)),
+		Dir: spec.Dir, Env: childEnv(), Stdout: log, Stderr: log, ExtraFiles: files,
+	})
+}
+
+// childEnv passes on the knobs and nothing else.
+func childEnv() []string {
+	env := []string{"GOMAXPROCS=2"}
+	if v := os.Getenv(paths.EnvFake); v != "" {
+		env = append(env, paths.EnvFake+"="+v)
+	}
+	return env
+}
+
+// Attach implements hypervisor.Driver.
+func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.Handle) (hypervisor.Machine, error) {
+	proc, err := sysexec.Find(h.PID, h.StartTime)
+	if errors.Is(err, sysexec.ErrGone) {
+		return nil, errdefs.NotFound("find the fake VM (pid %d): %w", h.PID, err)
+	}
+	if err != nil {
+		return nil, errdefs.Unavailable("find the fake VM (pid %d): %w", h.PID, err)
+	}
+	knobs, err := readKnobs(spec.Dir)
+	if err == nil && knobs.AttachError != "" {
+		err = errdefs.Unavailable("attach to the fake VM: %s", knobs.AttachError).WithHint("a knob says so")
+	}
+	m := newFakeMachine(spec.Dir, h, proc)
+	if err == nil {
+		err = m.control(ctx, command{Verb: verbPing})
+	}
+	if err != nil {
+		_ = m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// Cleanup implements hypervisor.Driver.
+func (d *Driver) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) error {
+	if h.PID > 0 {
+		if err := killFound(ctx, h.PID, h.StartTime); err != nil {
+			return errdefs.Wrap(err, "clean up after the fake VM")
+		}
+	}
+	if err := killListener(ctx, dir); err != nil {
+		return errdefs.Wrap(err, "clean up after the fake VM")
+	}
+	return removeSockets(dir)
+}
+
+func killFound(ctx context.Context, pid int, start uint64) error {
+	proc, err := sysexec.Find(pid, start)
+	if errors.Is(err, sysexec.ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer proc.Release()
+	return proc.Kill(ctx)
+}
+
+// killListener ends the process that listens in dir and works there.
+func killListener(ctx context.Context, dir string) error {
+	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
+	if dirsock.NoListener(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	// Its answer comes after its own listen(2), from when on the kernel names it.
+	if err := ask(ctx, conn, command{Verb: verbPing}); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return nil // it went away while we looked
+	}
+	again, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
+	if err != nil {
+		if dirsock.NoListener(err) {
+			return nil
+		}
+		return err
+	}
+	defer again.Close()
+	pid, err := dirsock.PeerPID(again)
+	if err != nil {
+		return err
+	}
+	if pid == os.Getpid() || !sameDir("/proc/"+strconv.Itoa(pid)+"/cwd", dir) {
+		return errdefs.Internal("process %d listens in %s but is no fake VM", pid, dir)
+	}
+	start, err := sysexec.StartTime(pid)
+	if err != nil {
+		return nil //nolint:nilerr // it has just ended
+	}
+	return killFound(ctx, pid, start)
+}
+
+func sameDir(a, b string) bool {
+	var x, y unix.Stat_t
+	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil && x.Dev == y.Dev && x.Ino == y.Ino
+}
+
+func removeSockets(dir string) error {
+	return dirsock.Remove(dir, paths.QMPSocket, paths.AgentSocket, paths.NetSocket)
+}
+
+// Knobs make a fake VM fail. They are read as JSON from paths.EnvFake and from
+// the file paths.FakeKnobs in the VM directory, which overrides the former.
+type Knobs struct {
+	// StartError makes Start fail before anything is started.
+	StartError string `json:"start_error,omitempty"`
+	// StartCrash makes the process end right after its start, with status 1.
+	StartCrash bool `json:"start_crash,omitempty"`
+	// StartBlock makes the process never answer: Start waits until its context ends.
+	StartBlock bool `json:"start_block,omitempty"`
+	// KillAfterStart is when, after Start, the process kills itself, e.g. "50ms".
+	KillAfterStart string `json:"kill_after_start,omitempty"`
+	// AgentNeverReady: the guest channel opens, and nobody ever answers.
+	AgentNeverReady bool `json:"agent_never_ready,omitempty"`
+	// AgentRootError: the agent answers, and says why its root is not ready.
+	AgentRootError string `json:"agent_root_error,omitempty"`
+	// ShutdownIgnored: shutdown and power button are taken note of, no more.
+	ShutdownIgnored bool `json:"shutdown_ignored,omitempty"`
+	// ExitCode is the status the process ends with after a shutdown.
+	ExitCode int `json:"exit_code,omitempty"`
+	// AttachError makes Attach fail.
+	AttachError string `json:"attach_error,omitempty"`
+}
+
+func readKnobs(dir string) (Knobs, error) {
+	var k Knobs
+	if text := os.Getenv(paths.EnvFake); text != "" {
+		if err := json.Unmarshal([]byte(text), &k); err != nil {
+			return k, errdefs.Invalid("read %s: %w", paths.EnvFake, err)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(dir, paths.FakeKnobs))
+	if errors.Is(err, fs.ErrNotExist) {
+		return k, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &k)
+	}
+	if err != nil {
+		return k, errdefs.Invalid("read %s: %w", paths.FakeKnobs, err)
+	}
+	return k, nil
+}
