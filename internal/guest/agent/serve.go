@@ -37,6 +37,8 @@ func serveHost(ctx context.Context, log *slog.Logger) error {
 	if err := json.Unmarshal([]byte(os.Getenv(stateEnv)), &state); err != nil {
 		return errdefs.Wrap(err, "read the boot's state")
 	}
+	// Executed through a link in /proc, the process is called "exe".
+	_ = os.WriteFile("/proc/self/comm", []byte("banger-agent"), 0)
 	spawner := proc.NewSpawner()
 	if err := spawner.Protect(); err != nil {
 		log.Warn("the agent is not protected", "err", err)
@@ -62,7 +64,7 @@ func serveHost(ctx context.Context, log *slog.Logger) error {
 	})
 	s := serve.New(serve.Deps{
 		Log: log, Spawner: spawner, Users: proc.NewUsers("/etc"),
-		Machine: machine.New(log, spawner, late), RootError: state.Error,
+		Machine: machine.New(log, spawner, state.Init, late), RootError: state.Error,
 	})
 	if err := s.Open(); err != nil {
 		return err

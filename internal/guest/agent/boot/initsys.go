@@ -57,6 +57,9 @@ func executable(root int, p string) (string, bool) {
 	return real, err == nil
 }
 
+// NoInitMark is a file that tells that the image's init could not be executed.
+const NoInitMark = "/run/banger/no-init"
+
 // ExecInit makes this process the image's init. It returns only when that fails.
 func ExecInit() error {
 	var errs []error
@@ -66,6 +69,8 @@ func ExecInit() error {
 			errs = append(errs, &os.PathError{Op: "exec", Path: p, Err: err})
 		}
 	}
+	_ = mkdirs("/run/banger")
+	errs = append(errs, os.WriteFile(NoInitMark, nil, 0o644))
 	return errors.Join(errs...)
 }
 

@@ -26,7 +26,7 @@ const termGrace = 5 * time.Second
 // be asked yet, because the kernel drops a signal that process 1 has no handler
 // for.
 func (m *Machine) Shutdown(ctx context.Context) (func(), error) {
-	switch initKind() {
+	switch m.initKind() {
 	case "systemd":
 		if takes(1, systemdPowerOff) && unix.Kill(1, systemdPowerOff) == nil {
 			return nil, nil
@@ -142,7 +142,7 @@ func waitAll(fds []unix.PollFd, deadline time.Time) {
 // WaitSystem waits until systemd says that the boot is over; other inits do not
 // say, and count as settled.
 func (m *Machine) WaitSystem(ctx context.Context) (string, error) {
-	if initKind() != "systemd" {
+	if m.initKind() != "systemd" {
 		return "none", nil
 	}
 	if err := waitFile(ctx, "/run/systemd", "private"); err != nil {

@@ -4,7 +4,6 @@ package machine
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"sync"
@@ -14,23 +13,26 @@ import (
 
 	"banger/internal/errdefs"
 	"banger/internal/guest"
+	"banger/internal/guest/agent/boot"
 	"banger/internal/guest/agent/ifconf"
 	"banger/internal/guest/agent/proc"
 )
 
 // Machine is the VM the agent runs in. It implements serve.Machine.
 type Machine struct {
-	log     *slog.Logger
-	spawner *proc.Spawner
-	late    <-chan struct{} // closed when the late modules are loaded
+	log        *slog.Logger
+	spawner    *proc.Spawner
+	initSystem string
+	late       <-chan struct{} // closed when the late modules are loaded
 
 	mu     sync.Mutex // one Configure at a time; guards bootID
 	bootID string
 }
 
-// New makes a Machine. late is closed when the network card's driver was loaded.
-func New(log *slog.Logger, spawner *proc.Spawner, late <-chan struct{}) *Machine {
-	return &Machine{log: log, spawner: spawner, late: late}
+// New makes a Machine whose init system is of the kind that the boot found. late
+// is closed when the network card's driver was loaded.
+func New(log *slog.Logger, spawner *proc.Spawner, initSystem string, late <-chan struct{}) *Machine {
+	return &Machine{log: log, spawner: spawner, initSystem: initSystem, late: late}
 }
 
 // Configure applies what is set. It may be repeated.
@@ -125,16 +127,11 @@ func (m *Machine) run(ctx context.Context, stdout *os.File, args ...string) (pro
 	return status, err
 }
 
-// initKind tells what process 1 is now. The kind found at boot is not enough: an
-// init that could not be executed leaves the agent's own process there.
-func initKind() string {
-	one, err1 := os.Readlink("/proc/1/exe")
-	self, err2 := os.Readlink("/proc/self/exe")
-	if err := errors.Join(err1, err2); err != nil || one == self {
+// initKind tells what process 1 is, or is about to become: the kind found at
+// boot, unless that init turned out not to be executable.
+func (m *Machine) initKind() string {
+	if exists(boot.NoInitMark) {
 		return "none"
 	}
-	if comm, _ := os.ReadFile("/proc/1/comm"); string(comm) == "systemd\n" {
-		return "systemd"
-	}
-	return "other"
+	return m.initSystem
 }
