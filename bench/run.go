@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"banger/internal/daemon/rootdisk"
+	"banger/internal/hypervisor"
+	"banger/internal/paths"
+)
+
+const runLimit = 1.4
+
+// measureRun compares `vm run --rm -- true` with its floor: the same QEMU with
+// the same arguments, kernel and initramfs and a fresh overlay of the same image,
+// started by hand, until the agent says that it is ready. The overlay is made
+// before the clock starts, and nothing after the ready event counts: configuring
+// the guest, running the command and deleting the VM are banger's to pay for.
+func measureRun(ctx context.Context, l *lab, n int) ([]Figure, error) {
+	if n == 0 {
+		n = 9
+	}
+	d, err := l.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	model, err := l.create(ctx, "bench-model")
+	if err != nil {
+		return nil, err
+	}
+	t, err := model.template(ctx)
+	if err = errors.Join(err, model.remove(ctx)); err != nil {
+		return nil, err
+	}
+	var value, floor samples
+	for i := range n + 1 {
+		took, err := timed(d.cli(ctx, "vm", "run", "--rm", "--", "true"))
+		if err != nil {
+			return nil, err
+		}
+		byHand, err := l.bootOnce(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 { // the first of each warms caches
+			value.add(took, time.Millisecond)
+			floor.add(byHand, time.Millisecond)
+		}
+	}
+	f := figure("run", "ms", value, floor, runLimit, onRatio)
+	f.What = "banger vm run --rm -- true, whole process"
+	f.FloorIs = "same QEMU by hand, to the agent's ready event"
+	used, err := l.measureUsedDaemon(ctx, d)
+	return []Figure{f, used}, err
+}
+
+// bootOnce boots a guest by hand, ends it, and returns how long the boot took.
+func (l *lab) bootOnce(ctx context.Context, t template) (time.Duration, error) {
+	dir, err := os.MkdirTemp(l.scratch, "floor-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	_, err = rootdisk.Create(ctx, rootdisk.Request{
+		ImagePath: t.imagePath, Dest: filepath.Join(dir, paths.RootDiskFile),
+		SizeBytes: t.diskBytes, Format: hypervisor.FormatQcow2,
+	})
+	if err != nil {
+		return 0, err
+	}
+	v, err := l.boot(ctx, t, dir)
+	if err != nil {
+		return 0, err
+	}
+	v.kill()
+	return v.took, nil
+}
