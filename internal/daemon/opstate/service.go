@@ -18,8 +18,8 @@ import (
 	"banger/internal/model"
 )
 
-// Work is the body of an operation; it returns the operation's result.
-type Work func(ctx context.Context, p model.Progress) (string, error)
+// work is the body of an operation; it returns the operation's result.
+type work = func(ctx context.Context, p model.Progress) (string, error)
 
 // Service runs operations and serves OperationService.
 type Service struct {
@@ -50,8 +50,8 @@ func OpID(ctx context.Context) string {
 // errClosing is why operations end when the daemon does.
 var errClosing = errdefs.New(errdefs.ClassCanceled, "the daemon is stopping")
 
-// Begin starts work in the background and returns its record at once.
-func (s *Service) Begin(kind, subject string, work Work) *bangerv1.Operation {
+// Begin starts fn in the background and returns its record at once.
+func (s *Service) Begin(kind, subject string, fn func(ctx context.Context, p model.Progress) (string, error)) *bangerv1.Operation {
 	id := newID()
 	ctx, cancel := context.WithCancelCause(context.WithValue(s.ctx, opIDKey{}, id))
 	op := newOperation(id, kind, subject, cancel)
@@ -69,7 +69,7 @@ func (s *Service) Begin(kind, subject string, work Work) *bangerv1.Operation {
 		defer cancel(nil)
 		log := s.log.With("op", id, "kind", kind, "subject", subject)
 		began := time.Now()
-		result, err := s.guard(ctx, op, work)
+		result, err := s.guard(ctx, op, fn)
 		if err != nil && ctx.Err() != nil && errdefs.ClassOf(err) != errdefs.ClassCanceled {
 			// A cancelled step may report its cancellation in its own words.
 			err = &errdefs.Error{Class: errdefs.ClassCanceled, Msg: err.Error(), Err: err}
@@ -81,13 +81,13 @@ func (s *Service) Begin(kind, subject string, work Work) *bangerv1.Operation {
 }
 
 // guard turns a panic of one operation into its failure.
-func (s *Service) guard(ctx context.Context, op *Operation, work Work) (result string, err error) {
+func (s *Service) guard(ctx context.Context, op *Operation, fn work) (result string, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = errdefs.Internal("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	return work(ctx, op)
+	return fn(ctx, op)
 }
 
 // Close cancels what runs and waits for it to undo, until ctx ends.

@@ -1,0 +1,203 @@
+// Package daemon is the composition root of bangerd: it opens what the services
+// need, wires them together, restores them in order, and serves their handlers.
+// No verb lives here, and no service holds a Daemon.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/config"
+	"banger/internal/errdefs"
+	"banger/internal/paths"
+)
+
+// Options say where a daemon lives and how it was started.
+type Options struct {
+	Layout     paths.Layout
+	ConfigFile string   // need not exist
+	Self       []string // argv that runs this program, for its helper processes
+	AgentPath  string   // banger-agent binary for the initramfs
+	Log        *slog.Logger
+	LogLevel   *slog.LevelVar // set from the config
+}
+
+// Daemon is one bangerd.
+type Daemon struct {
+	opts     Options
+	conf     config.Loaded
+	started  time.Time
+	log      *slog.Logger
+	listener net.Listener
+	server   *http.Server
+	stopping chan struct{} // closed when a client asks for shutdown
+	stopOnce sync.Once
+	onClose  []func(context.Context) error // in order of opening; run in reverse
+}
+
+// closeTimeout bounds Close: operations get this long to undo.
+const closeTimeout = 45 * time.Second
+
+// Open takes the state directory, restores everything in it, and listens. When it
+// fails nothing stays open.
+func Open(ctx context.Context, opts Options) (d *Daemon, err error) {
+	d = &Daemon{opts: opts, log: opts.Log, started: time.Now(), stopping: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+			d = nil
+		}
+	}()
+	if err := paths.CheckSocket(opts.Layout.Socket); err != nil {
+		return d, err
+	}
+	if d.conf, err = config.Load(opts.ConfigFile); err != nil {
+		return d, err
+	}
+	if err := d.setLevel(); err != nil {
+		return d, err
+	}
+	if err := d.lockState(); err != nil {
+		return d, err
+	}
+	svc, err := d.wire(ctx)
+	if err != nil {
+		return d, err
+	}
+	if err := svc.restore(ctx); err != nil {
+		return d, err
+	}
+	if err := d.listen(); err != nil {
+		return d, err
+	}
+	d.server = &http.Server{
+		Handler:           d.routes(svc),
+		ReadHeaderTimeout: 30 * time.Second,
+		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
+	}
+	return d, nil
+}
+
+func (d *Daemon) setLevel() error {
+	level := d.conf.Config.LogLevel
+	if env := os.Getenv(paths.EnvLogLevel); env != "" {
+		level = env
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return errdefs.Invalid("log level %q is not known", level).WithHint("use debug, info, warn or error")
+	}
+	if d.opts.LogLevel != nil {
+		d.opts.LogLevel.Set(l)
+	}
+	return nil
+}
+
+// lockState makes the state directory and keeps every other daemon out of it.
+func (d *Daemon) lockState() error {
+	dir := d.opts.Layout.State
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return errdefs.Wrap(err, "make the state directory")
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return errdefs.Wrap(err, "protect the state directory")
+	}
+	f, err := os.OpenFile(d.opts.Layout.Lock(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return errdefs.Wrap(err, "open the lock file")
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		pid := make([]byte, 16)
+		n, _ := f.ReadAt(pid, 0)
+		_ = f.Close()
+		return errdefs.Precondition("another bangerd (pid %s) uses %s", pid[:n], dir).
+			WithHint("stop it (banger daemon stop), or use another directory: set %s", paths.EnvStateDir)
+	}
+	d.onClose = append(d.onClose, func(context.Context) error { return f.Close() })
+	if err := f.Truncate(0); err != nil {
+		return errdefs.Wrap(err, "write the lock file")
+	}
+	if _, err := fmt.Fprintf(f, "%d", os.Getpid()); err != nil {
+		return errdefs.Wrap(err, "write the lock file")
+	}
+	return nil
+}
+
+// listen binds the API socket. The lock is held, so a socket file that is there
+// belongs to a daemon that died.
+func (d *Daemon) listen() error {
+	socket := d.opts.Layout.Socket
+	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
+		return errdefs.Wrap(err, "make the socket's directory")
+	}
+	if st, err := os.Lstat(socket); err == nil {
+		if st.Mode()&os.ModeSocket == 0 {
+			return errdefs.Precondition("%s exists and is not a socket", socket).WithHint("move it away")
+		}
+		if err := os.Remove(socket); err != nil {
+			return errdefs.Wrap(err, "remove a stale socket")
+		}
+	}
+	// Nobody may connect between bind and chmod.
+	old := unix.Umask(0o177)
+	l, err := net.Listen("unix", socket)
+	unix.Umask(old)
+	if err != nil {
+		return errdefs.Wrap(err, "listen on %s", socket)
+	}
+	d.listener = &peerListener{Listener: l, log: d.log}
+	d.onClose = append(d.onClose, func(context.Context) error { return l.Close() })
+	return nil
+}
+
+// Serve answers requests until ctx ends or a client asks for shutdown.
+func (d *Daemon) Serve(ctx context.Context) error {
+	failed := make(chan error, 1)
+	go func() { failed <- d.server.Serve(d.listener) }()
+	d.log.Info("serving", "socket", d.opts.Layout.Socket, "pid", os.Getpid())
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	case <-d.stopping:
+	}
+	return nil
+}
+
+// stop makes Serve return.
+func (d *Daemon) stop() { d.stopOnce.Do(func() { close(d.stopping) }) }
+
+// Close stops accepting, cancels operations and waits for them to undo, and closes
+// everything in reverse order. VMs go on running.
+func (d *Daemon) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	var errs []error
+	if d.server != nil {
+		// Streams are long: what a client holds open does not keep us.
+		grace, stop := context.WithTimeout(ctx, 200*time.Millisecond)
+		if err := d.server.Shutdown(grace); err != nil {
+			errs = append(errs, d.server.Close())
+		}
+		stop()
+	}
+	for _, fn := range slices.Backward(d.onClose) {
+		errs = append(errs, fn(ctx))
+	}
+	return errors.Join(ignoreClosed(errs)...)
+}
+
+func ignoreClosed(errs []error) []error {
+	return slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, net.ErrClosed) })
+}

@@ -1,0 +1,160 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"banger/internal/config"
+	"banger/internal/daemon/qemuproc"
+	"banger/internal/doctor"
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/accel"
+	"banger/internal/store"
+)
+
+// Free space below which doctor warns and fails, in bytes: an image and its
+// build take about 2 GiB.
+const (
+	warnFree = 5 << 30
+	failFree = 1 << 30
+)
+
+// Doctor checks this host for everything a daemon needs. It needs no daemon and
+// takes no lock: it is asked exactly when those do not work.
+func Doctor(ctx context.Context, opts Options) []doctor.Result {
+	conf, confErr := config.Load(opts.ConfigFile)
+	resolved := conf.Config
+	if confErr != nil {
+		resolved = config.Default()
+	}
+	distro := doctor.HostDistro()
+	state := opts.Layout.State
+	return doctor.Run(ctx, []doctor.Check{
+		{Name: "configuration", Run: func(context.Context) doctor.Result {
+			if confErr != nil {
+				return doctor.Fail(errdefs.HintOf(confErr), "%v", confErr)
+			}
+			if _, err := os.Stat(opts.ConfigFile); err != nil {
+				return doctor.Pass("defaults (no %s)", opts.ConfigFile)
+			}
+			return doctor.Pass("%s", opts.ConfigFile)
+		}},
+		doctor.Kernel(),
+		accelCheck(opts, resolved),
+		qemuCheck(opts, resolved),
+		doctor.StateDir(state),
+		doctor.DiskSpace(state, warnFree, failFree),
+		doctor.Memory(1 << 30),
+		doctor.Tools("image tools", distro,
+			doctor.Tool{Program: "mmdebstrap", Package: "mmdebstrap", Purpose: "make Debian images and kernels"},
+			doctor.Tool{Program: "mke2fs", Package: "e2fsprogs", Purpose: "make file systems"},
+		),
+		doctor.UserNamespaces(distro),
+		doctor.Resolver(),
+		kernelCheck(opts, resolved),
+		imageCheck(opts, resolved),
+	})
+}
+
+// Failed reports whether any check failed.
+func Failed(results []doctor.Result) bool { return doctor.Worst(results) == doctor.StatusFail }
+
+func accelCheck(opts Options, conf config.Config) doctor.Check {
+	return doctor.Check{Name: "accelerator", Run: func(ctx context.Context) doctor.Result {
+		v, err := accel.Probe(ctx, accel.Options{
+			Command: append(append([]string(nil), opts.Self...), "kvm-probe"), Fresh: true,
+		})
+		if err != nil {
+			return doctor.Fail("", "%v", err)
+		}
+		if conf.QEMU.Accel == config.AccelTCG {
+			return doctor.Pass("tcg, as configured (%s)", v.Reason)
+		}
+		if v.Works() {
+			return doctor.Pass("kvm: %s", v.Reason)
+		}
+		if conf.QEMU.Accel == config.AccelKVM {
+			return doctor.Fail(v.Hint, "kvm is configured and does not work: %s", v.Reason)
+		}
+		return doctor.Warn(v.Hint, "tcg, software emulation: %s", v.Reason)
+	}}
+}
+
+func qemuCheck(opts Options, conf config.Config) doctor.Check {
+	return doctor.Check{Name: "qemu", Run: func(ctx context.Context) doctor.Result {
+		d := qemuproc.New(qemuproc.Deps{
+			Binary: conf.QEMU.Binary,
+			// The accelerator has a check of its own.
+			Accel: func(context.Context) (hypervisor.Accel, error) { return hypervisor.AccelTCG, nil },
+		})
+		info, err := d.Info(ctx)
+		if err != nil {
+			return doctor.Fail(errdefs.HintOf(err), "%v", err)
+		}
+		return doctor.Pass("%s %s, machine %s", info.Binary, info.Version, info.Machine)
+	}}
+}
+
+// peek looks into the database, if there is one.
+func peek(ctx context.Context, opts Options, look func(*store.Store) error) error {
+	db, err := store.Peek(ctx, opts.Layout.Database())
+	if err != nil {
+		return err
+	}
+	return errors.Join(look(db), db.Close())
+}
+
+func kernelCheck(opts Options, conf config.Config) doctor.Check {
+	name := conf.VM.Kernel
+	return doctor.Check{Name: "default kernel", Run: func(ctx context.Context) doctor.Result {
+		var result doctor.Result
+		err := peek(ctx, opts, func(db *store.Store) error {
+			k, err := db.KernelByName(ctx, name)
+			if err != nil {
+				return err
+			}
+			if _, err := os.Stat(k.VmlinuxPath); err != nil {
+				result = doctor.Fail("banger kernel pull --force "+name, "the files of %q are gone: %v", name, err)
+				return nil
+			}
+			result = doctor.Pass("%s (%s)", name, k.Release)
+			return nil
+		})
+		return absent(result, err, "kernel", name)
+	}}
+}
+
+func imageCheck(opts Options, conf config.Config) doctor.Check {
+	name := conf.VM.Image
+	return doctor.Check{Name: "default image", Run: func(ctx context.Context) doctor.Result {
+		var result doctor.Result
+		err := peek(ctx, opts, func(db *store.Store) error {
+			i, err := db.ImageByName(ctx, name)
+			if err != nil {
+				return err
+			}
+			if _, err := os.Stat(i.Path); err != nil {
+				result = doctor.Fail("banger image pull --force "+name, "the file of %q is gone: %v", name, err)
+				return nil
+			}
+			result = doctor.Pass("%s (%s)", name, filepath.Base(filepath.Dir(i.Path)))
+			return nil
+		})
+		return absent(result, err, "image", name)
+	}}
+}
+
+// absent turns the outcome of looking for an artifact into a result: one that is
+// not there yet is fetched on first use.
+func absent(found doctor.Result, err error, kind, name string) doctor.Result {
+	switch {
+	case err == nil:
+		return found
+	case errors.Is(err, errdefs.ErrNotFound):
+		return doctor.Warn("banger "+kind+" pull "+name, "%q is not here yet; the first vm run fetches it", name)
+	}
+	return doctor.Fail("", "%v", err)
+}

@@ -1,0 +1,182 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"banger/internal/config"
+	"banger/internal/daemon/fakevm"
+	"banger/internal/daemon/imagemgr"
+	"banger/internal/daemon/opstate"
+	"banger/internal/daemon/qemuproc"
+	"banger/internal/daemon/rootdisk"
+	"banger/internal/daemon/usernet"
+	"banger/internal/daemon/vm"
+	"banger/internal/daemon/vmlock"
+	"banger/internal/daemon/workspace"
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/accel"
+	"banger/internal/model"
+	"banger/internal/store"
+)
+
+// vmmUIDBase is the first user id for VMMs of a daemon that is root. It lies in
+// the range that systemd's table of uids leaves unused.
+const vmmUIDBase = 1_900_000_000
+
+// services are the parts that own state, in the order they are restored.
+type services struct {
+	images     *imagemgr.Service
+	vms        *vm.Service
+	workspaces *workspace.Service
+	ops        *opstate.Service
+}
+
+// wire makes the services. It touches the disk only to open the database; each
+// service's own I/O waits for restore.
+func (d *Daemon) wire(ctx context.Context) (*services, error) {
+	conf := d.conf.Config.Resolve(config.DetectHost())
+	layout := d.opts.Layout
+
+	db, aside, err := store.Open(ctx, layout.Database())
+	if err != nil {
+		return nil, errdefs.Wrap(err, "open the state database")
+	}
+	d.closeLater(func(context.Context) error { return db.Close() })
+	if aside != "" {
+		d.log.Error("the state database was not readable; it is kept and a new one begins", "kept", aside)
+	}
+
+	network := usernet.New(usernet.Deps{
+		Socket: layout.Usernet(), LogFile: layout.UsernetLogFile(),
+		Command: append(append([]string(nil), d.opts.Self...), "usernet", "--socket", layout.Usernet()),
+		Log:     d.log,
+	})
+	d.closeLater(func(context.Context) error { return network.Close() })
+
+	ops := opstate.New(d.log)
+	images := imagemgr.New(imagemgr.Deps{
+		Store: db, Layout: layout, AgentPath: d.opts.AgentPath, Log: d.log, Ops: ops,
+		DiskBytes: conf.VM.Disk.Bytes(),
+	})
+	d.closeLater(func(context.Context) error { return images.Close() })
+
+	drivers := d.drivers(conf)
+	vmLocks := &vmlock.Set{Noun: "vm", Display: displayName(db), OnTake: watchLocks(rankVM)}
+	uidBase := 0
+	if os.Geteuid() == 0 {
+		uidBase = vmmUIDBase
+	}
+	vms := vm.New(vm.Deps{
+		Store: db, Layout: layout, Drivers: drivers, Pick: picker(conf, drivers),
+		Artifacts: images, Network: network, Disks: disks{}, Ops: ops,
+		Defaults: vm.Defaults{
+			CPUs: int(conf.VM.CPUs), MemoryMiB: conf.VM.Memory.Bytes() >> 20, DiskBytes: conf.VM.Disk.Bytes(),
+			Image: conf.VM.Image, Kernel: conf.VM.Kernel, Net: conf.VM.Net,
+			StopTimeout: conf.VM.StopTimeout.Std(), BootTimeout: bootTimeout,
+		},
+		Guest: vm.Guest{
+			Address: usernet.GuestAddress, Gateway: usernet.GatewayIP, MAC: usernet.GuestMAC,
+			DNS: []string{usernet.DNSIP}, MTU: usernet.MTU,
+		},
+		MaxVMs: int(conf.Limits.VMs), MaxBoots: int(conf.Limits.Boots),
+		UIDBase: uidBase, Locks: vmLocks, Log: d.log,
+	})
+	d.closeLater(func(context.Context) error { return vms.Close() })
+	d.closeLater(ops.Close)
+
+	workspaces := workspace.New(workspace.Deps{
+		VMs: vms, Log: d.log,
+		Locks: &vmlock.Set{Noun: "workspace of vm", Display: displayName(db), OnTake: watchLocks(rankWorkspace)},
+	})
+	return &services{images: images, vms: vms, workspaces: workspaces, ops: ops}, nil
+}
+
+// closeLater registers fn for Close, which runs them in reverse.
+func (d *Daemon) closeLater(fn func(context.Context) error) { d.onClose = append(d.onClose, fn) }
+
+// restore brings what a crash may have left to a legal state, before any request
+// is served.
+func (s *services) restore(ctx context.Context) error {
+	if err := s.images.Restore(ctx); err != nil {
+		return fmt.Errorf("restore images: %w", err)
+	}
+	if err := s.vms.Restore(ctx); err != nil {
+		return fmt.Errorf("restore vms: %w", err)
+	}
+	return nil
+}
+
+// bootTimeout is how long a guest may take to become ready. Emulation on a busy
+// host is slow; a guest that is dead is noticed long before.
+const bootTimeout = 180e9
+
+// drivers returns every driver this build has.
+func (d *Daemon) drivers(conf config.Config) map[string]hypervisor.Driver {
+	qemu := qemuproc.New(qemuproc.Deps{
+		Binary: conf.QEMU.Binary, Log: d.log,
+		Accel: func(ctx context.Context) (hypervisor.Accel, error) { return d.accel(ctx, conf.QEMU.Accel) },
+	})
+	fake := fakevm.New(fakevm.Deps{
+		Command: append(append([]string(nil), d.opts.Self...), "fakevm"), Log: d.log,
+	})
+	return map[string]hypervisor.Driver{qemu.Name(): qemu, fake.Name(): fake}
+}
+
+// accel says how guests are run: as configured, else as the probe found.
+func (d *Daemon) accel(ctx context.Context, configured string) (hypervisor.Accel, error) {
+	if configured != config.Auto {
+		return hypervisor.Accel(configured), nil
+	}
+	verdict, err := accel.Probe(ctx, accel.Options{
+		Command:   append(append([]string(nil), d.opts.Self...), "kvm-probe"),
+		CacheFile: d.opts.Layout.Accel(), Log: d.log,
+	})
+	if err != nil {
+		return "", err
+	}
+	if verdict.Works() {
+		return hypervisor.AccelKVM, nil
+	}
+	return hypervisor.AccelTCG, nil
+}
+
+// picker chooses the driver of new VMs.
+func picker(conf config.Config, drivers map[string]hypervisor.Driver) func(context.Context) (hypervisor.Driver, error) {
+	name := conf.Driver
+	if name == config.Auto {
+		name = config.DriverQEMU
+	}
+	return func(context.Context) (hypervisor.Driver, error) {
+		if d, ok := drivers[name]; ok {
+			return d, nil
+		}
+		return nil, errdefs.Unsupported("driver %q is not in this build", name).WithHint("set driver: auto in the config")
+	}
+}
+
+// displayName says VM ids as people know them in messages.
+func displayName(db *store.Store) func(string) string {
+	return func(id string) string {
+		if v, err := db.GetVM(context.Background(), id); err == nil {
+			return v.Name
+		}
+		return id
+	}
+}
+
+// disks adapts rootdisk to what the VM service asks for.
+type disks struct{}
+
+func (disks) Create(ctx context.Context, image model.Image, dest string, size int64, qcow bool) (hypervisor.DiskFormat, error) {
+	format := hypervisor.FormatRaw
+	if qcow {
+		format = hypervisor.FormatQcow2
+	}
+	disk, err := rootdisk.Create(ctx, rootdisk.Request{
+		ImagePath: image.Path, Dest: dest, SizeBytes: size, Format: format,
+	})
+	return disk.Format, err
+}
