@@ -1,0 +1,245 @@
+// Package script_test runs the scripts beside it: the real programs, a real socket
+// and database, and the fake hypervisor, so no root and no virtual machine.
+package script_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+var update = flag.Bool("update", false, "write what was printed into the scripts")
+
+// programs is the directory of the programs under test, assets that of the files
+// all scripts share.
+var programs, assets string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "banger-script")
+	if err != nil {
+		panic(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	assets = dir
+	if err := prepare(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// prepare builds the programs, unless they are given, and makes a kernel and a root
+// filesystem: as much of both as anything looks at when no guest boots from them.
+func prepare(dir string) error {
+	if programs = os.Getenv("BANGER_TEST_BIN"); programs == "" {
+		programs = filepath.Join(dir, "bin")
+		build := exec.Command("go", "build", "-o", programs+"/",
+			"-ldflags", "-X banger/internal/version.Version=v0-test",
+			"banger/cmd/banger", "banger/cmd/bangerd", "banger/cmd/banger-agent")
+		if overlay := os.Getenv("BANGER_TEST_OVERLAY"); overlay != "" {
+			build.Args = append(build.Args[:2], append([]string{"-overlay", overlay}, build.Args[2:]...)...)
+		}
+		if out, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("build the programs: %w\n%s", err, out)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "kernel"), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kernel", "vmlinux"), kernel("6.1.0-tiny"), 0o644); err != nil {
+		return err
+	}
+	rootfs := filepath.Join(dir, "rootfs.ext4")
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-F", rootfs, "64M").CombinedOutput(); err != nil {
+		return fmt.Errorf("make a root filesystem: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// kernel is an ELF executable without anything in it but its name.
+func kernel(release string) []byte {
+	var b bytes.Buffer
+	b.WriteString("\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	for _, field := range []any{
+		uint16(2), uint16(62), uint32(1), uint64(0), uint64(0), uint64(0), // executable, x86-64
+		uint32(0), uint16(64), uint16(0), uint16(0), uint16(0), uint16(0), uint16(0),
+	} {
+		_ = binary.Write(&b, binary.LittleEndian, field)
+	}
+	b.WriteString("Linux version " + release + " (nobody@nowhere)\n")
+	return b.Bytes()
+}
+
+const config = `driver: fake
+vm:
+  image: mini
+  kernel: tiny
+  cpus: 1
+  memory: 256M
+  disk: 64M
+  stop_timeout: 2s
+`
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: ".", Setup: setup, UpdateScripts: *update, RequireUniqueNames: true,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "world": world, "signal-daemon": signalDaemon,
+		},
+	})
+}
+
+// setup gives a script a state directory of its own, short enough for a socket.
+func setup(env *testscript.Env) error {
+	dir, err := os.MkdirTemp("", "bs")
+	if err != nil {
+		return err
+	}
+	vars := map[string]string{
+		"PATH":              programs + string(os.PathListSeparator) + os.Getenv("PATH"),
+		"HOME":              filepath.Join(env.WorkDir, "home"),
+		"BANGER_STATE_DIR":  filepath.Join(dir, "s"),
+		"BANGER_CONFIG":     filepath.Join(env.WorkDir, "config.yaml"),
+		"BANGER_SOCKET":     "",
+		"NO_COLOR":          "1",
+		"TERM":              "xterm",
+		"ASSETS":            assets,
+		"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
+		"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org",
+	}
+	for k, v := range vars {
+		env.Setenv(k, v)
+	}
+	env.Defer(func() {
+		end(env)
+		_ = os.RemoveAll(dir)
+	})
+	if err := os.MkdirAll(vars["HOME"], 0o755); err != nil {
+		return err
+	}
+	if _, err := os.Stat(vars["BANGER_CONFIG"]); err == nil {
+		return nil // the script brings its own
+	}
+	return os.WriteFile(vars["BANGER_CONFIG"], []byte(config), 0o644)
+}
+
+// end deletes the VMs of a script, stops its daemon, and fails the test if one of
+// its processes is left.
+func end(env *testscript.Env) {
+	state := env.Getenv("BANGER_STATE_DIR")
+	banger := func(args ...string) (string, error) {
+		cmd := exec.Command(filepath.Join(programs, "banger"), args...)
+		cmd.Env = append(os.Environ(), "BANGER_STATE_DIR="+state, "BANGER_CONFIG="+env.Getenv("BANGER_CONFIG"), "BANGER_SOCKET=")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	t := env.T().(interface {
+		Errorf(string, ...any)
+		Logf(string, ...any)
+	})
+	if _, err := banger("daemon", "status"); err == nil {
+		ids, err := banger("vm", "list", "-q")
+		if err != nil {
+			t.Errorf("list what is left: %s", ids)
+		}
+		if list := strings.Fields(ids); len(list) > 0 {
+			if out, err := banger(append([]string{"vm", "delete", "--force"}, list...)...); err != nil {
+				t.Errorf("delete what is left: %s", out)
+			}
+		}
+		if out, err := banger("daemon", "stop"); err != nil {
+			t.Errorf("stop the daemon: %s", out)
+		}
+	}
+	for _, pid := range processesOf(state) {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		text := strings.ReplaceAll(string(cmdline), "\x00", " ")
+		// The network helper outlives the daemon on purpose, and ends by itself a
+		// while after its last VM.
+		if !strings.Contains(text, "bangerd usernet") {
+			t.Errorf("left behind: process %d: %s", pid, text)
+		}
+		if p, err := os.FindProcess(pid); err == nil {
+			_ = p.Kill()
+		}
+	}
+	if log, err := os.ReadFile(filepath.Join(state, "bangerd.log")); err == nil {
+		t.Logf("the daemon's log:\n%s", log)
+	}
+}
+
+// processesOf lists the processes that work in, or were given, a state directory.
+func processesOf(state string) []int {
+	var pids []int
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		cmdline, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		cwd, _ := os.Readlink(filepath.Join("/proc", e.Name(), "cwd"))
+		if strings.Contains(string(cmdline), state) || strings.HasPrefix(cwd, state) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// exits runs a program that must end with an exit code:
+//
+//	exits CODE PROGRAM ARG...
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARG...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("%s ended with %d, want %d", args[1], got, want)
+	}
+}
+
+// world makes the kernel and the image that the config names.
+func world(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: world")
+	}
+	ts.Check(ts.Exec("banger", "kernel", "import", "tiny", "--from", filepath.Join(assets, "kernel")))
+	ts.Check(ts.Exec("banger", "image", "register", "mini", "--rootfs", filepath.Join(assets, "rootfs.ext4"), "--kernel", "tiny", "--user", "dev"))
+}
+
+// signalDaemon sends the daemon of the script a signal:
+//
+//	signal-daemon KILL
+func signalDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: signal-daemon SIGNAL")
+	}
+	pid, err := os.ReadFile(filepath.Join(ts.Getenv("BANGER_STATE_DIR"), "bangerd.lock"))
+	ts.Check(err)
+	ts.Check(ts.Exec("kill", "-"+args[0], strings.TrimSpace(string(pid))))
+}
