@@ -96,7 +96,7 @@ const (
 // groupOnly makes a command that only holds others print its help, and refuse a
 // word that is none of them.
 func groupOnly(c *cobra.Command) *cobra.Command {
-	c.Args = cobra.ArbitraryArgs
+	c.Args, c.SuggestionsMinimumDistance = cobra.ArbitraryArgs, 2
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return cmd.Help()

@@ -18,7 +18,7 @@ type listOpts struct {
 }
 
 func newListCmd(a *app) *cobra.Command {
-	opts := listOpts{}
+	opts, all := listOpts{}, false
 	c := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -30,7 +30,9 @@ func newListCmd(a *app) *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return runList(cmd.Context(), a, opts) },
 	}
+	c.Flags().BoolVarP(&all, "all", "a", false, "all VMs, which is the default here and not with banger ps")
 	c.Flags().BoolVar(&opts.running, "running", false, "only VMs that run or are about to")
+	c.MarkFlagsMutuallyExclusive("all", "running")
 	listFlags(c, &opts)
 	return c
 }

@@ -153,13 +153,13 @@ func dialSocket(ctx context.Context, socket string) (net.Conn, error) {
 			WithHint("the socket belongs to another user; use your own daemon by unsetting %s, or join the socket's group", paths.EnvSocket)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
 		return nil, errdefs.Unavailable("no daemon at %s: the socket does not exist", socket).
-			WithHint("start it with: banger daemon start")
+			WithHint("banger daemon start")
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return nil, errdefs.Unavailable("no daemon at %s: nothing listens on the socket", socket).
-			WithHint("start it with: banger daemon start")
+			WithHint("banger daemon start")
 	}
 	return nil, errdefs.Unavailable("connect to the daemon at %s: %w", socket, err).
-		WithHint("look at: banger daemon status")
+		WithHint("banger daemon status")
 }
 
 // mapErr gives an error of a call its class. An error of the dialling inside is
@@ -178,7 +178,7 @@ func mapErr(ctx context.Context, err error) error {
 	err = api.FromConnect(err)
 	if lost(err) {
 		return errdefs.Unavailable("lost the connection to the daemon: %w", rootCause(err)).
-			WithHint("see why with: banger daemon logs")
+			WithHint("banger daemon logs says why")
 	}
 	return err
 }

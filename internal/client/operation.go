@@ -46,7 +46,7 @@ func (c *Client) WaitOperation(ctx context.Context, op *bangerv1.Operation, onUp
 		return op, withOp(err, op)
 	}
 	return op, withOp(errdefs.Unavailable("lost the connection to the daemon during %s: %w", op.GetKind(), errWatchEnded).
-		WithHint("see why with: banger daemon logs"), op)
+		WithHint("banger daemon logs says why"), op)
 }
 
 // opError is the error an ended operation stands for.

@@ -134,5 +134,5 @@ func streamLost(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return errdefs.Unavailable("open a stream to the VM: %w", err).WithHint("see why with: banger daemon logs")
+	return errdefs.Unavailable("open a stream to the VM: %w", err).WithHint("banger daemon logs says why")
 }

@@ -4,6 +4,7 @@ package script_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -16,6 +17,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"banger/internal/sysexec"
 )
 
 var update = flag.Bool("update", false, "write what was printed into the scripts")
@@ -99,7 +102,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: ".", Setup: setup, UpdateScripts: *update, RequireUniqueNames: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "world": world, "signal-daemon": signalDaemon,
+			"exits": exits, "world": world, "kill-daemon": killDaemon,
 		},
 	})
 }
@@ -232,14 +235,30 @@ func world(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("banger", "image", "register", "mini", "--rootfs", filepath.Join(assets, "rootfs.ext4"), "--kernel", "tiny", "--user", "dev"))
 }
 
-// signalDaemon sends the daemon of the script a signal:
-//
-//	signal-daemon KILL
-func signalDaemon(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: signal-daemon SIGNAL")
+// killDaemon kills the daemon of the script and returns when its process is gone.
+func killDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: kill-daemon")
 	}
-	pid, err := os.ReadFile(filepath.Join(ts.Getenv("BANGER_STATE_DIR"), "bangerd.lock"))
-	ts.Check(err)
-	ts.Check(ts.Exec("kill", "-"+args[0], strings.TrimSpace(string(pid))))
+	ts.Check(killDaemonOf(ts.Getenv("BANGER_STATE_DIR")))
+}
+
+func killDaemonOf(state string) error {
+	text, err := os.ReadFile(filepath.Join(state, "bangerd.lock"))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return err
+	}
+	start, err := sysexec.StartTime(pid)
+	if err != nil {
+		return err
+	}
+	proc, err := sysexec.Find(pid, start)
+	if err != nil {
+		return err
+	}
+	return proc.Kill(context.Background())
 }
