@@ -184,13 +184,14 @@ func (s *Service) adopt(v *model.VM, l *live) {
 	})
 }
 
-// drop takes a VMM out of the cache.
-func (s *Service) drop(id string, l *live) {
+// drop takes a VMM out of the cache and lets go of it.
+func (s *Service) drop(id string, l *live) error {
 	s.mu.Lock()
 	if s.live[id] == l {
 		delete(s.live, id)
 	}
 	s.mu.Unlock()
+	return l.close()
 }
 
 // reap settles a VM whose VMM ended by itself: the guest powered off, or it died.

@@ -170,10 +170,11 @@ func (s *Service) unlaunch(ctx context.Context, c *creation) error {
 	if c.boot == nil {
 		return nil
 	}
+	err := s.endVMM(ctx, c.driver, c.vm, c.boot.live)
 	if c.boot.live != nil {
-		s.drop(c.vm.ID, c.boot.live)
+		err = errors.Join(err, s.drop(c.vm.ID, c.boot.live))
 	}
-	return s.endVMM(ctx, c.driver, c.vm, c.boot.live)
+	return err
 }
 
 // endVMM ends the VMM of a VM and forgets it. l may be nil: then whatever a lost
@@ -184,7 +185,7 @@ func (s *Service) endVMM(ctx context.Context, d hypervisor.Driver, v *model.VM, 
 	var errs []error
 	if l != nil {
 		h = l.machine.Handle()
-		errs = append(errs, l.machine.Kill(ctx), l.close())
+		errs = append(errs, l.machine.Kill(ctx))
 	}
 	errs = append(errs, d.Cleanup(ctx, dir, h), removeHandles(dir))
 	return errors.Join(errs...)

@@ -148,10 +148,10 @@ func (s *Service) settleSteps() []steps.Step[*ending] {
 					return err
 				}
 			}
+			defer s.notify(e.vm.ID)
 			if e.live != nil {
-				s.drop(e.vm.ID, e.live)
+				return s.drop(e.vm.ID, e.live)
 			}
-			s.notify(e.vm.ID)
 			return nil
 		}},
 	}
