@@ -30,11 +30,42 @@ var (
 	lateModules = []string{"virtio_net", "virtio_rng", "af_packet"}
 )
 
-// assemble makes the directory of a kernel at final, as paths names its files.
-func assemble(ctx context.Context, made madeKernel, final string, p model.Progress) error {
+// assemble makes the directory of a kernel at final, as paths names its files, and
+// returns the kernel's id: a hash of its name and its content.
+func assemble(ctx context.Context, name string, made madeKernel, final string, p model.Progress) (id string, err error) {
+	h := sha256.New()
+	fmt.Fprintf(h, "kernel %q %q\n", name, made.release)
 	if err := os.Mkdir(final, 0o755); err != nil {
-		return err
+		return "", err
 	}
+	if err := placeKernel(made, final, p); err != nil {
+		return "", err
+	}
+	if err := hashTree(h, final); err != nil {
+		return "", err
+	}
+	if made.modules != "" {
+		p.Stage("write modules")
+		// The tree, not the image made of it: mke2fs writes in no fixed order.
+		tree := filepath.Join(made.modules, "lib/modules", made.release)
+		if err := hashTree(h, tree); err != nil {
+			return "", err
+		}
+		if err := writeEarly(tree, filepath.Join(final, paths.EarlyModulesDir)); err != nil {
+			return "", err
+		}
+		if err := debian.Depmod(ctx, made.modules, made.release); err != nil {
+			return "", err
+		}
+		if err := debian.ModulesImage(ctx, tree, filepath.Join(final, paths.ModulesImageFile), made.release); err != nil {
+			return "", err
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))[:12], nil
+}
+
+// placeKernel moves the kernel's own files into final.
+func placeKernel(made madeKernel, final string, p model.Progress) error {
 	if made.bzImage != "" {
 		if err := os.Rename(made.bzImage, filepath.Join(final, paths.BzImageFile)); err != nil {
 			return fmt.Errorf("keep the packed kernel: %w", err)
@@ -51,21 +82,9 @@ func assemble(ctx context.Context, made madeKernel, final string, p model.Progre
 		if err := os.Rename(made.vmlinux, elf); err != nil {
 			return fmt.Errorf("keep the kernel: %w", err)
 		}
-	} else if err := vmlinux.Extract(filepath.Join(final, paths.BzImageFile), elf); err != nil {
-		return err
-	}
-	if made.modules == "" {
 		return nil
 	}
-	p.Stage("write modules")
-	tree := filepath.Join(made.modules, "lib/modules", made.release)
-	if err := writeEarly(tree, filepath.Join(final, paths.EarlyModulesDir)); err != nil {
-		return err
-	}
-	if err := debian.Depmod(ctx, made.modules, made.release); err != nil {
-		return err
-	}
-	return debian.ModulesImage(ctx, tree, filepath.Join(final, paths.ModulesImageFile), made.release)
+	return vmlinux.Extract(filepath.Join(final, paths.BzImageFile), elf)
 }
 
 // writeEarly copies the modules of the early boot and lists them in load order.
@@ -125,12 +144,10 @@ func copyModules(modules []kmod.Module, dir, list string) error {
 	return os.WriteFile(filepath.Join(dir, list), []byte(order.String()), 0o644)
 }
 
-// kernelID derives a kernel's id from its name and everything in its directory.
-func kernelID(name, release, final string) (string, error) {
-	h := sha256.New()
-	fmt.Fprintf(h, "kernel %q %q\n", name, release)
-	err := filepath.WalkDir(final, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+// hashTree hashes the names and the content of the files below dir.
+func hashTree(h io.Writer, dir string) error {
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
 		f, err := os.Open(path)
@@ -138,16 +155,20 @@ func kernelID(name, release, final string) (string, error) {
 			return err
 		}
 		defer f.Close()
-		rel, err := filepath.Rel(final, path)
+		info, err := f.Stat()
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(h, "%q\n", rel)
+		rel, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(h, "%q %d\n", rel, info.Size())
 		_, err = io.Copy(h, f)
 		return err
 	})
 	if err != nil {
-		return "", fmt.Errorf("hash kernel: %w", err)
+		return fmt.Errorf("hash kernel: %w", err)
 	}
-	return hex.EncodeToString(h.Sum(nil))[:12], nil
+	return nil
 }

@@ -107,14 +107,11 @@ func (s *Service) addKernel(ctx context.Context, name string, p model.Progress, 
 		return model.Kernel{}, err
 	}
 	final := filepath.Join(dir, "final")
-	if err := assemble(ctx, made, final, p); err != nil {
+	id, err := assemble(ctx, name, made, final, p)
+	if err != nil {
 		return model.Kernel{}, spaceError(err, "assemble kernel")
 	}
 	p.Stage("publish")
-	id, err := kernelID(name, made.release, final)
-	if err != nil {
-		return model.Kernel{}, err
-	}
 	if err := syncTree(final); err != nil {
 		return model.Kernel{}, spaceError(err, "write kernel")
 	}

@@ -268,32 +268,28 @@ func boot(t *testing.T, s *imagemgr.Service, k model.Kernel, i model.Image) {
 	if listing := run(t, "sh", "-c", `command -v cpio >/dev/null || { echo init; exit 0; }; cpio -t < "$1"`, "sh", files.Initramfs); !strings.Contains(listing, "init") {
 		t.Errorf("cpio lists: %s", listing)
 	}
-	for name, kernel := range map[string]string{"vmlinux": files.Vmlinux, "bzImage": files.BzImage} {
-		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-			defer cancel()
-			cmd := exec.CommandContext(ctx, qemu,
-				"-accel", "tcg", "-machine", "q35,hpet=off,smm=off,sata=off", "-cpu", "Nehalem", "-m", "512", "-nodefaults", "-no-reboot", "-display", "none",
-				"-kernel", kernel, "-initrd", files.Initramfs, "-append", "console=ttyS0 quiet panic=-1",
-				"-serial", "stdio", "-drive", "file="+i.Path+",format=raw,if=none,id=a,snapshot=on,file.locking=off", "-device", "virtio-blk-pci,drive=a",
-				"-drive", "file="+files.Modules+",format=raw,if=none,id=b,readonly=on,file.locking=off", "-device", "virtio-blk-pci,drive=b",
-				"-netdev", "socket,id=n,udp=127.0.0.1:1,localaddr=127.0.0.1:0", "-device", "virtio-net-pci,netdev=n,romfile=")
-			out, err := cmd.CombinedOutput()
-			said := string(out)
-			if err != nil {
-				t.Fatalf("qemu: %v\n%s", err, said)
-			}
-			for _, want := range []string{
-				"SAW release " + k.Release, "SAW cards 1", `"modprobe overlay && grep -c overlay /proc/filesystems" "1" <nil>`,
-				`"su dev -c 'sudo -n id -u' 2>/dev/null" "0" <nil>`, `"wc -c < /etc/machine-id" "0" <nil>`, `"ls /etc/ssh | grep -c host_key" "0"`, "BOOT-OK",
-			} {
-				if !strings.Contains(said, want) {
-					t.Errorf("the guest did not say %q", want)
-				}
-			}
-			if t.Failed() {
-				t.Log(said)
-			}
-		})
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, qemu,
+		"-accel", "tcg", "-machine", "q35,hpet=off,smm=off,sata=off", "-cpu", "Nehalem", "-m", "512", "-nodefaults", "-no-reboot", "-display", "none",
+		"-kernel", files.Vmlinux, "-initrd", files.Initramfs, "-append", "console=ttyS0 quiet panic=-1",
+		"-serial", "stdio", "-drive", "file="+i.Path+",format=raw,if=none,id=a,snapshot=on,file.locking=off", "-device", "virtio-blk-pci,drive=a",
+		"-drive", "file="+files.Modules+",format=raw,if=none,id=b,readonly=on,file.locking=off", "-device", "virtio-blk-pci,drive=b",
+		"-netdev", "socket,id=n,udp=127.0.0.1:1,localaddr=127.0.0.1:0", "-device", "virtio-net-pci,netdev=n,romfile=")
+	out, err := cmd.CombinedOutput()
+	said := string(out)
+	if err != nil {
+		t.Fatalf("qemu: %v\n%s", err, said)
+	}
+	for _, want := range []string{
+		"SAW release " + k.Release, "SAW cards 1", `"modprobe overlay && grep -c overlay /proc/filesystems" "1" <nil>`,
+		`"su dev -c 'sudo -n id -u' 2>/dev/null" "0" <nil>`, `"wc -c < /etc/machine-id" "0" <nil>`, `"ls /etc/ssh | grep -c host_key" "0"`, "BOOT-OK",
+	} {
+		if !strings.Contains(said, want) {
+			t.Errorf("the guest did not say %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Log(said)
 	}
 }
