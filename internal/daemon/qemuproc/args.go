@@ -49,9 +49,12 @@ const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecont
 // by triple fault, the entropy the processor gives, and no self-tests of ciphers.
 const bootArgs = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t 8250.nr_uarts=1 no_timer_check random.trust_cpu=on cryptomgr.notests"
 
-// Under TCG the mitigations of a real processor's flaws protect nothing, but page
-// table isolation alone would flush the emulated TLB at every system call.
-const bootArgsTCG = " mitigations=off"
+// bootArgsTCG is what emulated processors need besides. The mitigations of a real
+// processor's flaws protect nothing there, but page table isolation alone would
+// flush the emulated TLB at every system call. And the kernel must not distrust
+// the time stamp counter, which follows the host's clock, because a busy host
+// delayed its timer: the clock it would take instead costs an exit per reading.
+const bootArgsTCG = " mitigations=off tsc=reliable"
 
 // Cmdline returns the kernel command line for a machine of this driver: what the
 // devices need, then extra.

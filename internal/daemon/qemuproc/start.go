@@ -166,7 +166,8 @@ func launch(binary string, args []string, spec hypervisor.Spec, acc hypervisor.A
 	if err != nil {
 		return nil, err
 	}
-	_ = unix.Prlimit(proc.PID, unix.RLIMIT_CORE, &unix.Rlimit{}, nil) // memory is excluded anyway
+	// A container's root may not; guest memory is left out of core dumps either way.
+	_ = unix.Prlimit(proc.PID, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
 	return proc, nil
 }
 
@@ -278,6 +279,8 @@ var complaints = []struct {
 	{"No such file or directory", errdefs.ClassFailedPrecondition, "a file of the VM is missing; pull its image and kernel again"},
 	{"could not load kernel", errdefs.ClassFailedPrecondition, "the kernel file is missing or damaged; pull it again"},
 	{"could not read kernel", errdefs.ClassFailedPrecondition, "the kernel file is missing or damaged; pull it again"},
+	{"Error while loading elf kernel", errdefs.ClassFailedPrecondition, "the kernel file is damaged; pull it again"},
+	{"Image is not in qcow2 format", errdefs.ClassFailedPrecondition, "the VM's disk is damaged; make the VM anew"},
 	{"Error loading uncompressed kernel without PVH", errdefs.ClassUnsupported, "the kernel needs CONFIG_PVH, or a bzImage beside it"},
 	{"could not load initrd", errdefs.ClassFailedPrecondition, "the initramfs is missing or damaged; pull the kernel again"},
 	{"Permission denied", errdefs.ClassPermission, "the user the VMM runs as must be able to read the kernel and the image"},

@@ -1,0 +1,33 @@
+package qemuproc
+
+import (
+	"os"
+
+	"banger/internal/daemon/qemuproc/qmp"
+	"banger/internal/hypervisor"
+)
+
+// MonitorOf gives tests the connection a machine holds; QEMU has no second.
+func MonitorOf(m hypervisor.Machine) *qmp.Client { return m.(*machine).client }
+
+// Arguments is the command line for s.
+func Arguments(s hypervisor.Spec, accel hypervisor.Accel) ([]string, error) {
+	out := &outside{dir: s.Dir}
+	defer out.close()
+	return arguments(s, accel, out)
+}
+
+// The parts below are tested by themselves.
+var (
+	CheckSpec     = checkSpec
+	NewestMachine = newestMachine
+	LastLines     = func(f *os.File, n int) string { return lastLines(f, n) }
+	Cut           = cut
+	OpenLog       = openLog
+)
+
+// Bounds of a log.
+const (
+	LogLimit = logLimit
+	LogKeep  = logKeep
+)

@@ -1,0 +1,214 @@
+package qemuproc_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/daemon/qemuproc"
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+)
+
+// plainSpec is a spec whose files exist but hold nothing: it is not started.
+func plainSpec(t *testing.T) hypervisor.Spec {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"kernel", "initramfs", "modules"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	vm := filepath.Join(dir, "vm")
+	return hypervisor.Spec{
+		VMID: "0123456789ab", Dir: vm, CPUs: 2, MemoryMiB: 512, Machine: "pc-q35-7.2", CPUModel: "Westmere-v1",
+		Vmlinux: filepath.Join(dir, "kernel"), Initramfs: filepath.Join(dir, "initramfs"), MAC: "52:54:00:12:34:56",
+		Disks: []hypervisor.Disk{
+			{Serial: hypervisor.SerialRoot, Path: filepath.Join(vm, "root.qcow2"), Format: hypervisor.FormatQcow2},
+			{Serial: hypervisor.SerialModules, Path: filepath.Join(dir, "modules"), Format: hypervisor.FormatRaw, ReadOnly: true},
+		},
+	}
+}
+
+// Two VMs of one shape have one command line: a template of the one restores as
+// the other, and no guest can tell which it is.
+func TestNothingOfOneVM(t *testing.T) {
+	a, b := plainSpec(t), plainSpec(t)
+	b.VMID = "ba9876543210"
+	b.UID, b.GID = 1234, 1234
+	one, err := qemuproc.Arguments(a, hypervisor.AccelTCG)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := qemuproc.Arguments(b, hypervisor.AccelTCG)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, arg := range one {
+		if i > 0 && one[i-1] == "-name" {
+			continue
+		}
+		if two[i] != arg {
+			t.Errorf("argument %d: %q and %q", i, arg, two[i])
+		}
+		if strings.Contains(arg, a.Dir) || strings.Contains(arg, a.VMID) {
+			t.Errorf("argument %d names the VM: %q", i, arg)
+		}
+	}
+	// Disks that are added later move none that were there.
+	more := a
+	more.Disks = append(slices.Clone(a.Disks), hypervisor.Disk{Serial: "more", Path: a.Disks[1].Path, Format: hypervisor.FormatRaw})
+	three, err := qemuproc.Arguments(more, hypervisor.AccelTCG)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, arg := range one {
+		if strings.Contains(arg, "addr=") && !slices.Contains(three, arg) {
+			t.Errorf("a third disk changed %q", arg)
+		}
+	}
+}
+
+func TestCheckSpec(t *testing.T) {
+	for name, bend := range map[string]func(*hypervisor.Spec){
+		"relative dir":  func(s *hypervisor.Spec) { s.Dir = "vm" },
+		"no cpus":       func(s *hypervisor.Spec) { s.CPUs = 0 },
+		"no memory":     func(s *hypervisor.Spec) { s.MemoryMiB = 0 },
+		"negative":      func(s *hypervisor.Spec) { s.MemoryMiB = -512 },
+		"no kernel":     func(s *hypervisor.Spec) { s.Vmlinux = "" },
+		"id":            func(s *hypervisor.Spec) { s.VMID = "a,b" },
+		"machine":       func(s *hypervisor.Spec) { s.Machine = "pc-q35-7.2,smm=on" },
+		"cpu":           func(s *hypervisor.Spec) { s.CPUModel = "" },
+		"mac":           func(s *hypervisor.Spec) { s.MAC = "52:54:00:12:34:56,x=y" },
+		"serial":        func(s *hypervisor.Spec) { s.Disks[0].Serial = "a,b" },
+		"long serial":   func(s *hypervisor.Spec) { s.Disks[0].Serial = strings.Repeat("s", 21) },
+		"format":        func(s *hypervisor.Spec) { s.Disks[0].Format = "" },
+		"nine disks":    func(s *hypervisor.Spec) { s.Disks = slices.Repeat(s.Disks, 5)[:9] },
+		"absurd number": func(s *hypervisor.Spec) { s.CPUs = 100000 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := plainSpec(t)
+			if err := qemuproc.CheckSpec(s); err != nil {
+				t.Fatal(err)
+			}
+			bend(&s)
+			if err := qemuproc.CheckSpec(s); errdefs.ClassOf(err) != errdefs.ClassInvalidArgument {
+				t.Errorf("got %v", err)
+			}
+			// Start says the same, before it looks at anything.
+			if _, err := newDriver().Start(t.Context(), s); errdefs.ClassOf(err) != errdefs.ClassInvalidArgument {
+				t.Errorf("start: %v", err)
+			}
+		})
+	}
+}
+
+func TestCmdline(t *testing.T) {
+	tcg, kvm := qemuproc.Cmdline(hypervisor.AccelTCG, "banger.x=1"), qemuproc.Cmdline(hypervisor.AccelKVM, "")
+	if !strings.HasSuffix(tcg, " banger.x=1") || !strings.Contains(tcg, "mitigations=off") {
+		t.Errorf("tcg: %q", tcg)
+	}
+	if strings.Contains(kvm, "mitigations") || strings.HasSuffix(kvm, " ") {
+		t.Errorf("kvm: %q", kvm)
+	}
+}
+
+func TestNewestMachine(t *testing.T) {
+	for want, names := range map[string][]string{
+		"":             {"none", "pc", "q35", "pc-q35-noble", "pc-i440fx-9.0", "pc-q35-4.0.1"},
+		"pc-q35-7.2":   {"pc-q35-2.12", "pc-q35-7.2", "pc-q35-7.1", "q35"},
+		"pc-q35-10.0":  {"pc-q35-9.2", "pc-q35-10.0", "pc-q35-9.10"},
+		"pc-q35-10.10": {"pc-q35-10.2", "pc-q35-10.10", "pc-q35-plucky"},
+	} {
+		if got := qemuproc.NewestMachine(names); got != want {
+			t.Errorf("%v: got %q, want %q", names, got, want)
+		}
+	}
+}
+
+func TestMissingQEMU(t *testing.T) {
+	for name, path := range map[string]string{"missing": "/nonexistent/qemu", "not QEMU": "/bin/true", "no program": "/etc/hostname"} {
+		t.Run(name, func(t *testing.T) {
+			_, err := qemuproc.New(qemuproc.Deps{Binary: path}).Info(t.Context())
+			if errdefs.ClassOf(err) != errdefs.ClassUnsupported || !strings.Contains(errdefs.HintOf(err), "apt-get install qemu-system-x86") {
+				t.Errorf("got %v (hint %q)", err, errdefs.HintOf(err))
+			}
+		})
+	}
+}
+
+func TestLastLines(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got := qemuproc.LastLines(f, 3); got != "" {
+		t.Errorf("empty log: %q", got)
+	}
+	_, _ = f.WriteString(strings.Repeat("old ", 2000) + "\n" +
+		"2026-01-02T03:04:05.678901Z qemu-system-x86_64: -device x: no such thing\n\n" +
+		"warning: plain\n2026-01-02T03:04:05.678901Z /usr/libexec/qemu-kvm: bye\n")
+	if got := qemuproc.LastLines(f, 3); got != "-device x: no such thing; warning: plain; bye" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestCut(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "log")
+	writer, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	f, err := qemuproc.OpenLog(dir, "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_, _ = writer.Write(bytes.Repeat([]byte("x"), qemuproc.LogLimit))
+	if err := qemuproc.Cut(f); err != nil {
+		t.Fatal(err)
+	}
+	if st, _ := f.Stat(); st.Size() != qemuproc.LogLimit {
+		t.Errorf("a log within the limit was cut to %d", st.Size())
+	}
+	_, _ = writer.WriteString("the end\n")
+	if err := qemuproc.Cut(f); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = writer.WriteString("and on\n")
+	b, err := os.ReadFile(path)
+	if err != nil || len(b) > qemuproc.LogKeep+200 || !bytes.HasPrefix(b, []byte("[banger: ")) || !bytes.HasSuffix(b, []byte("xthe end\nand on\n")) {
+		t.Errorf("%d bytes, %v: %.60q … %q", len(b), err, b, b[max(0, len(b)-30):])
+	}
+}
+
+// The VMM's user owns the directory and may put there what it likes.
+func TestOpenLogRefuses(t *testing.T) {
+	dir := t.TempDir()
+	victim := filepath.Join(t.TempDir(), "victim")
+	for _, err := range []error{
+		os.WriteFile(victim, []byte("precious"), 0o600),
+		os.Symlink(victim, filepath.Join(dir, "symlink")),
+		os.Link(victim, filepath.Join(dir, "hardlink")),
+		unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600),
+		os.Mkdir(filepath.Join(dir, "dir"), 0o700),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"symlink", "hardlink", "fifo", "dir", "none"} {
+		if f, err := qemuproc.OpenLog(dir, name); err == nil {
+			_ = f.Close()
+			t.Errorf("%s was opened", name)
+		}
+	}
+}
