@@ -41,6 +41,9 @@ func Create(ctx context.Context, r Request) (hypervisor.Disk, error) {
 	if r.ImageFormat == "" {
 		r.ImageFormat = hypervisor.FormatRaw
 	}
+	if !filepath.IsAbs(r.ImagePath) || !filepath.IsAbs(r.Dest) {
+		return hypervisor.Disk{}, errdefs.Invalid("make root disk: paths %q and %q must be absolute", r.ImagePath, r.Dest)
+	}
 	image, err := os.Open(r.ImagePath)
 	if err != nil {
 		return hypervisor.Disk{}, wrap(err, "open image")
@@ -72,8 +75,6 @@ func Used(path string) (int64, error) {
 // check refuses what cannot become a disk, and rounds the size.
 func check(r *Request, image *os.File) error {
 	switch {
-	case !filepath.IsAbs(r.ImagePath) || !filepath.IsAbs(r.Dest):
-		return errdefs.Invalid("make root disk: paths %q and %q must be absolute", r.ImagePath, r.Dest)
 	case r.Format != hypervisor.FormatRaw && r.Format != hypervisor.FormatQcow2:
 		return errdefs.Invalid("make root disk: unknown format %q", r.Format)
 	case r.ImageFormat != hypervisor.FormatRaw && r.ImageFormat != hypervisor.FormatQcow2:

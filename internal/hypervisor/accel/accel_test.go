@@ -152,12 +152,9 @@ func TestNoPermission(t *testing.T) {
 func TestChildNeverEnds(t *testing.T) {
 	device := "/dev/null"
 	enter, _ := json.Marshal(report{Stage: stageEnter})
-	for _, c := range []struct {
-		does, reason string
-		conclusive   bool
-	}{
-		{"spin", "did not end within", true},
-		{"hang", "too busy", false},
+	for _, c := range []struct{ does, reason string }{
+		{"spin", "did not end within"}, // proves something, unless the host let it have no CPU time
+		{"hang", "too busy"},
 	} {
 		t.Run(c.does, func(t *testing.T) {
 			cache := filepath.Join(t.TempDir(), "accel.json")
@@ -165,8 +162,8 @@ func TestChildNeverEnds(t *testing.T) {
 			if v.Kind != KindEmulated || !strings.Contains(v.Reason, c.reason) {
 				t.Fatalf("got %+v", v)
 			}
-			if _, err := os.Stat(cache); (err == nil) != c.conclusive {
-				t.Errorf("cached: %v", err == nil)
+			if _, err := os.Stat(cache); (err == nil) == strings.Contains(v.Reason, "too busy") {
+				t.Errorf("cached: %v, with %q", err == nil, v.Reason)
 			}
 			if pids := children(t); len(pids) > 0 {
 				t.Errorf("children %v are left", pids)
