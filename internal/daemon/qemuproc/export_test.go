@@ -8,7 +8,12 @@ import (
 )
 
 // MonitorOf gives tests the connection a machine holds; QEMU has no second.
-func MonitorOf(m hypervisor.Machine) *qmp.Client { return m.(*machine).client }
+func MonitorOf(hm hypervisor.Machine) *qmp.Client {
+	m := hm.(*machine)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.client
+}
 
 // Arguments is the command line for s.
 func Arguments(s hypervisor.Spec, accel hypervisor.Accel) ([]string, error) {
