@@ -63,9 +63,9 @@ func stepsOf(t *testing.T, before func(*world), do func(*world) error) []string 
 	w := newWorld(t)
 	before(w)
 	r := &recorder{at: -1}
-	w.fault = r.after
+	w.inject(r.after)
 	w.must(do(w))
-	w.fault = nil
+	w.inject(nil)
 	w.checkLegal()
 	if len(r.steps) < 2 {
 		t.Fatalf("only steps %v were seen: the sweep would prove nothing", r.steps)
@@ -86,9 +86,9 @@ func TestFailAtEveryStep(t *testing.T) {
 					verb.before(w)
 					was := w.snapshot()
 					r := &recorder{at: i, err: errInjected}
-					w.fault = r.after
+					w.inject(r.after)
 					err := verb.do(w)
-					w.fault = nil
+					w.inject(nil)
 					if err == nil {
 						t.Fatal("the verb succeeded although a step failed")
 					}
@@ -133,7 +133,7 @@ func TestCrashAfterEveryStep(t *testing.T) {
 					w := newWorld(t)
 					verb.before(w)
 					r := &recorder{at: i, err: steps.ErrCrash}
-					w.fault = r.after
+					w.inject(r.after)
 					if err := verb.do(w); err == nil {
 						t.Fatal("the verb succeeded although the daemon died")
 					}

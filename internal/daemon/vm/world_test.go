@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,8 +47,8 @@ type world struct {
 	db    *store.Store
 	ops   *opstate.Service
 	svc   *vm.Service
-	fault func(step string) error
 	fake  *fakevm.Driver
+	fault atomic.Pointer[func(step string) error]
 }
 
 func newWorld(t *testing.T) *world {
@@ -70,7 +71,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		w.fault = nil
+		w.inject(nil)
 		for _, v := range w.vms() {
 			w.must(w.delete(v.Name, true))
 		}
@@ -105,8 +106,8 @@ func (w *world) open() {
 		},
 		MaxVMs: 100, MaxBoots: 4, Locks: &vmlock.Set{Noun: "vm"},
 		Faults: func(step string) error {
-			if w.fault != nil {
-				return w.fault(step)
+			if fault := w.fault.Load(); fault != nil {
+				return (*fault)(step)
 			}
 			return nil
 		},
@@ -125,9 +126,18 @@ func (w *world) close() {
 func (w *world) restart() {
 	w.t.Helper()
 	w.close()
-	w.fault = nil
+	w.inject(nil)
 	w.open()
 	w.must(w.svc.Restore(context.Background()))
+}
+
+// inject makes the service call fault after every step; nil: nothing.
+func (w *world) inject(fault func(step string) error) {
+	if fault == nil {
+		w.fault.Store(nil)
+		return
+	}
+	w.fault.Store(&fault)
 }
 
 func (w *world) must(err error) {

@@ -1,0 +1,301 @@
+package vm_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
+
+	"banger/internal/api"
+	"banger/internal/api/bangerv1"
+	"banger/internal/daemon/fakevm"
+	"banger/internal/errdefs"
+	"banger/internal/model"
+	"banger/internal/paths"
+)
+
+// knob makes the fakes of one VM directory misbehave.
+func (w *world) knob(id string, k fakevm.Knobs) {
+	w.t.Helper()
+	b, err := json.Marshal(k)
+	w.must(err)
+	w.must(os.WriteFile(filepath.Join(w.layout.VM(id), paths.FakeKnobs), b, 0o600))
+}
+
+// hung starts a VM whose agent never answers and returns its name's operation
+// result on a channel, once the VMM runs.
+func (w *world) hung(name string) (id string, result <-chan error) {
+	w.t.Helper()
+	w.must(w.create(name, false))
+	id = w.vms()[0].ID
+	w.knob(id, fakevm.Knobs{AgentNeverReady: true})
+	booting := make(chan struct{})
+	w.inject(func(step string) error {
+		if step == "network" {
+			close(booting)
+		}
+		return nil
+	})
+	out := make(chan error, 1)
+	go func() { out <- w.start(name) }()
+	<-booting
+	w.inject(nil)
+	return id, out
+}
+
+func TestKillDoesNotQueueBehindAHungStart(t *testing.T) {
+	w := newWorld(t)
+	id, result := w.hung("dev")
+	if busy := w.busy("dev"); !strings.HasPrefix(busy, "start since ") {
+		t.Errorf("busy is %q", busy)
+	}
+	w.must(w.kill("dev"))
+	if err := <-result; !errors.Is(err, errdefs.ErrCanceled) {
+		t.Errorf("the start ended with %v", err)
+	}
+	w.checkLegal()
+	w.knob(id, fakevm.Knobs{})
+	w.must(w.start("dev"))
+}
+
+func TestForcedDeleteDoesNotQueueBehindAHungStart(t *testing.T) {
+	w := newWorld(t)
+	_, result := w.hung("dev")
+	w.must(w.delete("dev", true))
+	if err := <-result; !errors.Is(err, errdefs.ErrCanceled) {
+		t.Errorf("the start ended with %v", err)
+	}
+	if n := len(w.vms()); n != 0 {
+		t.Errorf("%d VMs are left", n)
+	}
+	w.checkLegal()
+}
+
+func (w *world) busy(name string) string {
+	w.t.Helper()
+	resp, err := w.svc.Handlers().Get(context.Background(), connect.NewRequest(&bangerv1.VMRef{Ref: name}))
+	w.must(err)
+	return resp.Msg.Busy
+}
+
+func TestEndOfAVMMIsNoticed(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	resp, err := w.svc.Handlers().Get(context.Background(), connect.NewRequest(&bangerv1.VMRef{Ref: "dev"}))
+	w.must(err)
+	w.must(unix.Kill(int(resp.Msg.Pid), unix.SIGKILL))
+	if got := w.settled("dev"); got != model.StateStopped {
+		t.Errorf("settled as %s", got)
+	}
+	if v := w.vms()[0]; !strings.Contains(v.LastError, "signal 9") {
+		t.Errorf("last error %q", v.LastError)
+	}
+	w.checkLegal()
+	w.must(w.start("dev"))
+}
+
+func TestStopEndsAGuestThatIgnoresIt(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	w.knob(w.vms()[0].ID, fakevm.Knobs{ShutdownIgnored: true})
+	w.must(w.stop("dev"))
+	w.must(w.start("dev"))
+	resp, err := w.svc.Handlers().Stop(context.Background(), connect.NewRequest(&bangerv1.StopRequest{Ref: "dev", TimeoutMillis: 50}))
+	w.must(w.wait(resp, err))
+	w.checkLegal()
+}
+
+func TestFailedBootSaysWhyAndLeavesNothing(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		knobs fakevm.Knobs
+		want  string
+	}{
+		{"the VMM does not start", fakevm.Knobs{StartError: "out of luck"}, "out of luck"},
+		{"the VMM dies", fakevm.Knobs{StartCrash: true}, ""},
+		{"the root is unusable", fakevm.Knobs{AgentRootError: "no init found"}, "no init found"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.must(w.create("dev", false))
+			w.knob(w.vms()[0].ID, c.knobs)
+			err := w.start("dev")
+			if err == nil || !strings.Contains(err.Error(), c.want) || errdefs.OpOf(err) == "" {
+				t.Errorf("start: %v (op %q)", err, errdefs.OpOf(err))
+			}
+			w.checkLegal()
+		})
+	}
+}
+
+func TestManyCreatesAtOnce(t *testing.T) {
+	w := newWorld(t)
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			if err := w.create("", true); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(w.vms()); n != 10 {
+		t.Errorf("%d VMs", n)
+	}
+	w.checkLegal()
+}
+
+func TestOneNameIsGivenOnce(t *testing.T) {
+	w := newWorld(t)
+	var wg sync.WaitGroup
+	errs := make(chan error, 8)
+	for range cap(errs) {
+		wg.Go(func() { errs <- w.create("dev", false) })
+	}
+	wg.Wait()
+	close(errs)
+	made := 0
+	for err := range errs {
+		if err == nil {
+			made++
+		} else if !errors.Is(err, errdefs.ErrAlreadyExists) {
+			t.Errorf("%v", err)
+		}
+	}
+	if made != 1 {
+		t.Errorf("%d creates of one name succeeded", made)
+	}
+	// A failed create gives its name back.
+	w.inject(func(string) error { return errInjected })
+	if err := w.create("other", false); err == nil {
+		t.Error("a create with a fault succeeded")
+	}
+	w.inject(nil)
+	w.must(w.create("other", false))
+}
+
+func TestVMsRunOnWithoutTheDaemon(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	was := w.snapshot()
+	w.restart()
+	if now := w.snapshot(); now != was {
+		t.Errorf("after a restart\n%swas\n%s", now, was)
+	}
+	// Without its handles the VMM cannot be known again; it is not left running.
+	w.must(os.Remove(filepath.Join(w.layout.VM(w.vms()[0].ID), paths.HandlesFile)))
+	w.restart()
+	w.checkLegal()
+	if v := w.vms()[0]; v.State != model.StateStopped || v.LastError == "" {
+		t.Errorf("vm is %s: %q", v.State, v.LastError)
+	}
+}
+
+func TestAutoRemovedVMsGoWithTheirClient(t *testing.T) {
+	w := newWorld(t)
+	create := func(name string) {
+		w.must(w.wait(w.svc.Handlers().Create(context.Background(),
+			connect.NewRequest(&bangerv1.CreateRequest{Name: name, AutoRemove: true}))))
+	}
+	create("crashed")
+	w.restart()
+	if n := len(w.vms()); n != 0 {
+		t.Errorf("%d VMs outlived the daemon that served their client", n)
+	}
+	create("stopped")
+	w.must(w.stop("stopped"))
+	w.checkLegal()
+}
+
+func TestBadRequestsChangeNothing(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("taken", false))
+	was := w.snapshot()
+	n32 := func(n int32) *int32 { return &n }
+	n64 := func(n int64) *int64 { return &n }
+	for _, c := range []struct {
+		req  *bangerv1.CreateRequest
+		want error
+	}{
+		{&bangerv1.CreateRequest{Name: "taken"}, errdefs.ErrAlreadyExists},
+		{&bangerv1.CreateRequest{Name: "Not_A_Label"}, errdefs.ErrInvalidArgument},
+		{&bangerv1.CreateRequest{Cpus: n32(0)}, errdefs.ErrInvalidArgument},
+		{&bangerv1.CreateRequest{Cpus: n32(-1)}, errdefs.ErrInvalidArgument},
+		{&bangerv1.CreateRequest{Cpus: n32(100000)}, errdefs.ErrInvalidArgument},
+		{&bangerv1.CreateRequest{MemoryMib: n64(0)}, errdefs.ErrInvalidArgument},
+		{&bangerv1.CreateRequest{MemoryMib: n64(1 << 40)}, errdefs.ErrInvalidArgument},
+		{&bangerv1.CreateRequest{DiskBytes: n64(-5)}, errdefs.ErrInvalidArgument},
+		{&bangerv1.CreateRequest{DiskBytes: n64(1 << 60)}, errdefs.ErrInvalidArgument},
+		{&bangerv1.CreateRequest{Net: "bridge9"}, errdefs.ErrInvalidArgument},
+		{&bangerv1.CreateRequest{Env: []string{"NOVALUE"}}, errdefs.ErrInvalidArgument},
+		{&bangerv1.CreateRequest{Image: "no-such-image"}, errdefs.ErrNotFound},
+	} {
+		err := w.wait(w.svc.Handlers().Create(context.Background(), connect.NewRequest(c.req)))
+		if !errors.Is(err, c.want) {
+			t.Errorf("%v: %v, want %v", c.req, err, c.want)
+		}
+	}
+	if _, err := w.svc.Handlers().Get(context.Background(), connect.NewRequest(&bangerv1.VMRef{Ref: "takn"})); !errors.Is(api.FromConnect(err), errdefs.ErrNotFound) {
+		t.Errorf("unknown name: %v", err)
+	}
+	if now := w.snapshot(); now != was {
+		t.Errorf("the world is\n%swas\n%s", now, was)
+	}
+}
+
+func TestVerbsAreIdempotent(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	w.must(w.start("dev"))
+	w.must(w.stop("dev"))
+	w.must(w.stop("dev"))
+	w.must(w.kill("dev"))
+	if err := w.delete("dev", false); err != nil {
+		t.Error(err)
+	}
+	if err := w.delete("dev", false); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("deleting what is gone: %v", err)
+	}
+}
+
+func TestRunningVMsAreNotDeletedWithoutForce(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	was := w.snapshot()
+	if err := w.delete("dev", false); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("%v", err)
+	}
+	if now := w.snapshot(); now != was {
+		t.Errorf("the world is\n%swas\n%s", now, was)
+	}
+}
+
+func TestRenameAndRestart(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	w.must(w.create("other", false))
+	rename := func(from, to string) error {
+		_, err := w.svc.Handlers().Rename(context.Background(), connect.NewRequest(&bangerv1.RenameRequest{Ref: from, Name: to}))
+		return api.FromConnect(err)
+	}
+	if err := rename("dev", "other"); !errors.Is(err, errdefs.ErrAlreadyExists) {
+		t.Errorf("taken: %v", err)
+	}
+	if err := rename("dev", "No"); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("no label: %v", err)
+	}
+	w.must(rename("dev", "prod"))
+	boot := w.vms()[0].BootID
+	resp, err := w.svc.Handlers().Restart(context.Background(), connect.NewRequest(&bangerv1.StopRequest{Ref: "prod"}))
+	w.must(w.wait(resp, err))
+	if now := w.vms()[0]; now.BootID == boot || now.State != model.StateRunning || now.Name != "prod" {
+		t.Errorf("after a restart %s is %s with boot id %s, was %s", now.Name, now.State, now.BootID, boot)
+	}
+}
