@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"banger/internal/daemon/qemuproc"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/hypervisortest"
@@ -56,18 +58,33 @@ func booted(t *testing.T, dir string) {
 	waitFor(t, filepath.Join(dir, paths.ConsoleLog), hypervisortest.Hello)
 }
 
-// waitFor waits until a file holds text. The file is written by another process:
-// reading again is all there is, as often as the scheduler lets us.
+// waitFor waits until a file holds text.
 func waitFor(t *testing.T, file, text string) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for {
+	onChange(t, filepath.Dir(file), func() bool {
 		b, _ := os.ReadFile(file)
-		if strings.Contains(string(b), text) {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s never held %q; it holds %q", file, text, b)
+		return strings.Contains(string(b), text)
+	})
+}
+
+// onChange waits until done, which is asked again whenever a file in dir changes.
+func onChange(t *testing.T, dir string, done func() bool) {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := os.NewFile(uintptr(fd), "inotify")
+	defer w.Close()
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MODIFY|unix.IN_CREATE); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 4<<10); !done(); {
+		if _, err := w.Read(buf); err != nil {
+			t.Fatalf("waiting for a change in %s: %v", dir, err)
 		}
 	}
 }

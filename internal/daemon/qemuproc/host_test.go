@@ -244,3 +244,37 @@ func TestStoppedVMM(t *testing.T) {
 		}
 	}
 }
+
+// A guest that floods its console fills no disk.
+func TestFloodedConsole(t *testing.T) {
+	dir := t.TempDir()
+	spec := testSpec(t, dir)
+	m := startMachine(t, spec)
+	booted(t, dir)
+	flood := func() {
+		console := filepath.Join(dir, paths.ConsoleLog)
+		f, err := os.OpenFile(console, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.Write(make([]byte, 2*qemuproc.LogLimit)); err != nil {
+			t.Fatal(err)
+		}
+		onChange(t, dir, func() bool {
+			st, err := os.Stat(console)
+			return err == nil && st.Size() <= qemuproc.LogLimit
+		})
+	}
+	flood()
+	flood() // the watch goes on
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	found, err := newDriver().Attach(t.Context(), spec, m.Handle())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer found.Close()
+	flood() // and the next daemon takes it up
+}
