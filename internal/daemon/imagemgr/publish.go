@@ -93,9 +93,14 @@ func (s *Service) collectLocked(ctx context.Context) (aside []string, err error)
 		}
 		keep[i.ID] = !gone
 	}
-	aside, err = setAsideUnknown(s.Layout.Images(), keep)
+	known, err := s.rowsAreAll()
 	if err != nil {
-		return aside, err
+		return nil, err
+	}
+	if known {
+		if aside, err = setAsideUnknown(s.Layout.Images(), keep); err != nil {
+			return aside, err
+		}
 	}
 	kernels, err := s.Store.ListKernels(ctx)
 	if err != nil {
@@ -109,8 +114,28 @@ func (s *Service) collectLocked(ctx context.Context) (aside []string, err error)
 		}
 		keep[k.ID] = !gone
 	}
+	if !known {
+		return aside, nil
+	}
 	more, err := setAsideUnknown(s.Layout.Kernels(), keep)
 	return append(aside, more...), err
+}
+
+// rowsAreAll reports whether a directory without a row is ours to remove. It is
+// not while a database that could not be read lies beside the one in use: the
+// VMs that one knows have disks that are views of these images.
+func (s *Service) rowsAreAll() (bool, error) {
+	entries, err := os.ReadDir(s.Layout.State)
+	if err != nil {
+		return false, fmt.Errorf("look for a kept database: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), paths.DatabaseFile+paths.CorruptSuffix) {
+			s.Log.Warn("unknown images and kernels are kept: a database that could not be read lies here", "file", e.Name())
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 func dropUnnamed(ctx context.Context, id, name string, users func(context.Context, string) ([]string, error), remove func(context.Context, string) error) (bool, error) {

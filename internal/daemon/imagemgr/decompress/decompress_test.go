@@ -25,7 +25,7 @@ func samples(t testing.TB) map[string][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	code = code[:min(len(code), 1<<20)]
+	code = code[:min(len(code), 400_000)]
 	rng := rand.New(rand.NewPCG(1, 2))
 	noise := make([]byte, 200_001)
 	calls := make([]byte, 300_003) // dense with opcodes and sign bytes: the filter's hard cases
@@ -69,6 +69,9 @@ func TestReadsWhatTheToolsWrite(t *testing.T) {
 	for tool, argv := range tools {
 		t.Run(tool, func(t *testing.T) {
 			for name, data := range samples(t) {
+				if name == "zeros" && tool != "lz4" { // only its blocks are that large
+					data = data[:1<<20]
+				}
 				packed := compress(t, data, argv[0], argv[1:]...)
 				if got := decompress.Detect(packed); !strings.HasPrefix(tool, got) || got == "" {
 					t.Fatalf("detected as %q", got)
@@ -88,7 +91,7 @@ func TestReadsWhatTheToolsWrite(t *testing.T) {
 }
 
 func TestDamageIsAnError(t *testing.T) {
-	data := samples(t)["code"][:500_000]
+	data := samples(t)["code"]
 	for _, tool := range []string{"xz kernel", "xz", "gzip", "zstd"} {
 		t.Run(tool, func(t *testing.T) {
 			packed := compress(t, data, tools[tool][0], tools[tool][1:]...)

@@ -53,17 +53,20 @@ func pack(t *testing.T, data []byte, argv ...string) []byte {
 }
 
 func TestExtract(t *testing.T) {
-	self, err := os.Executable() // an x86-64 ELF program, full of code
+	// The header of an x86-64 program, and some of this one's code after it.
+	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	elf, err := os.ReadFile(self)
+	code, err := os.ReadFile(self)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := vmlinux.Check(bytes.NewReader(elf)); err != nil {
-		t.Skip("this test program is no stand-in for a kernel:", err)
-	}
+	elf := make([]byte, 64, 500_000)
+	copy(elf, "\x7fELF\x02\x01\x01")
+	copy(elf[16:], []byte{2, 0, 62, 0, 1, 0, 0, 0})
+	copy(elf[52:], []byte{64, 0, 56, 0, 0, 0, 64})
+	elf = append(elf, code[4096:400_000]...)
 	for name, c := range map[string]struct {
 		argv      []string
 		sizeAfter bool
