@@ -104,6 +104,15 @@ func TestNamesAndReferences(t *testing.T) {
 	}
 }
 
+func TestImageThatWentMeanwhile(t *testing.T) {
+	s := seeded(t)
+	v := newVM("aaaa00000001", "calm-otter")
+	v.ImageID = "gone"
+	if err := s.InsertVM(context.Background(), v, 0); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestUIDsAreUniqueAndReused(t *testing.T) {
 	ctx := context.Background()
 	s := seeded(t)

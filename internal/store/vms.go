@@ -61,6 +61,9 @@ func (s *Store) InsertVM(ctx context.Context, v *model.VM, uidBase int) error {
 	if uniqueOn(err) {
 		return nameTaken(v.Name)
 	}
+	if missingOn(err) {
+		return errdefs.Precondition("the image or the kernel of vm %q was removed meanwhile", v.Name).WithHint("try again")
+	}
 	if err != nil {
 		return fmt.Errorf("insert vm %q: %w", v.Name, err)
 	}

@@ -402,6 +402,33 @@ func TestRestoreSweeps(t *testing.T) {
 	_ = i
 }
 
+// Disks of the VMs that a lost database knows are views of images no row knows.
+func TestRestoreKeepsWhatALostDatabaseKnew(t *testing.T) {
+	w := newWorld(t)
+	i, k := w.image("debian"), w.kernel("debian")
+	for _, err := range []error{w.db.DeleteImage(t.Context(), i.ID), w.db.DeleteKernel(t.Context(), k.ID)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	aside := w.layout.Database() + paths.CorruptSuffix + "20260101T000000"
+	w.write(aside, "lost")
+	w.start(w.db)
+	if _, err := os.Stat(i.Path); err != nil {
+		t.Errorf("the image is gone: %v", err)
+	}
+	if _, err := os.Stat(k.VmlinuxPath); err != nil {
+		t.Errorf("the kernel is gone: %v", err)
+	}
+	if err := os.Remove(aside); err != nil {
+		t.Fatal(err)
+	}
+	w.start(w.db)
+	if _, err := os.Stat(i.Path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without a lost database the image stays: %v", err)
+	}
+}
+
 func TestBrokenIsReportedAndPulledAgain(t *testing.T) {
 	w := newWorld(t)
 	i, k := w.image("debian"), w.kernel("debian")
