@@ -101,8 +101,14 @@ func (a *app) follow() func(*bangerv1.Operation) {
 	}
 }
 
+// Stages that took less leave no line.
+const worthALine = 20 * time.Millisecond
+
 // stageDone leaves the line of a stage that ended.
 func (a *app) stageDone(name string, took time.Duration) {
+	if took < worthALine {
+		return
+	}
 	a.status.line(fmt.Sprintf("  %-12s %s", oneLine(name), a.paint(dim, humanDuration(took))))
 }
 

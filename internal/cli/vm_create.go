@@ -114,19 +114,28 @@ func (a *app) followCreate(ctx context.Context, c *client.Client) func(*bangerv1
 	if stages == nil {
 		return nil
 	}
-	described, asked := false, 0
+	described := false
 	return func(op *bangerv1.Operation) {
-		if n := len(op.GetStages()); !described && n > asked && op.GetState() == "running" {
-			asked = n
+		if !described && op.GetState() == "running" {
 			if v, err := c.GetVM(ctx, op.GetSubject()); err == nil {
 				described = true
 				a.status.line(describe(v))
-			} else if n == 1 && op.GetStages()[0].GetDetail() == "" {
-				return // most likely the next stage has it
+			} else if quiet(op) {
+				return // the next change most likely brings it
 			}
 		}
 		stages(op)
 	}
+}
+
+// quiet reports whether an operation has nothing to tell yet that takes long.
+func quiet(op *bangerv1.Operation) bool {
+	for _, st := range op.GetStages() {
+		if st.GetDetail() != "" || st.GetDone() > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // describe is the line of sizes of a VM.

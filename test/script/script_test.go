@@ -129,7 +129,7 @@ func setup(env *testscript.Env) error {
 		env.Setenv(k, v)
 	}
 	env.Defer(func() {
-		end(env)
+		end(env.T().(reporter), env.Getenv("BANGER_STATE_DIR"), env.Getenv("BANGER_CONFIG"))
 		_ = os.RemoveAll(dir)
 	})
 	if err := os.MkdirAll(vars["HOME"], 0o755); err != nil {
@@ -141,20 +141,21 @@ func setup(env *testscript.Env) error {
 	return os.WriteFile(vars["BANGER_CONFIG"], []byte(config), 0o644)
 }
 
-// end deletes the VMs of a script, stops its daemon, and fails the test if one of
-// its processes is left.
-func end(env *testscript.Env) {
-	state := env.Getenv("BANGER_STATE_DIR")
+// reporter is what of a testing.T the end of a script needs.
+type reporter interface {
+	Errorf(string, ...any)
+	Logf(string, ...any)
+}
+
+// end deletes the VMs of a state directory, stops its daemon, and fails the test if
+// one of its processes is left.
+func end(t reporter, state, config string) {
 	banger := func(args ...string) (string, error) {
 		cmd := exec.Command(filepath.Join(programs, "banger"), args...)
-		cmd.Env = append(os.Environ(), "BANGER_STATE_DIR="+state, "BANGER_CONFIG="+env.Getenv("BANGER_CONFIG"), "BANGER_SOCKET=")
+		cmd.Env = append(os.Environ(), "BANGER_STATE_DIR="+state, "BANGER_CONFIG="+config, "BANGER_SOCKET=")
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
-	t := env.T().(interface {
-		Errorf(string, ...any)
-		Logf(string, ...any)
-	})
 	if _, err := banger("daemon", "status"); err == nil {
 		ids, err := banger("vm", "list", "-q")
 		if err != nil {
