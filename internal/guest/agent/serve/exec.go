@@ -58,8 +58,8 @@ func (s *Server) exec(conn net.Conn, r *guest.FrameReader, w *guest.FrameWriter,
 	}
 	ended := make(chan struct{})
 	s.running.Go(func() {
-		defer close(ended)
 		status, err := ex.wait()
+		close(ended)
 		if ex.input != nil {
 			ex.input.stop()
 		}
@@ -141,7 +141,7 @@ func (s *Server) startTTY(spec proc.Spec, e *guest.Exec, to sink) (*execution, e
 		return nil, err
 	}
 	ex := &execution{process: process, tty: tty}
-	ex.outputs = []*output{{f: tty.Master, channel: guest.ChanStdout, to: to}}
+	ex.outputs = []*output{{f: tty.Master, channel: guest.ChanStdout, to: to, keep: true}}
 	if e.Stdin {
 		ex.input = newInput(tty.Master, true)
 	}
@@ -181,6 +181,9 @@ func (ex *execution) wait() (proc.Status, error) {
 		_ = o.f.SetReadDeadline(deadline)
 	}
 	ex.readers.Wait()
+	if ex.tty != nil {
+		_ = ex.tty.Master.Close()
+	}
 	return status, err
 }
 
@@ -235,21 +238,26 @@ func (ex *execution) control(c guest.Control) error {
 	return nil
 }
 
-// hangup is what a command gets when its user is gone: the signal a closed
-// terminal sends, which a stopped command must be woken for.
+// hangup is what a command gets when its user is gone: the signals that a closed
+// terminal sends. With a terminal it is the kernel that sends them. Otherwise the
+// pipes stay open and what comes is thrown away, so that a command that cleans up
+// after itself is not killed by the first line it prints about that.
 func (ex *execution) hangup() {
-	_ = ex.process.Signal(int(syscall.SIGHUP))
-	_ = ex.process.Signal(int(syscall.SIGCONT))
-	ex.abort()
-}
-
-// abort closes the agent's ends of all streams.
-func (ex *execution) abort() {
 	if ex.input != nil {
 		ex.input.stop()
-		if ex.process == nil {
-			_ = ex.input.f.Close() // there will be no pump to do it
-		}
+	}
+	if ex.tty != nil {
+		_ = ex.tty.Master.Close()
+		return
+	}
+	_ = ex.process.Signal(int(syscall.SIGHUP))
+	_ = ex.process.Signal(int(syscall.SIGCONT))
+}
+
+// abort closes the streams of a command that was not started.
+func (ex *execution) abort() {
+	if ex.input != nil {
+		_ = ex.input.f.Close()
 	}
 	for _, o := range ex.outputs {
 		_ = o.f.Close()
@@ -261,6 +269,10 @@ type output struct {
 	f       *os.File
 	channel byte
 	to      sink
+	// keep leaves the file open at its end. A terminal has an end when no process
+	// has it open, which is so for a moment when a command exits in good order;
+	// closing it then would send SIGHUP to that command.
+	keep bool
 }
 
 // buffers are reused, because a command that says nothing should cost nothing.
@@ -269,10 +281,12 @@ var buffers = sync.Pool{New: func() any {
 	return &b
 }}
 
-// run forwards until the end of file, the reader's end, or the deadline that is
-// set when the command has ended.
+// run forwards until the end of file, or the deadline that is set when the
+// command has ended.
 func (o *output) run() {
-	defer o.f.Close()
+	if !o.keep {
+		defer o.f.Close()
+	}
 	pooled := buffers.Get().(*[]byte)
 	defer buffers.Put(pooled)
 	buf := *pooled
@@ -280,7 +294,7 @@ func (o *output) run() {
 	for {
 		n, err := o.f.Read(buf[guest.FrameHeader:])
 		if n > 0 && o.to.WriteReserved(o.channel, buf[:guest.FrameHeader+n]) != nil {
-			return
+			o.to = discard{}
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			o.drain(buf)

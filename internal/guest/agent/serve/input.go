@@ -24,13 +24,13 @@ type input struct {
 	f   *os.File
 	tty bool
 
-	mu     sync.Mutex // guards what follows
-	wake   sync.Cond
-	ring   []byte
-	start  int
-	length int
-	eof    bool
-	broken bool // nobody reads any more: input is thrown away
+	mu      sync.Mutex // guards what follows
+	wake    sync.Cond
+	ring    []byte
+	start   int
+	length  int
+	eof     bool
+	stopped bool // the command ended: input is thrown away
 }
 
 func newInput(f *os.File, tty bool) *input {
@@ -43,6 +43,9 @@ func newInput(f *os.File, tty bool) *input {
 func (in *input) push(p []byte) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if in.stopped {
+		return nil // the command ended; the host cannot know yet
+	}
 	if in.eof {
 		return errdefs.Invalid("input after its end")
 	}
@@ -87,7 +90,7 @@ func (in *input) end() {
 // stop ends the pump, whatever it is doing.
 func (in *input) stop() {
 	in.mu.Lock()
-	in.eof, in.broken, in.length = true, true, 0
+	in.eof, in.stopped, in.length = true, true, 0
 	in.wake.Signal()
 	in.mu.Unlock()
 	_ = in.f.SetWriteDeadline(time.Unix(1, 0))
@@ -108,13 +111,12 @@ func (in *input) next() []byte {
 }
 
 // consumed frees n bytes that next returned.
-func (in *input) consumed(n int, broken bool) {
+func (in *input) consumed(n int) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.length == 0 {
-		return // stopped meanwhile
+	if in.stopped {
+		return
 	}
-	in.broken = in.broken || broken
 	in.length -= n
 	in.start = (in.start + n) % len(in.ring)
 }
@@ -139,7 +141,7 @@ func (in *input) pump(w *guest.FrameWriter) {
 			_, err := in.f.Write(p)
 			broken = err != nil
 		}
-		in.consumed(len(p), broken)
+		in.consumed(len(p))
 		if owed += len(p); owed >= grantEvery {
 			if w.Control(guest.Control{Type: guest.ControlWindow, Bytes: int64(owed)}) != nil {
 				return
