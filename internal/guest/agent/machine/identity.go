@@ -71,10 +71,16 @@ func replaceFile(path string, data []byte) error {
 		return os.WriteFile(path, data, 0o644)
 	}
 	tmp := path + ".banger-new"
-	if err := os.WriteFile(tmp, data, 0o644); err != nil {
+	err := os.WriteFile(tmp, data, 0o644)
+	if errors.Is(err, os.ErrNotExist) { // an image without the directory
+		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
+			err = os.WriteFile(tmp, data, 0o644)
+		}
+	}
+	if err != nil {
 		return err
 	}
-	err := os.Rename(tmp, path)
+	err = os.Rename(tmp, path)
 	if errors.Is(err, unix.EBUSY) { // a mount point
 		_ = os.Remove(tmp)
 		return os.WriteFile(path, data, 0o644)

@@ -45,7 +45,7 @@ type fileStamp struct {
 
 // NewUsers resolves names by the account files below etc.
 func NewUsers(etc string) *Users {
-	return &Users{passwd: etc + "/passwd", group: etc + "/group"}
+	return &Users{passwd: etc + "/passwd", group: etc + "/group", known: map[string]User{}}
 }
 
 // Lookup resolves name, uid, name:group or uid:gid. A number needs no entry in
