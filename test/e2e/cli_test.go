@@ -30,7 +30,7 @@ func TestVersion(t *testing.T) {
 
 func TestConfigShow(t *testing.T) {
 	text := s.main.ok(t, "config", "show")
-	for _, want := range []string{"512M", "8G", s.main.conf} {
+	for _, want := range []string{"memory: 512M # file", "disk: 8G # file", "image: debian # default"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("config show lacks %q:\n%s", want, text)
 		}
@@ -258,5 +258,5 @@ func TestSocketPathTooLong(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(filepath.Dir(long)) })
-	w.fails(t, 1, []string{"108", "BANGER_STATE_DIR"}, "vm", "list")
+	w.fails(t, 1, []string{"has 1", "the kernel allows 107", "BANGER_STATE_DIR"}, "vm", "list")
 }

@@ -36,7 +36,7 @@ func TestDaemonDiesDuringExec(t *testing.T) {
 		t.Fatal("no network helper runs")
 	}
 	r := start(t, w.command("exec", v.Name, "--", "sh", "-c",
-		`trap 'echo hup > /tmp/hup; exit' HUP; echo ready; while :; do sleep 0.1; done`))
+		`trap '' PIPE; trap 'echo hup > /home/dev/hup; exit' HUP; echo ready; while :; do sleep 0.1; done`))
 	r.out.expect(t, "ready\n")
 	gone := start(t, w.command("vm", "wait", v.Name))
 	rm := start(t, w.command("vm", "run", "--rm", "--name", "e2e-exec-rm", "--memory", "256M", "--", "sh", "-c", "echo ready; exec sleep 1000"))
@@ -57,7 +57,7 @@ func TestDaemonDiesDuringExec(t *testing.T) {
 	if now.State != "running" || now.PID != v.PID || now.BootID != v.BootID || now.LastError != "" {
 		t.Errorf("found again: %+v, before %+v", now, v)
 	}
-	if got := w.exec(t, v, "timeout", "30", "sh", "-c", "until [ -s /tmp/hup ]; do sleep 0.1; done; cat /tmp/hup"); got != "hup" {
+	if got := w.exec(t, v, "timeout", "30", "sh", "-c", "until [ -s /home/dev/hup ]; do sleep 0.1; done; cat /home/dev/hup"); got != "hup" {
 		t.Errorf("the command noted %q", got)
 	}
 	// The client of the run with --rm is gone, and so is its VM.

@@ -165,15 +165,16 @@ func awaitTaken(t *testing.T, pid int, sig syscall.Signal) {
 	t.Fatalf("signal %d stays pending", sig)
 }
 
-// TestHangUp kills the client: what it had started gets SIGHUP.
+// TestHangUp kills the client: what it had started gets SIGHUP. (Its streams are
+// gone by then, so a shell that reports the end of a child gets SIGPIPE too.)
 func TestHangUp(t *testing.T) {
 	w, v := s.main, sharedVM(t)
 	r := start(t, w.command("exec", v.Name, "--", "sh", "-c",
-		`rm -f /tmp/hup; trap 'echo hup > /tmp/hup; exit' HUP; echo ready; while :; do sleep 0.1; done`))
+		`rm -f /home/dev/hup; trap '' PIPE; trap 'echo hup > /home/dev/hup; exit' HUP; echo ready; while :; do sleep 0.1; done`))
 	r.out.expect(t, "ready\n")
 	r.signal(t, syscall.SIGKILL)
 	r.wait(t)
-	if got := w.exec(t, v, "timeout", "30", "sh", "-c", "until [ -s /tmp/hup ]; do sleep 0.1; done; cat /tmp/hup"); got != "hup" {
+	if got := w.exec(t, v, "timeout", "30", "sh", "-c", "until [ -s /home/dev/hup ]; do sleep 0.1; done; cat /home/dev/hup"); got != "hup" {
 		t.Errorf("the command noted %q", got)
 	}
 }

@@ -37,7 +37,7 @@ func TestLifecycle(t *testing.T) {
 		t.Errorf("rename printed %q", got)
 	}
 	w.cleanup(t, "e2e-renamed")
-	w.fails(t, 1, []string{`"e2e-life"`, "e2e-renamed"}, "vm", "show", "e2e-life")
+	w.fails(t, 1, []string{`no VM named "e2e-life"`}, "vm", "show", "e2e-life")
 	if got := w.exec(t, v, "hostname"); got != "e2e-renamed" {
 		t.Errorf("the guest calls itself %q", got)
 	}

@@ -138,11 +138,9 @@ func (s *suite) sweep() error {
 func (s *suite) left() []string {
 	var left []string
 	for _, p := range ours(s.cache) {
-		// The network helper stays a while for the next VM, then ends by itself.
-		if strings.Contains(p.String(), "usernet") && p.awaitEnd(helperGrace) == nil {
-			continue
+		if p.lingers() {
+			left = append(left, "process "+p.String())
 		}
-		left = append(left, "process "+p.String())
 	}
 	for _, dir := range mountsUnder(s.cache) {
 		left = append(left, "mount "+dir)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,8 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How long a helper process without VMs and clients may stay.
-const helperGrace = 30 * time.Second
+// How long a process may take to end by itself when nothing keeps it, and the
+// network helper, which stays a while for the next VM.
+const (
+	endGrace    = 3 * time.Second
+	helperGrace = 30 * time.Second
+)
 
 // process is a process of ours, pinned by a pidfd: a signal never reaches a later
 // owner of its pid.
@@ -112,6 +117,14 @@ func (p process) awaitEnd(limit time.Duration) error {
 			return nil
 		}
 	}
+}
+
+// lingers reports whether a process that should be gone does not even end now.
+func (p process) lingers() bool {
+	if slices.Contains(p.args, "usernet") {
+		return p.awaitEnd(helperGrace) != nil
+	}
+	return p.awaitEnd(endGrace) != nil
 }
 
 // end asks the process to end, and makes it.

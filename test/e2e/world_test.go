@@ -90,7 +90,7 @@ func (w *world) close(t *testing.T) {
 		t.Error(err)
 	}
 	for _, p := range ours(w.state) {
-		if strings.Contains(p.String(), "usernet") && p.awaitEnd(helperGrace) == nil {
+		if !p.lingers() {
 			continue
 		}
 		t.Errorf("left behind: process %s", p)
@@ -345,7 +345,7 @@ func sharedVM(t *testing.T) vm {
 	w := s.main
 	w.fetch(t)
 	if s.shared.ID == "" {
-		w.ok(t, "vm", "create", "--name", "e2e-shared")
+		w.ok(t, "vm", "create", "--name", "e2e-shared", "--wait", "system") // then it is quiet
 		s.shared = w.show(t, "e2e-shared")
 	}
 	t.Cleanup(func() { w.explain(t, s.shared) })
