@@ -9,7 +9,6 @@ import (
 	"banger/internal/daemon/steps"
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
-	"banger/internal/guest"
 	"banger/internal/model"
 )
 
@@ -109,8 +108,11 @@ func (s *Service) rename(ctx context.Context, ref, name string) (model.VM, error
 		return v, err
 	}
 	if l := s.lookup(v.ID); l != nil {
-		req := guest.Request{Kind: guest.KindConfigure, Configure: &guest.Configure{Hostname: name}}
-		if _, err := l.call(ctx, req); err != nil {
+		image, err := s.Store.ImageByID(ctx, v.ImageID)
+		if err == nil {
+			err = s.identify(ctx, l, &v, image.Config)
+		}
+		if err != nil {
 			v.Name = old
 			uctx, cancel := cleanupContext(ctx)
 			defer cancel()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -247,17 +248,26 @@ func (s *Service) bootError(c *creation, err error) error {
 // configure gives the guest its identity. Everything that is one VM's alone goes
 // this way, never over a command line.
 func (s *Service) configure(ctx context.Context, c *creation) error {
-	v := c.vm
+	ctx, cancel := context.WithTimeout(ctx, s.Defaults.BootTimeout)
+	defer cancel()
+	if err := s.identify(ctx, c.boot.live, c.vm, c.image.Config); err != nil {
+		return s.bootError(c, errdefs.Wrap(err, "configure the guest"))
+	}
+	return nil
+}
+
+// identify tells a guest all of its identity: the agent takes what is not said as
+// not there.
+func (s *Service) identify(ctx context.Context, l *live, v *model.VM, image model.ImageConfig) error {
 	conf := guest.Configure{
 		Hostname: v.Name, BootID: v.BootID, UnixNanos: time.Now().UnixNano(),
-		User: v.Spec.User, Workdir: v.Spec.Workdir,
-		Env: append([]string(nil), c.image.Config.Env...),
+		User: v.Spec.User, Workdir: v.Spec.Workdir, Env: slices.Clone(image.Env),
 	}
 	if conf.User == "" {
-		conf.User = c.image.Config.User
+		conf.User = image.User
 	}
 	if conf.Workdir == "" {
-		conf.Workdir = c.image.Config.Workdir
+		conf.Workdir = image.Workdir
 	}
 	for k, val := range v.Spec.Env {
 		conf.Env = append(conf.Env, k+"="+val)
@@ -267,12 +277,8 @@ func (s *Service) configure(ctx context.Context, c *creation) error {
 			Address: s.Guest.Address, Gateway: s.Guest.Gateway, DNS: s.Guest.DNS, MTU: s.Guest.MTU,
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.Defaults.BootTimeout)
-	defer cancel()
-	if _, err := c.boot.live.call(ctx, guest.Request{Kind: guest.KindConfigure, Configure: &conf}); err != nil {
-		return s.bootError(c, errdefs.Wrap(err, "configure the guest"))
-	}
-	return nil
+	_, err := l.call(ctx, guest.Request{Kind: guest.KindConfigure, Configure: &conf})
+	return err
 }
 
 func (s *Service) markRunning(ctx context.Context, c *creation) error {
