@@ -123,10 +123,16 @@ func explain(ctx context.Context, what string, said []string, err error) error {
 	return errdefs.New(errdefs.ClassInternal, "%s: %s ended with status %d: %s", what, toolErr.Program, toolErr.Code, lastWords(said))
 }
 
+// wrapping matches what programs say only because one they ran has failed.
+var wrapping = regexp.MustCompile(`^E: (system failed|unshared command failed|mmdebstrap failed to run)`)
+
 // lastWords picks the line that says most about a failure.
 func lastWords(said []string) string {
 	pick := ""
 	for _, line := range said {
+		if wrapping.MatchString(line) {
+			continue
+		}
 		if strings.HasPrefix(line, "E:") || strings.Contains(line, "error") || pick == "" {
 			pick = line
 		}
