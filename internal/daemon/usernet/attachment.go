@@ -3,9 +3,15 @@ package usernet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
 	"banger/internal/sysexec"
@@ -42,15 +48,20 @@ type attachment struct {
 }
 
 // errDetached is why an attachment ends that was told to.
-var errDetached = errors.New("detached")
+var errDetached = errdefs.New(errdefs.ClassCanceled, "the vm was detached")
 
-// attach starts an attachment. gone is called, on its goroutine, when it has ended.
-func attach(vm, socket string, number uint64, h host, gone func(*attachment)) *attachment {
+// listenPatience is how long an attachment may wait for the VMM to listen: QEMU
+// opens its sockets on the side and may run the guest before that is done.
+const listenPatience = 2 * time.Second
+
+// attach starts an attachment. With patience it waits for the VMM to listen.
+// gone is called, on its goroutine, when it has ended.
+func attach(vm, socket string, patience time.Duration, number uint64, h host, gone func(*attachment)) *attachment {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	a := &attachment{vm: vm, socket: socket, number: number, host: h, cancel: cancel,
 		connected: make(chan struct{}), ended: make(chan struct{})}
 	go func() {
-		a.why = a.run(ctx)
+		a.why = a.run(ctx, patience)
 		select {
 		case <-a.connected:
 		default:
@@ -83,7 +94,7 @@ func (a *attachment) detach() {
 	<-a.ended
 }
 
-func (a *attachment) run(ctx context.Context) error {
+func (a *attachment) run(ctx context.Context, patience time.Duration) error {
 	var (
 		stack    *network
 		owner    peer
@@ -97,10 +108,11 @@ func (a *attachment) run(ctx context.Context) error {
 	}()
 	log := a.host.log.With("vm", a.vm)
 	for {
-		conn, who, err := a.dial(ctx)
+		conn, who, err := a.dialPatiently(ctx, patience)
 		if err != nil {
 			return err
 		}
+		patience = 0 // who listened once and does not now has ended
 		if stack != nil && who != owner {
 			stack.Close()
 			stack = nil
@@ -168,6 +180,48 @@ func (a *attachment) dial(ctx context.Context) (*net.UnixConn, peer, error) {
 		who.start, _ = sysexec.StartTime(int(cred.Pid))
 	}
 	return conn, who, nil
+}
+
+// dialPatiently gives the VMM time to listen.
+func (a *attachment) dialPatiently(ctx context.Context, patience time.Duration) (*net.UnixConn, peer, error) {
+	conn, who, err := a.dial(ctx)
+	if patience == 0 || !errors.Is(err, errdefs.ErrNotFound) {
+		return conn, who, err
+	}
+	events, watchErr := watchDir(filepath.Dir(a.socket))
+	if watchErr != nil {
+		return nil, peer{}, err // there is not even a directory
+	}
+	defer func() { _ = events.Close() }()
+	end := time.Now().Add(patience)
+	_ = events.SetReadDeadline(end)
+	defer context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })()
+	for {
+		// From here on no new file goes unnoticed; look for one made before.
+		conn, who, err = a.dial(ctx)
+		if !errors.Is(err, errdefs.ErrNotFound) || time.Now().After(end) {
+			return conn, who, err
+		}
+		if errors.Is(err, syscall.ENOENT) {
+			_, _ = events.Read(make([]byte, 4096)) // or the deadline, or ctx: all show in dial
+		} else {
+			// It has a name but does not listen yet, which nothing announces.
+			_ = wait(ctx, 2*time.Millisecond)
+		}
+	}
+}
+
+// watchDir returns a file that can be read when dir has a new entry.
+func watchDir(dir string) (*os.File, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: %w", dir, err)
+	}
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("watch %s: %w", dir, err)
+	}
+	return os.NewFile(uintptr(fd), "inotify"), nil
 }
 
 func wait(ctx context.Context, d time.Duration) error {

@@ -71,8 +71,9 @@ func New(deps Deps) *Client {
 
 // Attach gives the VM a network: the helper connects to the socket on which its
 // VMM listens. It starts the helper if there is none, and returns when the
-// network is up. Attaching an attached VM changes nothing. It errors with class
-// not_found when nobody listens on netSocket.
+// network is up. It may be called as soon as the VMM was started: it waits up to
+// two seconds for it to listen, and errors with class not_found when it does not.
+// Attaching an attached VM changes nothing.
 func (c *Client) Attach(ctx context.Context, vmID, netSocket string) error {
 	if err := (request{Op: opAttach, VM: vmID, Socket: netSocket}).check(); err != nil {
 		return err
@@ -82,21 +83,21 @@ func (c *Client) Attach(ctx context.Context, vmID, netSocket string) error {
 		return errdefs.Wrap(err, "attach vm %s to its network", vmID)
 	}
 	defer c.release()
-	if err := c.attach(ctx, s, vmID, netSocket); err != nil {
+	if err := c.attach(ctx, s, request{Op: opAttach, VM: vmID, Socket: netSocket, Fresh: true}); err != nil {
 		return errdefs.Wrap(err, "attach vm %s to its network", vmID)
 	}
 	return nil
 }
 
 // attach asks for it and notes that it is wanted.
-func (c *Client) attach(ctx context.Context, s *session, vmID, netSocket string) error {
-	r, err := c.call(ctx, s, request{Op: opAttach, VM: vmID, Socket: netSocket})
+func (c *Client) attach(ctx context.Context, s *session, q request) error {
+	r, err := c.call(ctx, s, q)
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.want[vmID] = wanted{socket: netSocket, number: r.Number}
+	c.want[q.VM] = wanted{socket: q.Socket, number: r.Number}
 	return nil
 }
 
@@ -171,7 +172,7 @@ func (c *Client) Restore(ctx context.Context, vms map[string]string) error {
 		}
 	}
 	for vm, socket := range vms {
-		if err := c.attach(ctx, s, vm, socket); err != nil {
+		if err := c.attach(ctx, s, request{Op: opAttach, VM: vm, Socket: socket}); err != nil {
 			errs = append(errs, fmt.Errorf("attach vm %s: %w", vm, err))
 		}
 	}
@@ -246,19 +247,22 @@ func (c *Client) connect(ctx context.Context, start bool) (*session, error) {
 	}
 	for range attempts {
 		s, err := c.greet(ctx)
+		if err != nil && nobody(err) {
+			if !start {
+				return nil, nil
+			}
+			if err := c.startHelper(ctx); err != nil {
+				return nil, err
+			}
+			s, err = c.greet(ctx)
+		}
 		switch {
 		case err == nil:
 			return c.adopt(s)
-		case errors.Is(err, errLost):
+		case errors.Is(err, errLost), nobody(err):
 			continue // it was just ending
-		case !nobody(err):
-			return nil, errdefs.Wrap(err, "connect to the network helper")
-		case !start:
-			return nil, nil
 		}
-		if err := c.startHelper(ctx); err != nil {
-			return nil, err
-		}
+		return nil, errdefs.Wrap(err, "connect to the network helper")
 	}
 	return nil, errdefs.Unavailable("the network helper keeps ending").
 		WithHint("see %s", c.deps.LogFile)

@@ -28,12 +28,14 @@ const (
 	maxID   = 128     // bytes of a VM's id
 	maxPath = 4095    // bytes of a socket's path
 	maxVMs  = 4096    // of one helper
+	// maxCalls is how many requests of one client are worked on at a time.
+	maxCalls = 64
 )
 
 // The operations of a request.
 const (
 	opHello  = "hello"  // answered with Version
-	opAttach = "attach" // VM, Socket
+	opAttach = "attach" // VM, Socket, Fresh
 	opDetach = "detach" // VM
 	opList   = "list"   // answered with VMs
 	opExit   = "exit"   // answered, then the helper ends
@@ -45,6 +47,7 @@ type request struct {
 	Op     string `json:"op"`
 	VM     string `json:"vm,omitempty"`
 	Socket string `json:"socket,omitempty"` // absolute path
+	Fresh  bool   `json:"fresh,omitempty"`  // the VMM was just started: wait for it to listen
 }
 
 // reply goes from the helper to the client: the answer to a request, or, with no

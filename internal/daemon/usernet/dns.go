@@ -40,16 +40,20 @@ func (n *network) serveDNS(gateway tcpip.Address) error {
 				continue
 			}
 			src := from.(*net.UDPAddr).AddrPort()
-			if !n.admitQuery(UDP, src) || !n.queries.take() {
+			if !n.admitQuery(UDP, src) {
+				continue
+			}
+			select {
+			case n.queries <- struct{}{}:
+			default:
 				continue
 			}
 			query := bytes.Clone(buf[:size])
 			started := n.start(func() {
-				defer n.queries.give()
+				defer func() { <-n.queries }()
 				_, _ = conn.WriteTo(n.answer("udp", query), from)
 			})
 			if !started {
-				n.queries.give()
 				return
 			}
 		}
@@ -73,11 +77,17 @@ func (n *network) serveDNSConn(g *guestConn) {
 	for n.ctx.Err() == nil {
 		_ = conn.SetDeadline(time.Now().Add(dnsConnIdle))
 		query, err := readDNS(conn, maxDNSQuery)
-		if err != nil || !isQuery(query) || !n.queries.take() {
+		if err != nil || !isQuery(query) {
+			return
+		}
+		select {
+		case n.queries <- struct{}{}: // who asks by a connection can wait
+		case <-n.ctx.Done():
 			return
 		}
 		answer := n.answer("tcp", query)
-		n.queries.give()
+		<-n.queries
+		_ = conn.SetDeadline(time.Now().Add(dnsConnIdle))
 		if writeDNS(conn, answer) != nil {
 			return
 		}

@@ -279,10 +279,10 @@ func (h *helper) serve(ctx context.Context) error {
 	for _, c := range clients {
 		_ = c.conn.Close()
 	}
-	h.sessions.Wait()
 	for _, a := range vms {
 		a.detach()
 	}
+	h.sessions.Wait()
 	if h.addrs != nil {
 		h.addrs.Close()
 	}
@@ -338,6 +338,8 @@ type client struct {
 	mu sync.Mutex // one line at a time
 }
 
+// serve works on requests side by side, so that one that has to wait for its VM
+// holds up nobody else's.
 func (c *client) serve() {
 	defer func() {
 		_ = c.conn.Close()
@@ -346,6 +348,7 @@ func (c *client) serve() {
 		c.h.changedLocked()
 		c.h.mu.Unlock()
 	}()
+	calls := make(chan struct{}, maxCalls)
 	in := lines(c.conn)
 	for in.Scan() {
 		var q request
@@ -353,14 +356,18 @@ func (c *client) serve() {
 			c.h.log.Warn("a client sent a malformed request", "err", err)
 			return
 		}
-		r := c.h.handle(q)
-		r.ID = q.ID
-		if c.send(r) != nil {
-			return
-		}
-		if q.Op == opExit {
-			c.h.quitOnce.Do(func() { close(c.h.quit) })
-		}
+		calls <- struct{}{}
+		c.h.sessions.Go(func() {
+			defer func() { <-calls }()
+			r := c.h.handle(q)
+			r.ID = q.ID
+			if c.send(r) != nil {
+				_ = c.conn.Close()
+			}
+			if q.Op == opExit {
+				c.h.quitOnce.Do(func() { close(c.h.quit) })
+			}
+		})
 	}
 }
 
@@ -382,7 +389,7 @@ func (h *helper) handle(q request) reply {
 			return reply{Version: protocolVersion}
 		case opAttach:
 			var number uint64
-			if number, err = h.attach(q.VM, q.Socket); err == nil {
+			if number, err = h.attach(q.VM, q.Socket, q.Fresh); err == nil {
 				return reply{Number: number}
 			}
 		case opDetach:
@@ -399,7 +406,7 @@ func (h *helper) handle(q request) reply {
 
 // attach returns once the VM is connected. A VM that is attached already stays
 // so, unless its socket is another now or its connection is not sound.
-func (h *helper) attach(vm, socket string) (uint64, error) {
+func (h *helper) attach(vm, socket string, fresh bool) (uint64, error) {
 	for {
 		h.mu.Lock()
 		if h.closing {
@@ -413,7 +420,11 @@ func (h *helper) attach(vm, socket string) (uint64, error) {
 				return 0, errdefs.Exhausted("%d VMs are attached already", maxVMs)
 			}
 			h.last++
-			a = attach(vm, socket, h.last, h.host, h.gone)
+			var patience time.Duration
+			if fresh {
+				patience = listenPatience
+			}
+			a = attach(vm, socket, patience, h.last, h.host, h.gone)
 			h.vms[vm] = a
 			h.changedLocked()
 			h.mu.Unlock()

@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 func helperMain(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	cfg := HelperConfig{Socket: args[0], Grace: 200 * time.Millisecond,
+	cfg := HelperConfig{Socket: args[0], Grace: 500 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	for _, a := range args[1:] {
 		if a == "allow-all" {
@@ -166,6 +166,7 @@ type vmm struct {
 
 	mu   sync.Mutex
 	conn net.Conn
+	dead bool
 }
 
 func bootVMM(t testing.TB, socket string) *vmm {
@@ -232,6 +233,9 @@ func (v *vmm) serve() {
 		}
 		v.mu.Lock()
 		v.conn = conn
+		if v.dead {
+			_ = conn.Close()
+		}
 		v.mu.Unlock()
 		v.arrivals <- struct{}{}
 		in := bufio.NewReaderSize(conn, 256<<10)
@@ -305,6 +309,7 @@ func (v *vmm) kill() {
 	v.cancel()
 	_ = v.listener.Close()
 	v.mu.Lock()
+	v.dead = true
 	if v.conn != nil {
 		_ = v.conn.Close()
 	}

@@ -90,7 +90,7 @@ type network struct {
 	cancel   context.CancelFunc
 	tcpFlows slots
 	udpFlows slots
-	queries  slots
+	queries  chan struct{} // holds one for each under way
 	pings    pinger
 
 	// mu orders the start of a flow's goroutines before Close's wait for them.
@@ -103,7 +103,7 @@ func newNetwork(vm string, h host) (*network, error) {
 	n := &network{host: h, vm: vm, link: newLink()}
 	n.log = h.log.With("vm", vm)
 	n.tcpFlows.max, n.udpFlows.max = int64(h.limits.TCPFlows), int64(h.limits.UDPFlows)
-	n.queries.max = int64(h.limits.Queries)
+	n.queries = make(chan struct{}, h.limits.Queries)
 	n.pings.init(n)
 	n.link.ping = n.pings.send
 	n.ctx, n.cancel = context.WithCancel(context.Background())

@@ -159,7 +159,8 @@ func TestQEMU(t *testing.T) {
 	ctx := testContext(t)
 	socket := filepath.Join(dir, "net.sock")
 	guestOf := func() *vmm {
-		conn, err := net.Dial("unix", filepath.Join(dir, "guest.sock"))
+		// QEMU opens its sockets on the side, and may not be done with it.
+		conn, _, err := (&attachment{vm: "guest", socket: filepath.Join(dir, "guest.sock")}).dialPatiently(ctx, deadline)
 		if err != nil {
 			t.Fatal(err)
 		}

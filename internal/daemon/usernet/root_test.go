@@ -298,6 +298,9 @@ func TestKernelGuestCannotReachHost(t *testing.T) {
 			if err != nil {
 				t.Fatalf("the host itself does not reach %s: %v", ip, err)
 			}
+			if err := roundTrip(c, "hello"); err != nil {
+				t.Fatalf("the host itself does not reach %s: %v", ip, err)
+			}
 			_ = c.Close()
 		}
 	}
@@ -363,6 +366,11 @@ func TestKernelGuestCannotReachHost(t *testing.T) {
 	for range 3 {
 		c, err := l.guest.dial("tcp", "203.0.113.77:7")
 		if err != nil {
+			t.Fatal(err)
+		}
+		// To the end, while the address is where it is.
+		_ = c.(*net.TCPConn).CloseWrite()
+		if _, err := io.Copy(io.Discard, c); err != nil {
 			t.Fatal(err)
 		}
 		_ = c.Close()

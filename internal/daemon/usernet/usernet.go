@@ -78,5 +78,7 @@ type Flow struct {
 }
 
 // Policy decides on a new flow; an error refuses it. It is called for every new
-// flow, concurrently, on the path of the guest's packets: it must not block.
+// flow, and again when the host's side of it has been opened, for addresses can
+// change hands. Calls come concurrently and on the path of the guest's packets:
+// it must not block.
 type Policy func(Flow) error
