@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
+	"crypto/md5"
 	"errors"
 	"fmt"
 	"io"
@@ -50,7 +50,7 @@ func measureCopyLarge(ctx context.Context, l *lab, n int) ([]Figure, error) {
 	value, floor, err := p.compare(ctx, n, copies{
 		ours:   func() *exec.Cmd { return p.vm.cli(ctx, "cp", file, p.vm.Name+":copied") },
 		theirs: func() *exec.Cmd { return p.ssh.scp(ctx, file, "copied") },
-		check:  `sha256sum < copied | cut -d " " -f 1`,
+		check:  `md5sum < copied | cut -d " " -f 1`,
 		want:   sum,
 	})
 	if err != nil {
@@ -85,7 +85,7 @@ func measureCopySmall(ctx context.Context, l *lab, n int) ([]Figure, error) {
 			pipe := `set -e -o pipefail; dir=$1; shift; tar -C "$dir" -cf - . | "$@"`
 			return exec.CommandContext(ctx, "bash", append([]string{"-c", pipe, "bash", tree}, untar.Args...)...)
 		},
-		check: `cd copied && find . -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -d " " -f 1; find . -type f | wc -l`,
+		check: `cd copied && find . -type f | LC_ALL=C sort | xargs cat | md5sum | cut -d " " -f 1; find . -type f | wc -l`,
 		want:  sum + "\n" + strconv.Itoa(smallFiles),
 	})
 	if err != nil {
@@ -200,18 +200,18 @@ func (p pair) compare(ctx context.Context, n int, c copies) (value, floor sample
 // noise is a stream of random bytes, the same in every run.
 func noise() *rand.ChaCha8 { return rand.NewChaCha8([32]byte{1}) }
 
-// randomFile makes a file and returns its SHA-256.
+// randomFile makes a file and returns its MD5 sum.
 func randomFile(path string, size int64) (string, error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.New()
+	sum := md5.New()
 	_, err = io.CopyN(io.MultiWriter(f, sum), noise(), size)
 	return fmt.Sprintf("%x", sum.Sum(nil)), errors.Join(err, f.Close())
 }
 
-// randomTree makes the tree and returns the SHA-256 of the contents of its files,
+// randomTree makes the tree and returns the MD5 sum of the contents of its files,
 // in the order of their names.
 func randomTree(dir string) (string, error) {
 	random := noise()
@@ -240,7 +240,7 @@ func randomTree(dir string) (string, error) {
 		return "", err
 	}
 	slices.Sort(names)
-	sum := sha256.New()
+	sum := md5.New()
 	for _, name := range names {
 		content, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {

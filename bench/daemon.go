@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -145,21 +144,6 @@ func (d *daemon) decode(ctx context.Context, into any, args ...string) error {
 		return fmt.Errorf("decode the output of banger %s: %w", strings.Join(args, " "), err)
 	}
 	return nil
-}
-
-// residentMB is the resident memory of a process, in MB of 10^6 bytes.
-func residentMB(pid int) (float64, error) {
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
-	if err != nil {
-		return 0, fmt.Errorf("read the memory of process %d: %w", pid, err)
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmRSS:" {
-			kib, err := strconv.ParseFloat(f[1], 64)
-			return kib * 1024 / 1e6, err
-		}
-	}
-	return 0, fmt.Errorf("read the memory of process %d: it has none", pid)
 }
 
 // image is what `image show --json` prints, as far as it matters here.

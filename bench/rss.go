@@ -179,8 +179,10 @@ func (l *lab) measureUsedDaemon(ctx context.Context, d *daemon) (Figure, error) 
 		if err != nil {
 			return Figure{}, err
 		}
-		notes = fmt.Sprintf("bangerd %s MB, network helper %s MB", number(mb), number(its))
-		mb += its
+		notes = fmt.Sprintf("bangerd %s MB, network helper %s MB; what both map of their program counts once", number(mb), number(its))
+		if mb, err = residentMB(d.pid(), helper); err != nil {
+			return Figure{}, err
+		}
 	}
 	least, err := l.leastMemory(ctx)
 	if err != nil {
