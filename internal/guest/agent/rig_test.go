@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
 	"fmt"
 	"io"
@@ -10,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -178,13 +181,13 @@ func busyboxRoot(t testing.TB) string {
 		t.Skip("there is no static busybox; BANGER_TEST_BUSYBOX may name one")
 	}
 	tree := t.TempDir()
-	for _, d := range []string{"bin", "etc", "root", "usr/lib"} {
+	for _, d := range []string{"bin", "etc", "root", "tmp", "usr/lib"} {
 		if err := os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	run(t, "cp", busybox, filepath.Join(tree, "bin/busybox"))
-	for _, n := range []string{"sh", "cat", "echo", "sleep", "true", "dd", "sha256sum", "ls", "id", "ip", "stty", "kill", "head", "ps", "mount", "touch", "df", "cp", "pwd", "date", "seq", "hostname", "init"} {
+	for _, n := range []string{"sh", "cat", "echo", "sleep", "true", "dd", "sha256sum", "ls", "id", "grep", "tail", "ip", "stty", "kill", "head", "ps", "mount", "touch", "df", "cp", "pwd", "date", "seq", "hostname", "init"} {
 		dir := "bin"
 		if n == "init" {
 			dir = "sbin" // busybox's name that must not be taken for an init
@@ -195,6 +198,9 @@ func busyboxRoot(t testing.TB) string {
 		}
 	}
 	if err := os.Symlink("usr/lib", filepath.Join(tree, "lib")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(tree, "tmp"), 0o1777); err != nil {
 		t.Fatal(err)
 	}
 	write := func(name, text string) {
@@ -335,7 +341,7 @@ func (vm *testVM) connect() *guest.Session {
 // call makes one request that must succeed.
 func (vm *testVM) call(s *guest.Session, r guest.Request) guest.Control {
 	vm.t.Helper()
-	ctx := vm.context(time.Minute)
+	ctx := vm.context(5 * time.Minute) // the machine may be busy with other things
 	conn, err := s.Open(ctx)
 	if err != nil {
 		vm.t.Fatal(err)
@@ -369,4 +375,27 @@ func (vm *testVM) sh(s *guest.Session, line string) string {
 		vm.t.Fatalf("%s: %v %v\n%s", line, st, err, out)
 	}
 	return strings.TrimSpace(out)
+}
+
+// tarList lists a tar with its contents and what must be kept; owners are not.
+func tarList(t testing.TB, tarball []byte) string {
+	t.Helper()
+	r := tar.NewReader(bytes.NewReader(tarball))
+	var lines []string
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.New()
+		if _, err := io.Copy(sum, r); err != nil {
+			t.Fatal(err)
+		}
+		lines = append(lines, fmt.Sprintf("%s %c %o %d %s %x", h.Name, h.Typeflag, h.Mode, h.ModTime.UnixNano(), h.Linkname, sum.Sum(nil)[:4]))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
 }

@@ -106,6 +106,7 @@ func (s *Server) start(spec proc.Spec, e *guest.Exec, to sink) (*execution, erro
 			return fail(err)
 		}
 		theirs = append(theirs, r)
+		own(r, spec.User)
 		ex.input = newInput(ours(w), false)
 		spec.Files[0] = uintptr(r)
 	}
@@ -115,6 +116,7 @@ func (s *Server) start(spec proc.Spec, e *guest.Exec, to sink) (*execution, erro
 			return fail(err)
 		}
 		theirs = append(theirs, w)
+		own(w, spec.User)
 		ex.outputs = append(ex.outputs, &output{f: ours(r), channel: channel, to: to})
 		spec.Files[1+i] = uintptr(w)
 	}
@@ -154,6 +156,14 @@ func pipe() (r, w int, err error) {
 		return -1, -1, errdefs.Exhausted("open a pipe: %w", err)
 	}
 	return p[0], p[1], nil
+}
+
+// own gives a pipe to the command's user, who could not open /dev/stderr and its
+// like otherwise.
+func own(fd int, u *proc.User) {
+	if u.UID != 0 {
+		_ = unix.Fchown(fd, int(u.UID), -1)
+	}
 }
 
 // ours makes the agent's end of a pipe a file of the runtime's poller. The

@@ -1,0 +1,112 @@
+package boot
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestDetectInit(t *testing.T) {
+	for name, c := range map[string]struct {
+		files []string // programs
+		links [][2]string
+		want  string
+	}{
+		"empty":             {nil, nil, "none"},
+		"debian":            {[]string{"usr/lib/systemd/systemd"}, [][2]string{{"lib", "usr/lib"}, {"sbin/init", "/lib/systemd/systemd"}}, "systemd"},
+		"systemd, no link":  {[]string{"usr/lib/systemd/systemd"}, nil, "systemd"},
+		"dangling":          {nil, [][2]string{{"sbin/init", "/lib/systemd/systemd"}}, "none"},
+		"container busybox": {[]string{"bin/busybox"}, [][2]string{{"sbin/init", "/bin/busybox"}}, "none"},
+		"openrc":            {[]string{"bin/busybox", "sbin/openrc"}, [][2]string{{"sbin/init", "/bin/busybox"}}, "other"},
+		"sysvinit":          {[]string{"sbin/init"}, nil, "other"},
+		"tini":              {[]string{"usr/bin/tini"}, [][2]string{{"sbin/init", "../usr/bin/tini"}}, "none"},
+		"out of the root":   {nil, [][2]string{{"sbin/init", "../../../../../../bin/sh"}}, "none"},
+		"loop":              {nil, [][2]string{{"sbin/init", "init"}}, "none"},
+	} {
+		root := t.TempDir()
+		for _, f := range c.files {
+			_ = os.MkdirAll(filepath.Join(root, filepath.Dir(f)), 0o755)
+			if err := os.WriteFile(filepath.Join(root, f), nil, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, l := range c.links {
+			_ = os.MkdirAll(filepath.Join(root, filepath.Dir(l[0])), 0o755)
+			if err := os.Symlink(l[1], filepath.Join(root, l[0])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := detectInit(fd); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+		_ = unix.Close(fd)
+	}
+}
+
+// TestMkdirIn: a symlink of the image leads within the image.
+func TestMkdirIn(t *testing.T) {
+	root := t.TempDir()
+	_ = os.MkdirAll(filepath.Join(root, "usr/lib"), 0o755)
+	_ = os.Symlink("/usr/lib", filepath.Join(root, "lib"))
+	rootFD, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(rootFD)
+	fd, err := mkdirIn(rootFD, "lib/modules/6.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Close(fd)
+	if _, err := os.Stat(filepath.Join(root, "usr/lib/modules/6.1")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSuperblock(t *testing.T) {
+	if _, err := exec.LookPath("mke2fs"); err != nil {
+		t.Skip("mke2fs is not installed")
+	}
+	img := filepath.Join(t.TempDir(), "img")
+	for _, c := range []struct {
+		args []string
+		want superblock
+	}{
+		{[]string{"-b", "1024", img, "9000"}, superblock{9000, 1024}},
+		{[]string{"-b", "4096", "-O", "64bit", img, "5000"}, superblock{5000, 4096}},
+		{[]string{"-b", "4096", "-O", "^64bit", img, "5000"}, superblock{5000, 4096}},
+	} {
+		if out, err := exec.Command("mke2fs", append([]string{"-F", "-q", "-t", "ext4"}, c.args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		got, ok := readSuperblock(img)
+		if !ok || got != c.want {
+			t.Errorf("%v: %+v %v", c.args, got, ok)
+		}
+	}
+	if _, ok := parseSuperblock(make([]byte, 1024)); ok {
+		t.Error("zeros are no file system")
+	}
+}
+
+func TestDropIns(t *testing.T) {
+	run := t.TempDir()
+	if err := writeDropIns(run); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{
+		"banger/network", "systemd/network/00-banger.network", "NetworkManager/conf.d/00-banger.conf",
+		"systemd/system/networking.service.d/00-banger.conf", "systemd/system/systemd-networkd-wait-online.service.d/00-banger.conf",
+	} {
+		if st, err := os.Stat(filepath.Join(run, f)); err != nil || st.Size() == 0 {
+			t.Errorf("%s: %v", f, err)
+		}
+	}
+}
