@@ -28,8 +28,8 @@ var remote = map[int64]string{
 }
 
 // StateDir checks the directory that holds everything banger keeps: it exists or
-// can be made, belongs to this user, nobody else may list it, and its file system is
-// local.
+// can be made, belongs to this user, nobody else may look into it, and its file
+// system is local.
 func StateDir(dir string) Check {
 	return Check{Name: "state directory", Run: func(context.Context) Result {
 		existing, err := nearestExisting(dir)
@@ -69,12 +69,8 @@ func checkOwn(dir string) Result {
 		return Fail(fmt.Sprintf("sudo chown -R %d %s, or set BANGER_STATE_DIR", uid, quote(dir)),
 			"%s belongs to user %d, not to %d", dir, st.Uid, uid)
 	}
-	mode := fs.FileMode(0o700)
-	if os.Geteuid() == 0 {
-		mode = 0o711 // root's VMMs run as other users and pass through
-	}
-	if perm := info.Mode().Perm(); perm&^mode != 0 {
-		return Warn(fmt.Sprintf("chmod %o %s", mode, quote(dir)), "%s has mode %04o: other users can look into it", dir, perm)
+	if perm := info.Mode().Perm(); perm&0o077 != 0 {
+		return Warn("chmod 700 "+quote(dir), "%s has mode %04o: other users can look into it", dir, perm)
 	}
 	return Pass("%s", dir)
 }

@@ -158,7 +158,7 @@ func TestStateDir(t *testing.T) {
 	if err := os.Chmod(own, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if r := run(own); r.Status != StatusWarn || !strings.HasPrefix(r.Fix, "chmod 7") || !strings.HasSuffix(r.Fix, " '"+own+"'") {
+	if r := run(own); r.Status != StatusWarn || r.Fix != "chmod 700 '"+own+"'" {
 		t.Errorf("open to others: %+v", r)
 	}
 	if r := run(file(t, "plain", "")); r.Status != StatusFail {
