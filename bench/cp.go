@@ -127,7 +127,7 @@ func (l *lab) pair(ctx context.Context) (pair, error) {
 		for _, legacy := range []bool{false, true} {
 			try := *server
 			try.cipher, try.legacy = cipher, legacy
-			took, err := timed(try.scp(ctx, probe, "probe"))
+			took, err := try.wire.thread.timed(try.scp(ctx, probe, "probe"))
 			if err != nil {
 				return pair{}, err
 			}
@@ -171,7 +171,7 @@ func (p pair) compare(ctx context.Context, n int, c copies) (value, floor sample
 		if _, err := both[0]("sync"); err != nil {
 			return nil, nil, err
 		}
-		other, err := timed(c.theirs())
+		other, err := p.ssh.wire.thread.timed(c.theirs())
 		if err != nil {
 			return nil, nil, err
 		}

@@ -53,7 +53,7 @@ func (l *lab) serve(ctx context.Context, state string) (*daemon, error) {
 	d.cmd = exec.Command(l.program("bangerd"), "serve", "--state-dir", state, "--socket", layout.Socket, "--ready-fd", "3")
 	d.cmd.Env, d.cmd.Dir = append(l.env(state), "GOTRACEBACK=all"), "/"
 	d.cmd.Stdout, d.cmd.Stderr, d.cmd.ExtraFiles = log, log, []*os.File{w}
-	err = l.start(d.cmd, unix.SIGTERM)
+	err = l.thread.start(d.cmd, unix.SIGTERM)
 	_ = w.Close()
 	if err != nil {
 		return nil, fmt.Errorf("start the daemon: %w", err)

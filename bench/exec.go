@@ -36,7 +36,7 @@ func measureExec(ctx context.Context, l *lab, n int) ([]Figure, error) {
 		if err != nil {
 			return nil, err
 		}
-		other, err := timed(server.ssh(ctx, "true"))
+		other, err := server.wire.thread.timed(server.ssh(ctx, "true"))
 		if err != nil {
 			return nil, err
 		}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -29,7 +28,7 @@ type lab struct {
 	scratch string          // is removed
 	machine Machine
 	onClose []func(context.Context) error // run in reverse
-	spawn   chan func()                   // to the thread that starts long-lived processes
+	thread  *thread                       // starts processes that end with this program
 
 	shared *daemon   // keeps image and kernel in the cache
 	vm     *sandbox  // a settled VM of the shared daemon
@@ -37,7 +36,7 @@ type lab struct {
 }
 
 func openLab(ctx context.Context) (l *lab, err error) {
-	l = &lab{ctx: ctx, machine: thisMachine(), spawn: make(chan func())}
+	l = &lab{ctx: ctx, machine: thisMachine(), thread: newThread()}
 	if l.bin, err = filepath.Abs(os.Getenv("BANGER_E2E_BIN")); err != nil {
 		return nil, err
 	}
@@ -65,8 +64,7 @@ func openLab(ctx context.Context) (l *lab, err error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	l.later(func(context.Context) error { return errors.Join(os.RemoveAll(l.scratch), lock.Close()) })
-	go l.spawner()
-	l.later(func(context.Context) error { close(l.spawn); return nil })
+	l.later(func(context.Context) error { l.thread.close(); return nil })
 	out, err := exec.CommandContext(ctx, l.program("banger"), "version").Output()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("run banger version: %w", err), l.close())
@@ -119,33 +117,27 @@ func (l *lab) env(state string) []string {
 		paths.EnvConfig+"="+filepath.Join(l.cache, "no-config.yaml"))
 }
 
-// spawner starts processes on one thread that lives as long as this program: the
-// kernel then ends them when this program is killed (PDEATHSIG is about threads).
-func (l *lab) spawner() {
-	runtime.LockOSThread()
-	for fn := range l.spawn {
-		fn()
-	}
-}
-
 // start starts a process that gets sig should this program be killed.
-func (l *lab) start(cmd *exec.Cmd, sig unix.Signal) error {
+func (t *thread) start(cmd *exec.Cmd, sig unix.Signal) error {
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: sig, Setpgid: true} // not Ctrl-C's business
-	done := make(chan error, 1)
-	l.spawn <- func() { done <- cmd.Start() }
-	return <-done
+	return t.do(cmd.Start)
 }
 
 // timed runs a program to its end and returns how long that took, from before it
 // was started until it was waited for.
-func timed(cmd *exec.Cmd) (time.Duration, error) {
+func timed(cmd *exec.Cmd) (time.Duration, error) { return timedBy(cmd, cmd.Start) }
+
+func timedBy(cmd *exec.Cmd, start func() error) (time.Duration, error) {
 	var complaint strings.Builder
 	if cmd.Stderr == nil {
 		cmd.Stderr = &complaint
 	}
-	start := time.Now()
-	err := cmd.Run()
-	took := time.Since(start)
+	began := time.Now()
+	err := start()
+	if err == nil {
+		err = cmd.Wait()
+	}
+	took := time.Since(began)
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, strings.TrimSpace(complaint.String()))
 	}

@@ -184,20 +184,24 @@ type handVM struct {
 	took    time.Duration // from before the process was started to the agent's ready event
 }
 
+// firstExtra is the first descriptor of a QEMU that the template does not use.
+const firstExtra = 7
+
 // errEnded says that a QEMU ended before its guest was ready.
 var errEnded = errors.New("QEMU ended")
 
 // boot starts QEMU in dir, which holds the root disk, and waits for the agent's
 // ready event: the sockets listen before, as the driver does it, so that nobody
-// polls for them.
-func (l *lab) boot(ctx context.Context, t template, dir string) (v *handVM, err error) {
+// polls for them. The thread starts it; extra files are its descriptors from
+// firstExtra on.
+func boot(ctx context.Context, on *thread, t template, dir string, extra ...*os.File) (v *handVM, err error) {
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
 			_ = f.Close()
 		}
 	}()
-	// In the order of the descriptors the command line names: 3, 4, …
+	// In the order of the descriptors the command line names, from 3 to firstExtra.
 	for _, name := range []string{paths.QMPSocket, paths.AgentSocket, paths.NetSocket} {
 		f, err := dirsock.Listen(dir, name)
 		if err != nil {
@@ -215,10 +219,10 @@ func (l *lab) boot(ctx context.Context, t template, dir string) (v *handVM, err 
 	log := files[len(files)-1]
 	v = &handVM{cmd: exec.Command(t.binary, t.args...), exited: make(chan struct{})}
 	v.cmd.Dir, v.cmd.Env, v.cmd.Stdout, v.cmd.Stderr = dir, []string{}, log, log
-	v.cmd.ExtraFiles = files[:len(files)-1]
+	v.cmd.ExtraFiles = append(slices.Clone(files[:len(files)-1]), extra...)
 
 	began := time.Now()
-	if err := l.start(v.cmd, unix.SIGKILL); err != nil {
+	if err := on.start(v.cmd, unix.SIGKILL); err != nil {
 		return nil, fmt.Errorf("start QEMU by hand: %w", err)
 	}
 	up, cancel := context.WithCancelCause(ctx)

@@ -71,7 +71,7 @@ func (l *lab) bootOnce(ctx context.Context, t template) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	v, err := l.boot(ctx, t, dir)
+	v, err := boot(ctx, l.thread, t, dir)
 	if err != nil {
 		return 0, err
 	}

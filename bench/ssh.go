@@ -20,11 +20,9 @@ import (
 // measured with as can be: the same image, kernel, shape and QEMU, its init system
 // settled. It is set up to make ssh look good:
 //
-//   - QEMU is started by hand with its built-in network and one forwarded port, so
-//     that nothing of banger is on the way to sshd. The built-in network runs in
-//     QEMU's own main loop: there is no other process, and no copy more than a
-//     network of any kind needs. A relay through banger would add its cost to
-//     ssh, a bridge would need root.
+//   - QEMU is started by hand with a tap for its network, so that nothing of
+//     banger is on the way to sshd; see wire for what happens without root. A relay
+//     through banger would have added its cost to ssh.
 //   - The server looks up no names, asks neither PAM nor Kerberos, and prints no
 //     message of the day; the key exchange is the cheapest that both sides have.
 //   - The client knows key and host beforehand, asks no agent and reads no
@@ -32,15 +30,12 @@ import (
 //   - For copies, cipher and protocol are the ones that are fastest here.
 type sshGuest struct {
 	vm     *handVM
+	wire   *wire
 	user   string
-	port   int
 	keys   string // directory of the keys
 	cipher string // empty: ssh's choice
 	legacy bool   // scp is faster with its old protocol
 }
-
-// The addresses of QEMU's built-in network.
-var builtinNet = guest.NetConf{Address: "10.0.2.15/24", Gateway: "10.0.2.2", DNS: []string{"10.0.2.3"}}
 
 const (
 	sshdConfig = `HostKey /etc/ssh/bench_host
@@ -100,14 +95,16 @@ func (l *lab) sshServer(ctx context.Context) (*sshGuest, error) {
 	if err := copyFile(kept, filepath.Join(dir, paths.RootDiskFile)); err != nil {
 		return nil, err
 	}
-	if s.port, err = freePort(); err != nil {
+	if s.wire, err = newWire(); err != nil {
 		return nil, err
 	}
-	if s.vm, err = l.boot(ctx, t.with(fmt.Sprintf("user,id=net0,hostfwd=tcp:127.0.0.1:%d-:22", s.port)), dir); err != nil {
+	l.later(func(context.Context) error { s.wire.close(); return nil })
+	netdev, files := s.wire.netdev(firstExtra)
+	if s.vm, err = boot(ctx, s.wire.thread, t.with(netdev), dir, files...); err != nil {
 		return nil, err
 	}
 	l.later(func(context.Context) error { s.vm.kill(); return nil })
-	conf := guest.Configure{Hostname: "bench-ssh", Net: &builtinNet, User: s.user}
+	conf := guest.Configure{Hostname: "bench-ssh", Net: &guestNet, User: s.user}
 	if err := s.vm.call(ctx, guest.Request{Kind: guest.KindConfigure, Configure: &conf}); err != nil {
 		return nil, err
 	}
@@ -118,11 +115,11 @@ func (l *lab) sshServer(ctx context.Context) (*sshGuest, error) {
 	if err != nil {
 		return nil, err
 	}
-	known := fmt.Appendf(nil, "[127.0.0.1]:%d %s", s.port, key)
+	known := fmt.Appendf(nil, "bench %s", key) // HostKeyAlias
 	if err := os.WriteFile(s.knownHosts(), known, 0o600); err != nil {
 		return nil, err
 	}
-	if _, err := timed(s.ssh(ctx, "true")); err != nil {
+	if _, err := s.wire.thread.timed(s.ssh(ctx, "true")); err != nil {
 		return nil, err
 	}
 	l.ssh = s
@@ -195,7 +192,7 @@ func (s *sshGuest) knownHosts() string { return filepath.Join(s.keys, "known_hos
 func (s *sshGuest) options() []string {
 	o := []string{"-F", "none", "-i", filepath.Join(s.keys, "user"), "-q"}
 	for _, option := range []string{
-		"UserKnownHostsFile=" + s.knownHosts(), "GlobalKnownHostsFile=none", "StrictHostKeyChecking=yes",
+		"HostKeyAlias=bench", "UserKnownHostsFile=" + s.knownHosts(), "GlobalKnownHostsFile=none", "StrictHostKeyChecking=yes",
 		"UpdateHostKeys=no", "CheckHostIP=no", "AddressFamily=inet", "BatchMode=yes",
 		"IdentitiesOnly=yes", "IdentityAgent=none", "PreferredAuthentications=publickey",
 		"GSSAPIAuthentication=no", "ControlMaster=no", "ControlPath=none", "Compression=no",
@@ -211,17 +208,19 @@ func (s *sshGuest) options() []string {
 
 // ssh runs a command of the remote shell's over a connection of its own.
 func (s *sshGuest) ssh(ctx context.Context, command string) *exec.Cmd {
-	args := append(s.options(), "-p", strconv.Itoa(s.port), s.user+"@127.0.0.1", command)
+	address, port := s.wire.server()
+	args := append(s.options(), "-p", strconv.Itoa(port), s.user+"@"+address, command)
 	return exec.CommandContext(ctx, "ssh", args...)
 }
 
 // scp copies a file to the home directory there.
 func (s *sshGuest) scp(ctx context.Context, file, name string) *exec.Cmd {
-	args := append(s.options(), "-P", strconv.Itoa(s.port))
+	address, port := s.wire.server()
+	args := append(s.options(), "-P", strconv.Itoa(port))
 	if s.legacy {
 		args = append(args, "-O")
 	}
-	return exec.CommandContext(ctx, "scp", append(args, file, s.user+"@127.0.0.1:"+name)...)
+	return exec.CommandContext(ctx, "scp", append(args, file, s.user+"@"+address+":"+name)...)
 }
 
 // exec runs a command through the agent: what is not measured need not be ssh.
@@ -234,7 +233,7 @@ func (s *sshGuest) describe() string {
 	if err != nil {
 		return ""
 	}
-	d := strings.TrimSpace(string(out)) + ", QEMU's built-in network, no PAM, curve25519"
+	d := strings.TrimSpace(string(out)) + ", " + s.wire.String() + ", no PAM, curve25519"
 	if s.cipher != "" {
 		d += ", " + s.cipher
 	}
