@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"banger/internal/daemon/imagemgr/decompress"
 	"banger/internal/errdefs"
@@ -38,7 +39,7 @@ func Extract(src, dst string) (err error) {
 	defer in.Close()
 	payload, err := payload(in)
 	if err != nil {
-		return fmt.Errorf("unpack kernel %s: %w", src, err)
+		return fmt.Errorf("unpack %s: %w", filepath.Base(src), err)
 	}
 	out, err := os.OpenFile(dst, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
@@ -50,7 +51,7 @@ func Extract(src, dst string) (err error) {
 		}
 	}()
 	if err := unpack(out, payload); err != nil {
-		return fmt.Errorf("unpack kernel %s: %w", src, err)
+		return fmt.Errorf("unpack %s: %w", filepath.Base(src), err)
 	}
 	return Check(out)
 }
