@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"banger/internal/errdefs"
 )
 
 // Step is one part of a change to M. Undo must be safe when Do failed half way;
@@ -63,6 +65,10 @@ func Run[M any](ctx context.Context, r Runner, m M, list []Step[M]) error {
 		}
 		if errors.Is(err, ErrCrash) {
 			return err
+		}
+		if cause := context.Cause(ctx); cause != nil && errdefs.ClassOf(err) != errdefs.ClassOf(cause) {
+			// A step that was cancelled may say so in the words of what it was doing.
+			err = &errdefs.Error{Class: errdefs.ClassOf(cause), Msg: err.Error(), Hint: errdefs.HintOf(cause), Err: err}
 		}
 		log.Debug("step failed, undoing", "step", s.Name, "err", err)
 		return errors.Join(err, undo(ctx, log, m, list[:i+1]))

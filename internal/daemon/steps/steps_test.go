@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"banger/internal/daemon/steps"
+	"banger/internal/errdefs"
 )
 
 type world struct{ log []string }
@@ -86,5 +87,19 @@ func TestFailedUndoDoesNotStopTheOthers(t *testing.T) {
 	}
 	if want := []string{"do0", "do1", "undo2", "undo0"}; !reflect.DeepEqual(w.log, want) {
 		t.Errorf("ran %v, want %v", w.log, want)
+	}
+}
+
+// A step reports its cancellation in the words, and so the class, of what it was doing.
+func TestCancelledStepKeepsTheClassOfTheCause(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cause := errdefs.New(errdefs.ClassCanceled, "killed")
+	all := list(2)
+	all[1].Do = func(context.Context, *world) error {
+		cancel(cause)
+		return errdefs.Unavailable("dial: %w", cause)
+	}
+	if err := steps.Run(ctx, steps.Runner{}, &world{}, all); errdefs.ClassOf(err) != errdefs.ClassCanceled || !errors.Is(err, cause) {
+		t.Errorf("error %v has class %s", err, errdefs.ClassOf(err))
 	}
 }

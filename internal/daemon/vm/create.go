@@ -259,7 +259,9 @@ func (s *Service) unreserve(ctx context.Context, c *creation) error {
 	return s.Store.DeleteVM(ctx, c.vm.ID)
 }
 
-// makeDir makes the VM directory. The VMM's user owns it, and nobody else enters.
+// makeDir makes the VM directory. The VMM's user may enter it and change nothing
+// there: a VMM that a guest has taken over must not choose which files, sockets
+// and processes we go for by the names in it.
 func (s *Service) makeDir(_ context.Context, c *creation) error {
 	dir := s.Layout.VM(c.vm.ID)
 	if err := os.MkdirAll(s.Layout.VMs(), 0o700); err != nil {
@@ -268,7 +270,16 @@ func (s *Service) makeDir(_ context.Context, c *creation) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("make vm directory: %w", err)
 	}
-	return s.own(c.vm, dir)
+	if c.vm.VMMUID == 0 {
+		return nil
+	}
+	if err := os.Chown(dir, -1, c.vm.VMMUID); err != nil {
+		return fmt.Errorf("give vm directory to the VMM's group: %w", err)
+	}
+	if err := os.Chmod(dir, 0o710); err != nil {
+		return fmt.Errorf("open vm directory to the VMM's group: %w", err)
+	}
+	return nil
 }
 
 // own gives a file to the user the VMM runs as.

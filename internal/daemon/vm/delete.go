@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"banger/internal/daemon/steps"
 	"banger/internal/daemon/vmlock"
@@ -15,10 +16,11 @@ import (
 // remove deletes a VM. A running one needs force, which also cancels the verb
 // that holds the VM instead of queueing behind it.
 func (s *Service) remove(ctx context.Context, id string, force bool) error {
+	take := s.claim
 	if force {
-		s.Locks.Preempt(id)
+		take = s.seize
 	}
-	ctx, held, err := s.claim(ctx, id, "delete")
+	ctx, held, err := take(ctx, id, "delete")
 	if err != nil {
 		return err
 	}
@@ -85,6 +87,9 @@ func (s *Service) unmarkDeleting(ctx context.Context, e *ending) error {
 	return nil
 }
 
+// renameTimeout bounds how long a guest may take to accept its name.
+const renameTimeout = 30 * time.Second
+
 // rename gives a VM another name, in the guest too when it runs.
 func (s *Service) rename(ctx context.Context, ref, name string) (model.VM, error) {
 	if err := model.CheckName(name); err != nil {
@@ -104,20 +109,33 @@ func (s *Service) rename(ctx context.Context, ref, name string) (model.VM, error
 	}
 	old := v.Name
 	v.Name = name
-	if err := s.Store.UpdateVM(ctx, &v); err != nil {
+	if err := s.giveName(ctx, &v); err != nil {
 		return v, err
 	}
 	if l := s.lookup(v.ID); l != nil {
+		ctx, cancel := context.WithTimeout(ctx, renameTimeout)
+		defer cancel()
 		image, err := s.Store.ImageByID(ctx, v.ImageID)
 		if err == nil {
 			err = s.identify(ctx, l, &v, image.Config)
 		}
 		if err != nil {
 			v.Name = old
-			uctx, cancel := cleanupContext(ctx)
-			defer cancel()
+			uctx, cancelUndo := cleanupContext(ctx)
+			defer cancelUndo()
 			return v, errors.Join(errdefs.Wrap(err, "rename vm %q in its guest", old), s.Store.UpdateVM(uctx, &v))
 		}
 	}
 	return v, nil
+}
+
+// giveName writes the row of a VM with a new name, unless a create has that name
+// reserved.
+func (s *Service) giveName(ctx context.Context, v *model.VM) error {
+	s.createVMMu.Lock()
+	defer s.createVMMu.Unlock()
+	if s.pending[v.Name] {
+		return errdefs.AlreadyExists("a VM named %q is being created", v.Name).WithHint("choose another name")
+	}
+	return s.Store.UpdateVM(ctx, v)
 }

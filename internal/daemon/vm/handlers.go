@@ -159,6 +159,7 @@ func (h Handlers) Wait(ctx context.Context, req *connect.Request[bangerv1.VMRef]
 		now, err := h.s.Store.GetVM(ctx, v.ID)
 		if errors.Is(err, errdefs.ErrNotFound) {
 			// Deleted while we waited: it has stopped, for good.
+			h.s.notify(v.ID) // nobody else will, and it would be remembered
 			v.State = model.StateDeleting
 			return connect.NewResponse(h.s.wire(&v, nil)), nil
 		}

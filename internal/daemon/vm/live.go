@@ -9,7 +9,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
+	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
@@ -26,6 +28,7 @@ type live struct {
 	// I/O, so it is a channel that a waiter can leave, not a mutex.
 	turn    chan struct{}
 	session *guest.Session // guarded by turn
+	lease   *lease         // nil: the VM stays when its client goes; set before it is shared
 }
 
 func newLive(m hypervisor.Machine, bootID string) *live {
@@ -78,6 +81,16 @@ func (l *live) agent(ctx context.Context) (*guest.Session, error) {
 	return session, nil
 }
 
+// ended reports whether the VMM has ended.
+func (l *live) ended() bool {
+	select {
+	case <-l.machine.Done():
+		return true
+	default:
+		return false
+	}
+}
+
 var errVMMEnded = errors.New("the VMM ended")
 
 // open opens a stream to the agent.
@@ -101,6 +114,7 @@ func (l *live) call(ctx context.Context, req guest.Request) (guest.Control, erro
 
 // close lets go of the VM without disturbing it.
 func (l *live) close() error {
+	l.lease.end()
 	<-l.turn
 	defer func() { l.turn <- struct{}{} }()
 	var err error
@@ -165,12 +179,19 @@ func (s *Service) running(v *model.VM) (*live, error) {
 	if l := s.lookup(v.ID); l != nil && v.State == model.StateRunning {
 		return l, nil
 	}
+	if v.State == model.StateRunning {
+		return nil, lost(v)
+	}
 	return nil, errdefs.Precondition("vm %q is %s, not running", v.Name, v.State).
 		WithHint("start it: banger vm start %s", v.Name)
 }
 
 // adopt enters a VMM into the cache and watches for its end.
 func (s *Service) adopt(v *model.VM, l *live) {
+	if v.Spec.AutoRemove {
+		orphan := *v
+		l.lease = newLease(s.Lease, func() { s.expire(&orphan) })
+	}
 	s.mu.Lock()
 	s.live[v.ID] = l
 	s.mu.Unlock()
@@ -194,38 +215,63 @@ func (s *Service) drop(id string, l *live) error {
 	return l.close()
 }
 
+// lost is the error for a VM whose VMM runs out of our reach.
+func lost(v *model.VM) error {
+	return errdefs.Unavailable("the VMM of vm %q did not answer when the daemon started", v.Name).
+		WithHint("restart the daemon to look for it again, or end it: banger vm kill %s", v.Name)
+}
+
+// reapRetry is the pause after an ended VM could not be settled: the disk may be
+// full, and nobody else would come to look.
+const reapRetry = time.Second
+
 // reap settles a VM whose VMM ended by itself: the guest powered off, or it died.
 // A verb that ended it holds the claim and settles it before we get the claim.
 func (s *Service) reap(id string, l *live) {
-	log := s.Log.With("vm", id)
+	for {
+		err := s.tryReap(id, l)
+		if err == nil || s.ctx.Err() != nil {
+			return // closing: recovery settles it
+		}
+		s.Log.Error("settle an ended vm", "vm", id, "err", err)
+		select {
+		case <-time.After(reapRetry):
+		case <-s.ctx.Done():
+		}
+	}
+}
+
+func (s *Service) tryReap(id string, l *live) error {
 	h, err := s.Locks.Acquire(s.ctx, id, "settle")
 	if err != nil {
-		return // closing: recovery settles it
+		return err
 	}
 	defer h.Release()
 	if s.lookup(id) != l {
-		return
+		return nil
 	}
 	v, err := s.Store.GetVM(s.ctx, id)
 	if err != nil {
-		log.Error("settle an ended vm", "err", err)
-		return
+		return err
 	}
+	return s.bury(s.ctx, h, &v, l)
+}
+
+// bury settles a VM whose VMM has ended, and deletes one that was not to outlive it.
+func (s *Service) bury(ctx context.Context, held *vmlock.Held, v *model.VM, l *live) error {
 	exit := l.machine.Exit()
 	v.LastError = ""
 	if exit.Known && (exit.Code != 0 || exit.Signal != 0) {
 		v.LastError = exitText(exit)
 	}
-	log.Info("vmm ended", "code", exit.Code, "signal", exit.Signal, "known", exit.Known)
-	if err := s.settle(s.ctx, &ending{held: h, vm: &v, from: v.State, live: l}); err != nil {
-		log.Error("settle an ended vm", "err", err)
-		return
+	s.Log.Info("vmm ended", "vm", v.ID, "code", exit.Code, "signal", exit.Signal, "known", exit.Known)
+	if err := s.settle(ctx, &ending{held: held, vm: v, from: v.State, live: l}); err != nil {
+		return err
 	}
 	if v.Spec.AutoRemove || v.State == model.StateDeleting {
-		if err := s.deleteHeld(s.ctx, h, &v); err != nil {
-			log.Error("delete an ended vm", "err", err)
-		}
+		return s.deleteHeld(ctx, held, v)
 	}
+	return nil
 }
 
 func exitText(e hypervisor.Exit) string {
@@ -234,7 +280,7 @@ func exitText(e hypervisor.Exit) string {
 		what = fmt.Sprintf("the VMM was ended by signal %d", e.Signal)
 	}
 	if e.Detail != "" {
-		what += ": " + e.Detail
+		what += ": " + printable(e.Detail, 500)
 	}
 	return what
 }

@@ -52,9 +52,16 @@ func (s *Service) logs(ctx context.Context, v *model.VM, vmm, follow bool, tail 
 	}
 	buf := make([]byte, logChunk)
 	for {
-		// The end is looked at before the last read: what was written by then is sent.
-		ended := !follow || s.lookup(v.ID) == nil
-		changed := s.nextChange(v.ID)
+		// A change after the state was looked at must not be missed, and what was
+		// written before the end must be sent: hence this order.
+		var changed <-chan struct{}
+		ended := !follow
+		if follow {
+			changed = s.nextChange(v.ID)
+			if ended, err = s.bootEnded(ctx, v); err != nil {
+				return err
+			}
+		}
 		for {
 			n, err := f.Read(buf)
 			if n > 0 {
@@ -63,6 +70,13 @@ func (s *Service) logs(ctx context.Context, v *model.VM, vmm, follow bool, tail 
 				}
 			}
 			if errors.Is(err, io.EOF) {
+				again, err := rewound(f)
+				if err != nil {
+					return fmt.Errorf("read log: %w", err)
+				}
+				if again {
+					continue
+				}
 				break
 			}
 			if err != nil {
@@ -79,6 +93,31 @@ func (s *Service) logs(ctx context.Context, v *model.VM, vmm, follow bool, tail 
 			return ctx.Err()
 		}
 	}
+}
+
+// bootEnded reports whether the boot of v, as v was read, is over.
+func (s *Service) bootEnded(ctx context.Context, v *model.VM) (bool, error) {
+	now, err := s.Store.GetVM(ctx, v.ID)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		s.notify(v.ID) // nobody else will, and it would be remembered
+		return true, nil
+	}
+	return now.BootID != v.BootID || !now.State.Live(), err
+}
+
+// rewound reports whether the log was cut below where we read, as happens to one
+// that grows too long, and then goes back to its start.
+func rewound(f *os.File) (bool, error) {
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return false, err
+	}
+	st, err := f.Stat()
+	if err != nil || st.Size() >= at {
+		return false, err
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return true, err
 }
 
 // logWatch tells when a file grew, by inotify.

@@ -39,12 +39,15 @@ func (s *Service) Restore(ctx context.Context) error {
 	for i := range all {
 		v := &all[i]
 		known[v.ID] = true
+		if ctx.Err() != nil {
+			return context.Cause(ctx) // what we did not look at must not count as gone
+		}
 		if err := s.restore(ctx, v); err != nil {
 			// One VM that cannot be settled must not keep the daemon from serving the others.
 			s.Log.Error("recover vm", "vm", v.ID, "state", v.State, "err", err)
-			continue
 		}
-		if s.lookup(v.ID) != nil && v.Spec.Net == model.NetUser {
+		// One that could not be reached may run all the same.
+		if v.State.Live() && v.Spec.Net == model.NetUser {
 			sockets[v.ID] = filepath.Join(s.Layout.VM(v.ID), paths.NetSocket)
 		}
 	}
@@ -64,29 +67,21 @@ func (s *Service) Restore(ctx context.Context) error {
 }
 
 func (s *Service) restore(ctx context.Context, v *model.VM) error {
-	if v.State == model.StateStopped || v.State == model.StateError {
-		if v.Spec.AutoRemove {
-			return s.underClaim(ctx, v, s.deleteHeld)
-		}
+	if v.State == model.StateCreating || v.State == model.StateDeleting || v.Spec.AutoRemove {
+		return s.underClaim(ctx, v, s.deleteHeld)
+	}
+	if !v.State.Live() {
 		return nil
 	}
 	return s.underClaim(ctx, v, func(ctx context.Context, held *vmlock.Held, v *model.VM) error {
-		switch v.State {
-		case model.StateCreating, model.StateDeleting:
-			return s.deleteHeld(ctx, held, v)
-		case model.StateStarting:
-			if v.Spec.AutoRemove {
-				return s.deleteHeld(ctx, held, v)
-			}
+		if v.State == model.StateStarting {
 			return s.settle(ctx, &ending{held: held, vm: v, from: v.State})
 		}
 		l, err := s.reattach(ctx, v)
 		switch {
 		case errors.Is(err, errdefs.ErrNotFound):
 			v.LastError = "the VMM was gone when the daemon started"
-			if err := s.settle(ctx, &ending{held: held, vm: v, from: v.State}); err != nil {
-				return err
-			}
+			return s.settle(ctx, &ending{held: held, vm: v, from: v.State})
 		case err != nil:
 			return err
 		default:
@@ -96,9 +91,6 @@ func (s *Service) restore(ctx context.Context, v *model.VM) error {
 			}
 			s.adopt(v, l)
 			s.Log.Info("found a running vm again", "vm", v.ID, "pid", l.machine.Handle().PID)
-		}
-		if v.Spec.AutoRemove {
-			return s.deleteHeld(ctx, held, v)
 		}
 		return nil
 	})

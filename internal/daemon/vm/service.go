@@ -96,6 +96,9 @@ type Deps struct {
 	UIDBase   int // first uid for VMMs when the daemon is root; 0: VMMs run as the daemon
 	Locks     *vmlock.Set
 	Log       *slog.Logger
+	// Lease is how long a VM that is to vanish with its client may be without
+	// one; 0: two minutes.
+	Lease time.Duration
 	// Faults is a seam for tests: called after every named step, see steps.Runner.
 	Faults func(step string) error
 }
@@ -153,15 +156,29 @@ func (s *Service) Close() error {
 const claimTimeout = 60 * time.Second
 
 // claim takes the lifecycle claim of a VM. The returned context ends with ctx or
-// when a kill or forced delete preempts the claim.
+// when a kill or forced delete seizes the claim.
 func (s *Service) claim(ctx context.Context, id, action string) (context.Context, *vmlock.Held, error) {
+	return s.take(ctx, id, action, s.Locks.Acquire)
+}
+
+// seize is claim for the verbs that do not queue: it ends the verbs before it.
+func (s *Service) seize(ctx context.Context, id, action string) (context.Context, *vmlock.Held, error) {
+	return s.take(ctx, id, action, s.Locks.Seize)
+}
+
+func (s *Service) take(ctx context.Context, id, action string, how func(ctx context.Context, key, action string) (*vmlock.Held, error)) (context.Context, *vmlock.Held, error) {
 	wait, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
-	h, err := s.Locks.Acquire(wait, id, action)
+	h, err := how(wait, id, action)
 	if err != nil {
 		return nil, nil, err
 	}
-	return h.Context(ctx), h, nil
+	held := h.Context(ctx)
+	if err := context.Cause(held); err != nil {
+		h.Release()
+		return nil, nil, err
+	}
+	return held, h, nil
 }
 
 // setState moves v to next in the row and wakes whoever waits for it.

@@ -38,8 +38,18 @@ func (s *Service) start(ctx context.Context, id string, p model.Progress) error 
 	if err != nil {
 		return err
 	}
-	if v.State == model.StateRunning {
-		return nil
+	if v.State.Live() {
+		l := s.lookup(id)
+		switch {
+		case l == nil:
+			return lost(&v)
+		case !l.ended():
+			return nil
+		}
+		// Its watcher waits for the claim we hold: do its work first.
+		if err := s.bury(ctx, held, &v, l); err != nil {
+			return err
+		}
 	}
 	c := &creation{held: held, vm: &v, from: v.State}
 	return s.startHeld(ctx, c, p)
@@ -47,6 +57,9 @@ func (s *Service) start(ctx context.Context, id string, p model.Progress) error 
 
 // startHeld runs the start steps for a VM whose row exists.
 func (s *Service) startHeld(ctx context.Context, c *creation, p model.Progress) error {
+	if !c.vm.State.CanBecome(model.StateStarting) {
+		return c.vm.Transition(model.StateStarting)
+	}
 	var err error
 	if c.driver, err = s.driver(c.vm); err != nil {
 		return err
@@ -144,11 +157,15 @@ func (s *Service) spec(v *model.VM, dir string, files model.BootFiles) hyperviso
 	return spec
 }
 
-// unmarkStarting puts the row back; undoing a create removes it right after.
+// unmarkStarting puts the row back. Undoing a create removes it right after: a
+// crash in between must not leave a VM that looks whole.
 func (s *Service) unmarkStarting(ctx context.Context, c *creation) error {
 	back := model.StateStopped
-	if c.from == model.StateError {
+	switch c.from {
+	case model.StateError:
 		back = model.StateError
+	case model.StateCreating:
+		back = model.StateDeleting
 	}
 	if c.vm.State == back {
 		return nil

@@ -26,7 +26,18 @@ func (s *Service) stop(ctx context.Context, id string, timeout time.Duration, p 
 	if err != nil {
 		return err
 	}
-	return s.stopHeld(ctx, held, &v, timeout, p)
+	if err := s.stopHeld(ctx, held, &v, timeout, p); err != nil {
+		return err
+	}
+	return s.removeIfMeant(ctx, held, &v)
+}
+
+// removeIfMeant deletes a stopped VM that was to vanish when it stops.
+func (s *Service) removeIfMeant(ctx context.Context, held *vmlock.Held, v *model.VM) error {
+	if !v.Spec.AutoRemove {
+		return nil
+	}
+	return s.deleteHeld(ctx, held, v)
 }
 
 // ending is what the steps of stop, kill and delete work on.
@@ -72,10 +83,8 @@ func (s *Service) markStopping(ctx context.Context, e *ending) error {
 // unmarkStopping puts a VM that still runs back. One that does not is settled by
 // its watcher, which waits for our claim.
 func (s *Service) unmarkStopping(ctx context.Context, e *ending) error {
-	select {
-	case <-e.live.machine.Done():
+	if e.live.ended() {
 		return nil
-	default:
 	}
 	e.vm.State = model.StateRunning
 	if err := s.Store.UpdateVM(ctx, e.vm); err != nil {
@@ -104,10 +113,8 @@ func (s *Service) powerOff(ctx context.Context, l *live, timeout time.Duration) 
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if _, err := l.call(ctx, guest.Request{Kind: guest.KindShutdown}); err != nil {
-		select {
-		case <-l.machine.Done():
+		if l.ended() {
 			return nil
-		default:
 		}
 		// No agent to ask: the power button is the other orderly way.
 		if berr := l.machine.PowerButton(ctx); berr != nil {
@@ -176,22 +183,25 @@ func (s *Service) settle(ctx context.Context, e *ending) error {
 // kill ends a VM at once. It does not queue behind the verb that holds the VM: it
 // cancels that verb first.
 func (s *Service) kill(ctx context.Context, id string) error {
-	s.Locks.Preempt(id)
-	ctx, held, err := s.claim(ctx, id, "kill")
+	ctx, held, err := s.seize(ctx, id, "kill")
 	if err != nil {
 		return err
 	}
 	defer held.Release()
 	v, err := s.Store.GetVM(ctx, id)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil // it was being created, which we have ended
+	}
 	if err != nil {
 		return err
 	}
-	l := s.lookup(id)
-	if l == nil && !v.State.Live() {
-		return nil
+	if l := s.lookup(id); l != nil || v.State.Live() {
+		v.LastError = ""
+		if err := s.settle(ctx, &ending{held: held, vm: &v, from: v.State, live: l}); err != nil {
+			return err
+		}
 	}
-	v.LastError = ""
-	return s.settle(ctx, &ending{held: held, vm: &v, from: v.State, live: l})
+	return s.removeIfMeant(ctx, held, &v)
 }
 
 // restart is stop and start under one claim.

@@ -71,10 +71,11 @@ func (s *Service) OpenAgent(ctx context.Context, id string, req guest.Request) (
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), streamOpenTimeout)
 	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)() // Close waits for who connects
 	agent, err := l.open(ctx)
 	if err == nil {
 		if err = guest.WriteRequest(agent, req); err == nil {
-			return agent, nil
+			return l.lease.hold(agent), nil
 		}
 		_ = agent.Close()
 	}

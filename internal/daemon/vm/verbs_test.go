@@ -209,9 +209,14 @@ func TestAutoRemovedVMsGoWithTheirClient(t *testing.T) {
 	if n := len(w.vms()); n != 0 {
 		t.Errorf("%d VMs outlived the daemon that served their client", n)
 	}
-	create("stopped")
-	w.must(w.stop("stopped"))
-	w.checkLegal()
+	for name, end := range map[string]func(string) error{"stopped": w.stop, "killed": w.kill} {
+		create(name)
+		w.must(end(name))
+		if n := len(w.vms()); n != 0 {
+			t.Errorf("a %s VM that was to vanish is still there", name)
+		}
+		w.checkLegal()
+	}
 }
 
 func TestBadRequestsChangeNothing(t *testing.T) {

@@ -47,17 +47,62 @@ type world struct {
 	db    *store.Store
 	ops   *opstate.Service
 	svc   *vm.Service
-	fake  *fakevm.Driver
+	fake  *watchedDriver
+	locks *vmlock.Set
 	fault atomic.Pointer[func(step string) error]
+	rows  rowFaults
+	lease time.Duration
+	uids  int
 }
 
-func newWorld(t *testing.T) *world {
+// watchedDriver remembers the machine it started last.
+type watchedDriver struct {
+	hypervisor.Driver
+	last atomic.Pointer[hypervisor.Machine]
+}
+
+func (d *watchedDriver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Machine, error) {
+	m, err := d.Driver.Start(ctx, spec)
+	if err == nil {
+		d.last.Store(&m)
+	}
+	return m, err
+}
+
+// rowFaults are writes to the database that are to fail, by kind.
+type rowFaults struct{ updates, deletes atomic.Int32 }
+
+// faultyStore is the database of a world, with a disk that is full now and then.
+type faultyStore struct {
+	*store.Store
+	faults *rowFaults
+}
+
+func (s faultyStore) UpdateVM(ctx context.Context, v *model.VM) error {
+	if s.faults.updates.Add(-1) >= 0 {
+		return errInjected
+	}
+	return s.Store.UpdateVM(ctx, v)
+}
+
+func (s faultyStore) DeleteVM(ctx context.Context, id string) error {
+	if s.faults.deletes.Add(-1) >= 0 {
+		return errInjected
+	}
+	return s.Store.DeleteVM(ctx, id)
+}
+
+func newWorld(t *testing.T) *world { return newWorldWith(t, func(*world) {}) }
+
+// newWorldWith makes a world whose service is set up as option says.
+func newWorldWith(t *testing.T, option func(*world)) *world {
 	t.Helper()
 	layout, err := paths.At(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &world{t: t, layout: layout, net: &network{attached: map[string]bool{}}}
+	option(w)
 	w.open()
 	ctx := context.Background()
 	rootfs := filepath.Join(layout.State, "rootfs.ext4")
@@ -94,9 +139,10 @@ func (w *world) open() {
 		w.t.Fatal(err)
 	}
 	w.db, w.ops = db, opstate.New(log)
-	w.fake = fakevm.New(fakevm.Deps{Command: []string{self, "fakevm"}, Log: log})
+	w.fake = &watchedDriver{Driver: fakevm.New(fakevm.Deps{Command: []string{self, "fakevm"}, Log: log})}
+	w.locks = &vmlock.Set{Noun: "vm"}
 	w.svc = vm.New(vm.Deps{
-		Store: db, Layout: w.layout, Log: log, Ops: w.ops, Network: w.net,
+		Store: faultyStore{db, &w.rows}, Layout: w.layout, Log: log, Ops: w.ops, Network: w.net,
 		Drivers:   map[string]hypervisor.Driver{w.fake.Name(): w.fake},
 		Pick:      func(context.Context) (hypervisor.Driver, error) { return w.fake, nil },
 		Artifacts: artifacts{db}, Disks: disks{},
@@ -104,7 +150,7 @@ func (w *world) open() {
 			CPUs: 1, MemoryMiB: 128, DiskBytes: 64 << 20, Image: "debian", Kernel: "debian",
 			Net: model.NetUser, StopTimeout: 20 * time.Second, BootTimeout: 30 * time.Second,
 		},
-		MaxVMs: 100, MaxBoots: 4, Locks: &vmlock.Set{Noun: "vm"},
+		MaxVMs: 100, MaxBoots: 4, Locks: w.locks, Lease: w.lease, UIDBase: w.uids,
 		Faults: func(step string) error {
 			if fault := w.fault.Load(); fault != nil {
 				return (*fault)(step)
@@ -120,6 +166,8 @@ func (w *world) close() {
 	w.must(w.ops.Close(ctx))
 	w.must(w.svc.Close())
 	w.must(w.db.Close())
+	w.rows.updates.Store(0)
+	w.rows.deletes.Store(0)
 }
 
 // restart is a daemon that ends and another that begins on the same host.

@@ -27,9 +27,10 @@ type Set struct {
 type claim struct {
 	free    chan struct{} // holds one token while nobody holds the claim
 	waiters int           // holders and waiters; the entry goes at zero
+	seizing int           // waiters in Seize: everybody else lets go
 	action  string
 	since   time.Time
-	cancel  context.CancelCauseFunc // cancels the holder's work; nil: it cannot be preempted
+	cancel  context.CancelCauseFunc // cancels the holder's work; nil: it cannot be taken away
 }
 
 // Held is the proof that its owner holds the claim on Key.
@@ -40,10 +41,13 @@ type Held struct {
 	release   func()
 }
 
-// Context returns a context that ends with parent, when Preempt takes the claim
+// Context returns a context that ends with parent, when Seize takes the claim
 // away, and when the claim is released.
 func (h *Held) Context(parent context.Context) context.Context {
 	ctx, cancel := context.WithCancelCause(parent)
+	if h.preempted.Err() != nil {
+		cancel(context.Cause(h.preempted)) // at once: it was lost before it was held
+	}
 	stop := context.AfterFunc(h.preempted, func() { cancel(context.Cause(h.preempted)) })
 	context.AfterFunc(ctx, func() { stop() })
 	return ctx
@@ -60,21 +64,61 @@ var ErrPreempted = errdefs.New(errdefs.ClassCanceled, "another request ended it 
 // holder and since when. action is what the caller is about to do ("start").
 func (s *Set) Acquire(ctx context.Context, key, action string) (*Held, error) {
 	c := s.enter(key)
-	select {
-	case <-c.free:
-	default:
-		select {
-		case <-c.free:
-		case <-ctx.Done():
-			err := s.busy(key, context.Cause(ctx))
-			s.leave(key, c)
-			return nil, err
-		}
+	if err := s.wait(ctx, key, c); err != nil {
+		return nil, err
 	}
 	preempted, cancel := context.WithCancelCause(context.Background())
 	s.mu.Lock()
 	c.action, c.since, c.cancel = action, time.Now(), cancel
+	if c.seizing > 0 {
+		cancel(ErrPreempted) // it was queued ahead of who seizes
+	}
 	s.mu.Unlock()
+	return s.held(key, c, preempted, cancel), nil
+}
+
+// Seize is Acquire for verbs that must not queue: it cancels the work of whoever
+// holds the claim, and of those queued before it, who let go once they have
+// undone. A claim that was seized cannot be taken away.
+func (s *Set) Seize(ctx context.Context, key, action string) (*Held, error) {
+	c := s.enter(key)
+	s.mu.Lock()
+	c.seizing++
+	if c.cancel != nil {
+		c.cancel(ErrPreempted)
+	}
+	s.mu.Unlock()
+	err := s.wait(ctx, key, c)
+	s.mu.Lock()
+	c.seizing--
+	if err != nil {
+		s.mu.Unlock()
+		return nil, err
+	}
+	c.action, c.since = action, time.Now()
+	s.mu.Unlock()
+	preempted, cancel := context.WithCancelCause(context.Background())
+	return s.held(key, c, preempted, cancel), nil
+}
+
+// wait takes the token of c, or leaves it with an error.
+func (s *Set) wait(ctx context.Context, key string, c *claim) error {
+	select {
+	case <-c.free:
+		return nil
+	default:
+	}
+	select {
+	case <-c.free:
+		return nil
+	case <-ctx.Done():
+		err := s.busy(key, context.Cause(ctx))
+		s.leave(key, c)
+		return err
+	}
+}
+
+func (s *Set) held(key string, c *claim, preempted context.Context, cancel context.CancelCauseFunc) *Held {
 	untake := func() {}
 	if s.OnTake != nil {
 		untake = s.OnTake(key)
@@ -87,17 +131,7 @@ func (s *Set) Acquire(ctx context.Context, key, action string) (*Held, error) {
 		cancel(errReleased)
 		c.free <- struct{}{}
 		s.leave(key, c)
-	}}, nil
-}
-
-// Preempt cancels the work of whoever holds the claim on key, if anybody does.
-// The caller then acquires it as usual: the holder lets go once it has undone.
-func (s *Set) Preempt(key string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if c := s.claims[key]; c != nil && c.cancel != nil {
-		c.cancel(ErrPreempted)
-	}
+	}}
 }
 
 // Holder says what holds the claim on key now, as "start since 10:03:12", or "".

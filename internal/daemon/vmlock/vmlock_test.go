@@ -80,31 +80,62 @@ func TestBusyNamesTheHolder(t *testing.T) {
 	})
 }
 
-func TestPreemptCancelsTheHolderOnly(t *testing.T) {
-	var s vmlock.Set
-	s.Preempt("a") // nobody: nothing happens
-	h, err := s.Acquire(context.Background(), "a", "start")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx := h.Context(context.Background())
-	got := make(chan *vmlock.Held)
-	go func() {
-		k, err := s.Acquire(context.Background(), "a", "kill")
+// Seize ends the holder and who queued before it, and can itself not be ended.
+func TestSeizeDoesNotQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s vmlock.Set
+		free, err := s.Seize(context.Background(), "a", "kill")
 		if err != nil {
-			t.Error(err)
+			t.Fatal(err)
 		}
-		got <- k
-	}()
-	s.Preempt("a")
-	<-ctx.Done()
-	if !errors.Is(context.Cause(ctx), vmlock.ErrPreempted) {
-		t.Errorf("cause %v", context.Cause(ctx))
-	}
-	h.Release()
-	k := <-got
-	if err := k.Context(context.Background()).Err(); err != nil {
-		t.Errorf("the next holder is cancelled too: %v", err)
-	}
-	k.Release()
+		free.Release()
+		work := func(action string) {
+			h, err := s.Acquire(context.Background(), "a", action)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer h.Release()
+			ctx := h.Context(context.Background())
+			<-ctx.Done() // it would go on for ever
+			if !errors.Is(context.Cause(ctx), vmlock.ErrPreempted) {
+				t.Errorf("%s: cause %v", action, context.Cause(ctx))
+			}
+		}
+		go work("start")
+		synctest.Wait()
+		go work("stop")
+		synctest.Wait()
+		h, err := s.Seize(context.Background(), "a", "kill")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx := h.Context(context.Background())
+		second := make(chan struct{})
+		go func() {
+			defer close(second)
+			again, err := s.Seize(context.Background(), "a", "delete")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			again.Release()
+		}()
+		synctest.Wait()
+		if ctx.Err() != nil {
+			t.Errorf("a seized claim was taken away: %v", context.Cause(ctx))
+		}
+		h.Release()
+		<-second
+		go work("later")
+		synctest.Wait()
+		if got := s.Holder("a"); !strings.HasPrefix(got, "later since ") {
+			t.Errorf("a claim after the seizure is held by %q", got)
+		}
+		last, err := s.Seize(context.Background(), "a", "kill")
+		if err != nil {
+			t.Fatal(err)
+		}
+		last.Release()
+	})
 }

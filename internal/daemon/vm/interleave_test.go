@@ -1,0 +1,194 @@
+package vm_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
+
+	"banger/internal/api/bangerv1"
+	"banger/internal/daemon/fakevm"
+	"banger/internal/errdefs"
+	"banger/internal/guest"
+	"banger/internal/model"
+)
+
+func (w *world) pid(name string) int {
+	w.t.Helper()
+	resp, err := w.svc.Handlers().Get(context.Background(), connect.NewRequest(&bangerv1.VMRef{Ref: name}))
+	w.must(err)
+	return int(resp.Msg.Pid)
+}
+
+// A kill ends the verbs that queue before it, not only the one that holds the VM.
+func TestKillDoesNotQueueBehindAQueue(t *testing.T) {
+	w := newWorld(t)
+	_, hung := w.hung("dev")
+	queued := make(chan error, 3)
+	for range cap(queued) {
+		go func() { queued <- w.start("dev") }()
+	}
+	w.must(w.kill("dev"))
+	if err := <-hung; !errors.Is(err, errdefs.ErrCanceled) {
+		t.Errorf("the start ended with %v", err)
+	}
+	// Those that came too late for the kill hang now.
+	for range cap(queued) {
+		w.must(w.kill("dev"))
+		if err := <-queued; !errors.Is(err, errdefs.ErrCanceled) {
+			t.Errorf("a queued start ended with %v", err)
+		}
+	}
+}
+
+// A start that comes before the watcher of a VMM that has just ended starts it anew.
+func TestStartOfAVMWhoseVMMHasJustEnded(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	for range 3 {
+		id, pid := w.vms()[0].ID, w.pid("dev")
+		held, err := w.locks.Acquire(context.Background(), id, "test")
+		w.must(err)
+		started := make(chan error, 1)
+		go func() { started <- w.start("dev") }()
+		w.must(unix.Kill(pid, unix.SIGKILL))
+		<-(*w.fake.last.Load()).Done()
+		held.Release()
+		w.must(<-started)
+		if now := w.pid("dev"); now == pid || w.vms()[0].State != model.StateRunning {
+			t.Fatalf("after a start the VM is %s, pid %d, was %d", w.vms()[0].State, now, pid)
+		}
+	}
+	w.checkLegal()
+}
+
+// The daemon ends while it undoes a create: recovery goes on undoing.
+func TestCrashWhileACreateIsUndone(t *testing.T) {
+	w := newWorld(t)
+	w.inject(func(step string) error {
+		if step == "boot" {
+			return errInjected
+		}
+		return nil
+	})
+	w.rows.deletes.Store(1)
+	if err := w.create("dev", true); !errors.Is(err, errdefs.ErrInternal) {
+		t.Fatalf("create: %v", err)
+	}
+	w.restart()
+	if n := len(w.vms()); n != 0 {
+		t.Errorf("a VM nobody was told of is %s", w.vms()[0].State)
+	}
+	w.checkLegal()
+}
+
+// The end of a VMM is noted although the database could not be written at first.
+func TestEndOfAVMMIsNotedInTheEnd(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	w.rows.updates.Store(1)
+	w.must(unix.Kill(w.pid("dev"), unix.SIGKILL))
+	if got := w.settled("dev"); got != model.StateStopped {
+		t.Errorf("settled as %s", got)
+	}
+}
+
+// A VMM that does not answer a new daemon runs on, network and all; it can be
+// ended, and nobody takes it for usable or for stopped.
+func TestUnreachableVMMAfterARestart(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	id := w.vms()[0].ID
+	w.knob(id, fakevm.Knobs{AttachError: "busy"})
+	w.restart()
+	w.checkLegal()
+	if err := w.start("dev"); !errors.Is(err, errdefs.ErrUnavailable) || errdefs.HintOf(err) == "" {
+		t.Errorf("start: %v", err)
+	}
+	w.must(w.kill("dev"))
+	w.checkLegal()
+	w.knob(id, fakevm.Knobs{})
+	w.must(w.start("dev"))
+}
+
+// A daemon that is told to end while it recovers leaves everything as it is.
+func TestRecoveryThatIsCutOff(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	was := w.snapshot()
+	w.close()
+	w.open()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := w.svc.Restore(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("restore: %v", err)
+	}
+	if now := w.snapshot(); now != was {
+		t.Errorf("the world is\n%swas\n%s", now, was)
+	}
+	w.restart()
+	w.checkLegal()
+}
+
+// A client that died before it began its command cannot end its VM; the lease does.
+func TestOrphanedVMGoes(t *testing.T) {
+	w := newWorldWith(t, func(w *world) { w.lease = 100 * time.Millisecond })
+	create := func() *model.VM {
+		w.must(w.wait(w.svc.Handlers().Create(context.Background(),
+			connect.NewRequest(&bangerv1.CreateRequest{Name: "dev", AutoRemove: true}))))
+		all := w.vms()
+		if len(all) == 0 {
+			t.Skip("this host is so slow that the lease was over at once")
+		}
+		return &all[0]
+	}
+	gone := func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		resp, err := w.svc.Handlers().Wait(ctx, connect.NewRequest(&bangerv1.VMRef{Ref: "dev"}))
+		if errors.Is(err, errdefs.ErrNotFound) || connect.CodeOf(err) == connect.CodeNotFound {
+			return
+		}
+		w.must(err)
+		if got := model.State(resp.Msg.State); got != model.StateDeleting {
+			t.Errorf("the VM is %s", got)
+		}
+	}
+	create()
+	gone()
+	// A stream keeps it, however long; its end does not.
+	v := create()
+	conn, err := w.svc.OpenAgent(context.Background(), v.ID, guest.Request{Kind: guest.KindPing})
+	if errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Skip("this host is so slow that the lease was over before the stream")
+	}
+	w.must(err)
+	if got := len(w.vms()); got != 1 {
+		t.Errorf("%d VMs while a stream is open", got)
+	}
+	w.must(conn.Close())
+	gone()
+	w.checkLegal()
+}
+
+// A VMM that a guest has taken over runs as the owner of its disk, and of nothing
+// that says where we look for what.
+func TestVMMCannotChangeItsDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives VMMs users of their own")
+	}
+	w := newWorldWith(t, func(w *world) { w.uids = 1_900_000_000 })
+	w.must(w.create("dev", true))
+	v := w.vms()[0]
+	st, err := os.Stat(w.layout.VM(v.ID))
+	w.must(err)
+	sys := st.Sys().(*syscall.Stat_t)
+	if v.VMMUID == 0 || sys.Uid != 0 || int(sys.Gid) != v.VMMUID || st.Mode().Perm() != 0o710 {
+		t.Errorf("the directory of a VMM with uid %d belongs to %d:%d, mode %o", v.VMMUID, sys.Uid, sys.Gid, st.Mode().Perm())
+	}
+}
