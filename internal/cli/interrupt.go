@@ -66,11 +66,8 @@ func (s *signals) release() {
 // has its usual effect again. stop must be called.
 func interruptible(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	var s *signals
-	s = catch(func(syscall.Signal) {
-		signal.Stop(s.ch)
-		cancel(errInterrupted)
-	}, syscall.SIGINT, syscall.SIGTERM)
+	s := catch(func(syscall.Signal) { cancel(errInterrupted) }, syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, func() { signal.Stop(s.ch) })
 	return ctx, func() { s.release(); cancel(nil) }
 }
 

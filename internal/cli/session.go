@@ -133,10 +133,7 @@ func (s *session) run(ctx context.Context) (int, error) {
 func (s *session) forwarder(to chan<- int, giveUp context.CancelCauseFunc) func(syscall.Signal) {
 	var recent []time.Time
 	return func(sig syscall.Signal) {
-		select {
-		case to <- int(sig):
-		default: // nobody takes them any more
-		}
+		deliver(to, sig)
 		if sig != syscall.SIGINT {
 			return
 		}
@@ -145,6 +142,14 @@ func (s *session) forwarder(to chan<- int, giveUp context.CancelCauseFunc) func(
 		if n := len(recent); n >= 3 && now.Sub(recent[n-3]) <= impatience {
 			giveUp(errInterrupted)
 		}
+	}
+}
+
+// deliver hands a signal to the stream, unless nobody takes them any more.
+func deliver(to chan<- int, sig syscall.Signal) {
+	select {
+	case to <- int(sig):
+	default:
 	}
 }
 
@@ -161,8 +166,8 @@ func (s *session) watchDeadline(ctx context.Context, to chan<- int, giveUp conte
 		timer := time.NewTimer(time.Until(s.deadline))
 		defer timer.Stop()
 		for _, act := range []func(){
-			func() { over = true; to <- int(syscall.SIGTERM) },
-			func() { to <- int(syscall.SIGKILL) },
+			func() { over = true; deliver(to, syscall.SIGTERM) },
+			func() { deliver(to, syscall.SIGKILL) },
 			func() { giveUp(errElapsed) },
 		} {
 			select {
