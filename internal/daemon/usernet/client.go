@@ -30,10 +30,10 @@ const (
 
 // Deps is what a Client needs.
 type Deps struct {
-	Socket  string   // the helper's control socket
-	LogFile string   // where the helper's output goes
-	Command []string // starts a helper on Socket; the first word is an absolute path
-	Log     *slog.Logger
+	Socket  string       // the helper's control socket
+	LogFile string       // where the helper's output goes
+	Command []string     // starts a helper on Socket; the first word is an absolute path
+	Log     *slog.Logger // nil: none
 }
 
 // Client attaches VMs to their networks, by way of the helper, which it starts
@@ -64,6 +64,9 @@ type wanted struct {
 
 // New returns a client; it does nothing until it is asked to.
 func New(deps Deps) *Client {
+	if deps.Log == nil {
+		deps.Log = slog.New(slog.DiscardHandler)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Client{deps: deps, ctx: ctx, cancel: cancel,
 		connecting: make(chan struct{}, 1), want: make(map[string]wanted)}

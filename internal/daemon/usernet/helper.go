@@ -41,8 +41,8 @@ const (
 
 // HelperConfig is what the helper process needs.
 type HelperConfig struct {
-	Socket string // path of the control socket; its directory exists
-	Log    *slog.Logger
+	Socket string       // path of the control socket; its directory exists
+	Log    *slog.Logger // nil: none
 
 	// Ready is called once the socket answers. Nil: the descriptor named by
 	// EnvReadyFD is told, if there is one.
@@ -125,6 +125,9 @@ type helper struct {
 func newHelper(cfg HelperConfig) (*helper, error) {
 	if cfg.Grace == 0 {
 		cfg.Grace = defaultGrace
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Resolvers == "" {
 		cfg.Resolvers = "/etc/resolv.conf"

@@ -51,11 +51,12 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// Buffers of one connection, in bytes. A receive buffer grows only while its
-// reader keeps up, so connections that go nowhere stay at the default.
+// Buffers of one connection, in bytes. They grow only while the other side keeps
+// up, so connections that go nowhere stay at the default: the most a hostile
+// guest can tie up is that, both ways, and a copy buffer for each of its flows.
 const (
 	tcpBufferMin     = 4 << 10
-	tcpBufferDefault = 256 << 10
+	tcpBufferDefault = 128 << 10
 	tcpBufferMax     = 1 << 20
 	copyBuffer       = 64 << 10
 )
