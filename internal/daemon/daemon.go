@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -110,8 +112,8 @@ func (d *Daemon) lockState() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return errdefs.Wrap(err, "make the state directory")
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return errdefs.Wrap(err, "protect the state directory")
+	if err := protect(dir); err != nil {
+		return err
 	}
 	f, err := os.OpenFile(d.opts.Layout.Lock(), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -134,8 +136,34 @@ func (d *Daemon) lockState() error {
 	return nil
 }
 
-// listen binds the API socket. The lock is held, so a socket file that is there
-// belongs to a daemon that died.
+// protect closes the state directory to others. One that is open to them and holds
+// what is not ours is somebody's by mistake, /tmp or a home: it is left alone.
+func protect(dir string) error {
+	st, err := os.Stat(dir)
+	if err != nil {
+		return errdefs.Wrap(err, "protect the state directory")
+	}
+	if st.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return errdefs.Wrap(err, "protect the state directory")
+	}
+	ours := func(e fs.DirEntry) bool { return e.Name() == paths.LockFile || e.Name() == paths.DatabaseFile }
+	other := func(e fs.DirEntry) bool { return e.Name() != paths.DaemonLogFile } // the CLI's, from before our start
+	if !slices.ContainsFunc(entries, ours) && slices.ContainsFunc(entries, other) {
+		return errdefs.Precondition("%s is open to other users and holds files that are not banger's", dir).
+			WithHint("use a directory of its own: set %s", paths.EnvStateDir)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return errdefs.Wrap(err, "protect the state directory")
+	}
+	return nil
+}
+
+// listen binds the API socket. The lock keeps other daemons out of the state
+// directory, but a socket may lie anywhere: one that answers is not ours to take.
 func (d *Daemon) listen() error {
 	socket := d.opts.Layout.Socket
 	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
@@ -145,14 +173,21 @@ func (d *Daemon) listen() error {
 		if st.Mode()&os.ModeSocket == 0 {
 			return errdefs.Precondition("%s exists and is not a socket", socket).WithHint("move it away")
 		}
+		if c, err := net.Dial("unix", socket); err == nil {
+			_ = c.Close()
+			return errdefs.Precondition("another daemon serves on %s", socket).
+				WithHint("stop it (banger daemon stop), or use another socket (bangerd serve --socket)")
+		}
 		if err := os.Remove(socket); err != nil {
 			return errdefs.Wrap(err, "remove a stale socket")
 		}
 	}
-	// Nobody may connect between bind and chmod.
-	old := unix.Umask(0o177)
-	l, err := net.Listen("unix", socket)
-	unix.Umask(old)
+	// The mode that a socket has when it is bound is that of its file: nobody may
+	// connect in between.
+	conf := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		return errors.Join(c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }), err)
+	}}
+	l, err := conf.Listen(context.Background(), "unix", socket)
 	if err != nil {
 		return errdefs.Wrap(err, "listen on %s", socket)
 	}

@@ -39,8 +39,10 @@ func Open(ctx context.Context, path string) (s *Store, aside string, err error) 
 	if err == nil || !isCorrupt(err) {
 		return s, "", err
 	}
-	aside = path + paths.CorruptSuffix + time.Now().UTC().Format("20060102T150405")
-	for _, suffix := range []string{"", "-wal", "-shm"} {
+	aside = path + paths.CorruptSuffix + time.Now().UTC().Format("20060102T150405.000000000")
+	// The database goes last: should we end in between, a log that stays behind
+	// must not be taken for the new one's.
+	for _, suffix := range []string{"-wal", "-shm", ""} {
 		if rerr := os.Rename(path+suffix, aside+suffix); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
 			return nil, "", errdefs.Internal("keep corrupt database aside: %w", rerr)
 		}
@@ -62,11 +64,31 @@ func open(ctx context.Context, path string) (*Store, error) {
 	}
 	db.SetMaxOpenConns(4)
 	db.SetMaxIdleConns(2)
-	if err := migrate(ctx, db); err != nil {
+	err = check(ctx, db)
+	if err == nil {
+		err = migrate(ctx, db)
+	}
+	if err != nil {
 		_ = db.Close()
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
 	return &Store{db: db}, nil
+}
+
+// errDamaged is what SQLite finds when it looks through a whole database.
+var errDamaged = errors.New("database is damaged")
+
+// check reads all of the database: damage in a table nobody has looked at yet would
+// show only when it is too late to begin anew.
+func check(ctx context.Context, db *sql.DB) error {
+	var verdict string
+	if err := db.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&verdict); err != nil {
+		return err
+	}
+	if verdict != "ok" {
+		return fmt.Errorf("%w: %s", errDamaged, verdict)
+	}
+	return nil
 }
 
 // Peek opens the database for reading only, whoever has it open; nothing is made
@@ -123,6 +145,9 @@ func migrate(ctx context.Context, db *sql.DB) error {
 func (s *Store) Close() error { return s.db.Close() }
 
 func isCorrupt(err error) bool {
+	if errors.Is(err, errDamaged) {
+		return true
+	}
 	var se *sqlite.Error
 	if !errors.As(err, &se) {
 		return false

@@ -201,6 +201,30 @@ func TestCorruptDatabaseIsKeptAside(t *testing.T) {
 	}
 }
 
+// Damage in a table that opening does not look at counts too.
+func TestDamagedTableIsKeptAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "banger.db")
+	must(t, open(t, path).Close())
+	db, err := sql.Open("sqlite", path)
+	must(t, err)
+	var root, size int64
+	must(t, db.QueryRow(`SELECT rootpage, (SELECT page_size FROM pragma_page_size) FROM sqlite_schema WHERE name = 'vms'`).Scan(&root, &size))
+	must(t, db.Close())
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt([]byte(strings.Repeat("x", int(size))), (root-1)*size)
+	must(t, errors.Join(err, f.Close()))
+	s, aside, err := store.Open(context.Background(), path)
+	must(t, err)
+	defer func() { _ = s.Close() }()
+	if aside == "" {
+		t.Fatal("the damage was not noticed")
+	}
+	if all, err := s.ListVMs(context.Background()); err != nil || len(all) != 0 {
+		t.Errorf("fresh database: %v, %v", all, err)
+	}
+}
+
 func TestNewerDatabaseIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "banger.db")
 	must(t, open(t, path).Close())
