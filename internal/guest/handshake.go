@@ -3,7 +3,6 @@ package guest
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
 )
@@ -143,7 +143,12 @@ func (g *greeter) hello(pad bool) (more bool, err error) {
 		return false, errdefs.Unavailable("the agent in the VM refused %d handshakes", maxHellos).
 			WithHint("stop and start the VM")
 	}
-	_, _ = rand.Read(g.nonce[:])
+	// Straight from the kernel: package crypto/rand would be most of what the agent,
+	// which shares this package, has to initialise.
+	if _, err := unix.Getrandom(g.nonce[:], 0); err != nil {
+		g.mu.Unlock()
+		return false, errdefs.Internal("make a nonce: %w", err)
+	}
 	g.sending = true
 	msg := make([]byte, 0, flushSize+len(HelloMagic)+NonceSize)
 	if pad {

@@ -252,6 +252,7 @@ type vmConfig struct {
 	root    string
 	append  string
 	modules bool // with the disk of the kernel's modules
+	counted bool // the guest's clock counts its instructions, whatever else the host does
 }
 
 // boot starts a VM.
@@ -265,15 +266,19 @@ func bootVM(t testing.TB, c vmConfig) *testVM {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	vm := &testVM{t: t, dir: dir, console: filepath.Join(dir, "console"), done: make(chan struct{})}
-	args := []string{
-		"-accel", "tcg,thread=multi,tb-size=128", "-machine", "q35,hpet=off,smm=off,vmport=off,sata=off", "-cpu", "Nehalem",
-		"-smp", "2", "-m", "512", "-nodefaults", "-display", "none", "-no-user-config", "-no-reboot",
-		"-serial", "file:console", "-kernel", k.image, "-initrd", initramfs,
-		"-append", "console=ttyS0 quiet panic=-1 " + c.append,
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,path=agent.sock,server=on,wait=off",
-		"-device", "virtserialport,chardev=agent,name=" + guest.PortName,
-		"-netdev", "socket,id=net,udp=127.0.0.1:1,localaddr=127.0.0.1:0", "-device", "virtio-net-pci,netdev=net,romfile=",
+	accel := []string{"-accel", "tcg,thread=multi,tb-size=128", "-smp", "2"}
+	if c.counted {
+		accel = []string{"-accel", "tcg,thread=single,tb-size=128", "-smp", "1", "-icount", "shift=0,sleep=off"}
 	}
+	args := append(accel,
+		"-machine", "q35,hpet=off,smm=off,vmport=off,sata=off", "-cpu", "Nehalem",
+		"-m", "512", "-nodefaults", "-display", "none", "-no-user-config", "-no-reboot",
+		"-serial", "file:console", "-kernel", k.image, "-initrd", initramfs,
+		"-append", "console=ttyS0 quiet panic=-1 "+c.append,
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,path=agent.sock,server=on,wait=off",
+		"-device", "virtserialport,chardev=agent,name="+guest.PortName,
+		"-netdev", "socket,id=net,udp=127.0.0.1:1,localaddr=127.0.0.1:0", "-device", "virtio-net-pci,netdev=net,romfile=",
+	)
 	if c.root != "" {
 		args = append(args, "-drive", "if=none,id=root,format=raw,cache=unsafe,file="+c.root, "-device", "virtio-blk-pci,drive=root,serial=root")
 	}

@@ -175,7 +175,8 @@ func vmCopy(t *testing.T, vm *testVM, s *guest.Session) {
 	for i := range 300 {
 		p := filepath.Join(src, fmt.Sprint(i%7), fmt.Sprint(i))
 		_ = os.MkdirAll(filepath.Dir(p), 0o755)
-		if err := os.WriteFile(p, bytes.Repeat([]byte{byte(i)}, i*97), 0o600|os.FileMode(i&0o77)); err != nil {
+		err := os.WriteFile(p, bytes.Repeat([]byte{byte(i)}, i*97), 0o600)
+		if err = errors.Join(err, os.Chmod(p, 0o600|os.FileMode(i&0o55))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -188,7 +189,7 @@ func vmCopy(t *testing.T, vm *testVM, s *guest.Session) {
 	if err := guest.SendTar(ctx, conn, req, func(w io.Writer) error { return tree.Out(src, w) }); err != nil {
 		t.Fatal(err)
 	}
-	if got := vm.sh(s, "cd /workspace/deep/repo; ls -ld . link 0/7 | (while read m l u g rest; do echo $m $u $g; done)"); got != "drwxr-xr-x dev dev\nlrwxrwxrwx dev dev\n-rw----rwx dev dev" {
+	if got := vm.sh(s, "cd /workspace/deep/repo; ls -ld . link 0/7 | (while read m l u g rest; do echo $m $u $g; done)"); got != "drwxr-xr-x dev dev\n-rw----r-x dev dev\nlrwxrwxrwx dev dev" {
 		t.Errorf("in the guest: %q", got)
 	}
 	var back bytes.Buffer
