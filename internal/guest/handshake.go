@@ -261,14 +261,16 @@ func (s *Session) Open(ctx context.Context) (net.Conn, error) {
 		stream *yamux.Stream
 		err    error
 	}
-	opened := make(chan result, 1)
+	opened := make(chan result)
 	s.opening.Go(func() {
 		stream, err := s.mux.OpenStream()
-		if ctx.Err() != nil && err == nil {
-			_ = stream.Close()
-			err = context.Cause(ctx)
+		select {
+		case opened <- result{stream, err}:
+		case <-ctx.Done():
+			if err == nil {
+				_ = stream.Close()
+			}
 		}
-		opened <- result{stream, err}
 	})
 	select {
 	case r := <-opened:
