@@ -20,6 +20,7 @@ type suite struct {
 	main    *world // the daemon that most tests use
 
 	fetch    sync.Once // image and kernel
+	small    sync.Once // the image of small
 	sharedMu sync.Mutex
 	shared   vm // the VM of tests that only run commands; zero until it is needed
 }
@@ -76,13 +77,18 @@ func (s *suite) open(bin, cache string) error {
 	if err := os.Mkdir(s.scratch, 0o755); err != nil {
 		return err
 	}
-	s.main, err = newWorld(filepath.Join(s.cache, "state"), config)
-	return err
+	if s.main, err = newWorld(filepath.Join(s.cache, "state"), config); err != nil {
+		return err
+	}
+	return s.main.removeArtifacts()
 }
 
 // close ends everything and reports what is left.
 func (s *suite) close() error {
 	if err := s.main.deleteAll(); err != nil {
+		return err
+	}
+	if err := s.main.removeArtifacts(); err != nil {
 		return err
 	}
 	if err := s.main.stopDaemon(); err != nil {

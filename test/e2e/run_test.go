@@ -43,9 +43,16 @@ func call(t *testing.T, cmd *exec.Cmd) result {
 	if cmd.Stderr == nil {
 		cmd.Stderr = &err
 	}
-	kill := time.AfterFunc(5*patience/2, func() { _ = cmd.Process.Signal(syscall.SIGQUIT) })
-	defer kill.Stop()
-	runErr := cmd.Run()
+	var runErr error
+	if runErr = cmd.Start(); runErr == nil {
+		limit := 2 * patience
+		kill := time.AfterFunc(limit, func() {
+			t.Logf("%v did not end within %s", cmd.Args, limit)
+			_ = cmd.Process.Kill()
+		})
+		runErr = cmd.Wait()
+		kill.Stop()
+	}
 	var exit *exec.ExitError
 	if runErr != nil && !errors.As(runErr, &exit) {
 		t.Fatalf("%v: %v", cmd, runErr)

@@ -128,7 +128,7 @@ func TestWorktree(t *testing.T) {
 	write(t, filepath.Join(base, "tree/sub/more"), "more\n")
 	r := w.run(t, "vm", "run", "--rm", "--name", "e2e-tree", "--user", "root", filepath.Join(base, "tree/sub"), "--",
 		"sh", "-c", "pwd; id -un; git status --porcelain=v1 -b; git log --format=%s; git branch --format='%(refname:short)'; git rev-parse --show-toplevel; ls .")
-	if r.code != 0 || r.stdout != "/workspace/sub\nroot\n## side\n?? more\nsecond\nfirst\nmain\nside\n/workspace\ndeep\nmore\nup\nwith space & ünïcode\n" {
+	if r.code != 0 || r.stdout != "/workspace/sub\nroot\n## side\n?? sub/more\nsecond\nfirst\nmain\nside\n/workspace\ndeep\nmore\nup\nwith space & ünïcode\n" {
 		t.Errorf("%s", r)
 	}
 	w.noVM(t, "e2e-tree")

@@ -222,6 +222,28 @@ func (w *world) deleteAll() error {
 	return nil
 }
 
+// removeArtifacts removes the images and kernels of tests; the default ones stay.
+func (w *world) removeArtifacts() error {
+	if _, err := os.Stat(filepath.Join(w.state, "banger.db")); err != nil {
+		return nil
+	}
+	for _, kind := range []string{"image", "kernel"} {
+		out, err := w.command(kind, "list", "-q").Output()
+		if err != nil {
+			return fmt.Errorf("banger %s list: %w", kind, err)
+		}
+		for name := range strings.FieldsSeq(string(out)) {
+			if !strings.HasPrefix(name, "e2e-") {
+				continue
+			}
+			if out, err := w.command(kind, "rm", name).CombinedOutput(); err != nil {
+				return fmt.Errorf("banger %s rm %s: %w: %s", kind, name, err, out)
+			}
+		}
+	}
+	return nil
+}
+
 // vmDirs lists the directories of VMs.
 func (w *world) vmDirs() []string {
 	entries, _ := os.ReadDir(filepath.Join(w.state, "vms"))
