@@ -136,6 +136,10 @@ func runRun(ctx context.Context, a *app, opts runOpts) error {
 		return ownFailure(err)
 	}
 	opts.request.AutoRemove = opts.remove
+	if tree != nil && opts.request.Workdir == "" {
+		// Later commands begin there too, not only this one.
+		opts.request.Workdir = path.Join(workspaceDir, tree.Subdir)
+	}
 	r := &runner{app: a, client: c, opts: opts, tree: tree}
 	making, ready := r.begin(ctx)
 	defer r.signals.release()
@@ -274,9 +278,6 @@ func (r *runner) command(ctx, making context.Context, ready func()) error {
 			Ephemeral: r.opts.remove,
 			Exec:      &guest.Exec{Args: r.opts.command, Workdir: r.opts.workdir},
 		},
-	}
-	if r.tree != nil && r.opts.workdir == "" {
-		s.request.Exec.Workdir = path.Join(workspaceDir, r.tree.Subdir)
 	}
 	code, err := s.run(ctx)
 	ran := err == nil

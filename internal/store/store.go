@@ -58,6 +58,12 @@ func open(ctx context.Context, path string) (*Store, error) {
 		"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "cache_size(-2000)"},
 		"_txlock": {"immediate"},
 	}
+	// SQLite would make the file readable for everybody.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	_ = f.Close()
 	db, err := sql.Open("sqlite", dsn(path, q))
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
