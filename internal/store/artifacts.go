@@ -65,7 +65,7 @@ func replaceNamed(ctx context.Context, tx *sql.Tx, table, column, id, name strin
 
 // DeleteImage removes the row. An image in use is refused by the database itself.
 func (s *Store) DeleteImage(ctx context.Context, id string) error {
-	if _, err := s.db.ExecContext(ctx, `DELETE FROM images WHERE id = ?`, id); err != nil {
+	if _, err := s.exec(ctx, `DELETE FROM images WHERE id = ?`, id); err != nil {
 		return fmt.Errorf("delete image %s: %w", id, err)
 	}
 	return nil
@@ -134,7 +134,7 @@ func (s *Store) PutKernel(ctx context.Context, k model.Kernel) error {
 
 // DeleteKernel removes the row. A kernel in use is refused by the database itself.
 func (s *Store) DeleteKernel(ctx context.Context, id string) error {
-	if _, err := s.db.ExecContext(ctx, `DELETE FROM kernels WHERE id = ?`, id); err != nil {
+	if _, err := s.exec(ctx, `DELETE FROM kernels WHERE id = ?`, id); err != nil {
 		return fmt.Errorf("delete kernel %s: %w", id, err)
 	}
 	return nil

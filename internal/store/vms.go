@@ -82,7 +82,7 @@ func (s *Store) UpdateVM(ctx context.Context, v *model.VM) error {
 		return fmt.Errorf("encode spec: %w", err)
 	}
 	v.UpdatedAt = time.Now().UTC().Truncate(time.Millisecond)
-	res, err := s.db.ExecContext(ctx, `UPDATE vms SET name=?, state=?, image_id=?, image_ref=?, kernel_id=?, spec=?,
+	res, err := s.exec(ctx, `UPDATE vms SET name=?, state=?, image_id=?, image_ref=?, kernel_id=?, spec=?,
 		boot_id=?, last_error=?, updated_at=?, started_at=? WHERE id=?`,
 		v.Name, v.State, v.ImageID, v.ImageRef, v.KernelID, string(spec),
 		v.BootID, v.LastError, toUnix(v.UpdatedAt), toUnix(v.StartedAt), v.ID)
@@ -100,7 +100,7 @@ func (s *Store) UpdateVM(ctx context.Context, v *model.VM) error {
 
 // DeleteVM removes the row; removing an absent one is no error.
 func (s *Store) DeleteVM(ctx context.Context, id string) error {
-	if _, err := s.db.ExecContext(ctx, `DELETE FROM vms WHERE id = ?`, id); err != nil {
+	if _, err := s.exec(ctx, `DELETE FROM vms WHERE id = ?`, id); err != nil {
 		return fmt.Errorf("delete vm %s: %w", id, err)
 	}
 	return nil
