@@ -96,12 +96,16 @@ func (w *world) close(t *testing.T) {
 		t.Errorf("left behind: process %s", p)
 		_ = p.kill()
 	}
-	for _, dir := range mountsUnder(filepath.Dir(w.state)) {
+	base := filepath.Dir(w.state)
+	for _, dir := range mountsUnder(s.scratch) {
+		if dir != base && !strings.HasPrefix(dir, base+"/") {
+			continue
+		}
 		if err := unmount(dir); err != nil {
 			t.Error(err)
 		}
 	}
-	if err := os.RemoveAll(filepath.Dir(w.state)); err != nil {
+	if err := os.RemoveAll(base); err != nil {
 		t.Error(err)
 	}
 }
