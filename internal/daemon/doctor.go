@@ -42,6 +42,12 @@ func Doctor(ctx context.Context, opts Options) []doctor.Result {
 			}
 			return doctor.Pass("%s", opts.ConfigFile)
 		}},
+		{Name: "agent", Run: func(context.Context) doctor.Result {
+			if opts.AgentPath == "" {
+				return doctor.Fail("install the three programs together: make build leaves them in bin/", "banger-agent is not beside bangerd")
+			}
+			return doctor.Pass("%s", opts.AgentPath)
+		}},
 		doctor.Kernel(),
 		accelCheck(opts, resolved),
 		qemuCheck(opts, resolved),

@@ -188,7 +188,7 @@ func announcer(fd int) func(error) {
 }
 
 // programs finds this program, for the helpers, and the agent, which lies beside
-// it or in ../lib/banger.
+// it or in ../lib/banger. self is known even when the agent is not found.
 func programs() (self, agent string, err error) {
 	if self, err = os.Executable(); err != nil {
 		return "", "", fmt.Errorf("find this program: %w", err)
@@ -202,7 +202,7 @@ func programs() (self, agent string, err error) {
 	if agent, err = sysexec.Look("banger-agent"); err == nil {
 		return self, agent, nil
 	}
-	return "", "", errdefs.Unavailable("banger-agent is not beside %s", self).
+	return self, "", errdefs.Unavailable("banger-agent is not beside %s", self).
 		WithHint("install the three programs together: make build leaves them in bin/")
 }
 
@@ -254,11 +254,11 @@ func doctorMain(ctx context.Context, args []string, stdout, stderr io.Writer) in
 	if err != nil {
 		return report(stderr, err)
 	}
-	self, _, err := programs()
-	if err != nil {
-		return report(stderr, err)
+	self, agent, agentErr := programs()
+	if self == "" {
+		return report(stderr, agentErr)
 	}
-	results := daemon.Doctor(ctx, daemon.Options{Layout: layout, ConfigFile: file, Self: []string{self}})
+	results := daemon.Doctor(ctx, daemon.Options{Layout: layout, ConfigFile: file, Self: []string{self}, AgentPath: agent})
 	if asJSON {
 		enc := json.NewEncoder(stdout)
 		enc.SetIndent("", "  ")
