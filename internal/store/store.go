@@ -29,7 +29,8 @@ var migrations embed.FS
 // Store is the database. Writers queue on SQLite's own lock (rank 50 of the lock
 // order): no method does anything but SQL while it holds a transaction.
 type Store struct {
-	db *sql.DB
+	db            *sql.DB
+	getVM, findVM *sql.Stmt // closed with db
 }
 
 // Open opens or makes the database at path and brings its schema up to date.
@@ -79,7 +80,21 @@ func open(ctx context.Context, path string) (*Store, error) {
 		_ = db.Close()
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
-	return &Store{db: db}, nil
+	s := &Store{db: db}
+	if err := s.prepare(ctx); err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// prepare parses the queries that every stream and every verb begins with.
+func (s *Store) prepare(ctx context.Context) (err error) {
+	if s.getVM, err = s.db.PrepareContext(ctx, getVMQuery); err != nil {
+		return err
+	}
+	s.findVM, err = s.db.PrepareContext(ctx, findVMQuery)
+	return err
 }
 
 // errDamaged is what SQLite finds when it looks through a whole database.
@@ -109,11 +124,12 @@ func Peek(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	if err := db.PingContext(ctx); err != nil {
+	s := &Store{db: db}
+	if err := s.prepare(ctx); err != nil {
 		_ = db.Close()
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	return &Store{db: db}, nil
+	return s, nil
 }
 
 func dsn(path string, q url.Values) string {

@@ -14,6 +14,13 @@ import (
 
 const vmColumns = `id, name, state, image_id, image_ref, kernel_id, spec, vmm_uid, boot_id, last_error, created_at, updated_at, started_at`
 
+const getVMQuery = `SELECT ` + vmColumns + ` FROM vms WHERE id = ?`
+
+// findVMQuery takes a reference: of a name, or of ids that begin with it ('g'
+// comes after all hex digits).
+const findVMQuery = `SELECT ` + vmColumns + ` FROM vms
+	WHERE name = ?1 OR (id >= ?1 AND id < ?1 || 'g') ORDER BY name = ?1 DESC, name LIMIT 6`
+
 type scanner interface{ Scan(...any) error }
 
 func scanVM(row scanner) (model.VM, error) {
@@ -108,7 +115,7 @@ func (s *Store) DeleteVM(ctx context.Context, id string) error {
 
 // GetVM returns the VM with this very id.
 func (s *Store) GetVM(ctx context.Context, id string) (model.VM, error) {
-	v, err := scanVM(s.db.QueryRowContext(ctx, `SELECT `+vmColumns+` FROM vms WHERE id = ?`, id))
+	v, err := scanVM(s.getVM.QueryRowContext(ctx, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errdefs.NotFound("no VM with id %s", id)
 	}
@@ -121,8 +128,7 @@ func (s *Store) FindVM(ctx context.Context, ref string) (model.VM, error) {
 	if ref == "" {
 		return model.VM{}, errdefs.Invalid("the VM's name is empty").WithHint("list them: banger vm list")
 	}
-	rows, err := s.db.QueryContext(ctx, `SELECT `+vmColumns+` FROM vms
-		WHERE name = ?1 OR (id >= ?1 AND id < ?1 || 'g') ORDER BY name = ?1 DESC, name LIMIT 6`, ref)
+	rows, err := s.findVM.QueryContext(ctx, ref)
 	if err != nil {
 		return model.VM{}, fmt.Errorf("find vm %q: %w", ref, err)
 	}

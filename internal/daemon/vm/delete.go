@@ -71,7 +71,15 @@ func (s *Service) markDeleting(ctx context.Context, e *ending) error {
 	if e.vm.State == model.StateDeleting {
 		return nil
 	}
-	return s.setState(ctx, e.held, e.vm, model.StateDeleting)
+	err := s.setState(ctx, e.held, e.vm, model.StateDeleting)
+	if errors.Is(err, errdefs.ErrExhausted) {
+		// Deleting is what makes room on a full disk, so it goes on without having
+		// written its intent. A crash before its end leaves a stopped VM without
+		// files, which the next delete removes.
+		s.Log.Warn("deleting without a mark: the disk is full", "vm", e.vm.ID, "err", err)
+		return nil
+	}
+	return err
 }
 
 // unmarkDeleting puts a VM back of which nothing was destroyed yet.

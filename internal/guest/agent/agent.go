@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"banger/internal/guest/agent/boot"
@@ -21,6 +22,9 @@ import (
 
 // name is argv[0] of the agent proper.
 const name = "@banger-agent"
+
+// spareProcs is how many threads may run Go code at least.
+const spareProcs = 4
 
 // stateEnv carries the boot's state from process 1 to the agent proper.
 const stateEnv = "BANGER_BOOT"
@@ -34,6 +38,10 @@ func Main(args []string, stderr io.Writer) int {
 	case os.Getpid() == 1:
 		return first(log)
 	case len(args) > 0 && args[0] == name:
+		// With one processor only, the runtime's monitor takes it away from every
+		// system call that lasts 20 µs, which all do where code is emulated. A spare
+		// one stops that: small files unpack two to three times as fast.
+		runtime.GOMAXPROCS(max(spareProcs, runtime.NumCPU()))
 		if err := serveHost(context.Background(), log); err != nil {
 			log.Error("the agent ends", "err", err)
 			return 1
