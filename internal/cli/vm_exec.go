@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,14 +32,20 @@ Stdin is passed on when it is not a terminal, or with -i.`,
   tar c . | banger exec calm-otter -- tar x -C /tmp
   banger exec --user root --workdir / calm-otter -- apt-get update`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) < 2 || cmd.ArgsLenAtDash() == 0 || cmd.ArgsLenAtDash() > 1 {
+			command, dashed := execCommand(args)
+			switch {
+			case len(command) == 0 || cmd.ArgsLenAtDash() == 0:
 				return usageErr(cmd, "%q needs one VM and a command", cmd.CommandPath())
+			case !dashed && strings.HasPrefix(command[0], "-"):
+				return usageTry(cmd.CommandPath()+" "+command[0]+" ... "+args[0]+" -- CMD",
+					"flags go before the VM, got %q after it", command[0])
 			}
 			return checkRefs(cmd, args[:1])
 		},
 		ValidArgsFunction: first(a.completeVMs("running")),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			opts.ref, opts.command = args[0], args[1:]
+			opts.ref = args[0]
+			opts.command, _ = execCommand(args)
 			if err := opts.session.check(cmd, a, false); err != nil {
 				return err
 			}
@@ -47,7 +54,20 @@ Stdin is passed on when it is not a terminal, or with -i.`,
 	}
 	commandFlags(c, &opts)
 	opts.session.register(c)
+	// Behind the VM everything is the command's, its flags too.
+	c.Flags().SetInterspersed(false)
 	return c
+}
+
+// execCommand is the command in what follows the flags: VM, perhaps "--", and it.
+func execCommand(args []string) (command []string, dashed bool) {
+	if len(args) < 2 {
+		return nil, false
+	}
+	if args[1] == "--" {
+		return args[2:], true
+	}
+	return args[1:], false
 }
 
 // commandFlags are the flags of exec and shell.
