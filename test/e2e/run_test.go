@@ -160,6 +160,14 @@ func (o *output) String() string {
 // expect waits until text was printed, after what was expected before.
 func (o *output) expect(t *testing.T, text string) {
 	t.Helper()
+	if !o.await(t, text) {
+		t.Fatalf("the program ended without printing %q; it printed:\n%s", text, o)
+	}
+}
+
+// await is expect, but returns false when the program ended instead.
+func (o *output) await(t *testing.T, text string) bool {
+	t.Helper()
 	limit := time.NewTimer(patience)
 	defer limit.Stop()
 	for {
@@ -168,12 +176,12 @@ func (o *output) expect(t *testing.T, text string) {
 		if at >= 0 {
 			o.matched += at + len(text)
 			o.mu.Unlock()
-			return
+			return true
 		}
 		more, ended, all := o.more, o.ended, string(o.buf)
 		o.mu.Unlock()
 		if ended {
-			t.Fatalf("the program ended without printing %q; it printed:\n%s", text, all)
+			return false
 		}
 		select {
 		case <-more:

@@ -237,7 +237,7 @@ func TestManyFiles(t *testing.T) {
 		t.Errorf("%s", r)
 	}
 	t.Logf("%d files and a boot in %s", manyFiles, took.Round(100*time.Millisecond))
-	if took > 90*time.Second {
+	if took > 150*time.Second {
 		t.Errorf("%d files took %s", manyFiles, took)
 	}
 	w.noVM(t, "e2e-many")
