@@ -55,7 +55,7 @@ test: ## run all tests, those with real VMs too (installs what they need)
 
 .PHONY: test-unit
 test-unit: go-found ## unit tests, with the race detector
-	CGO_ENABLED=1 "$(GO)" test -race -tags "$(UNIT_TAGS)" -timeout 15m ./internal/... ./cmd/...
+	CGO_ENABLED=1 "$(GO)" test -race -tags "$(UNIT_TAGS)" -timeout 15m ./internal/... ./cmd/... ./bench/...
 
 .PHONY: test-script
 test-script: build ## scripted tests of the real programs on a fake hypervisor
