@@ -15,9 +15,9 @@ import (
 func TestDaemonDiesDuringCreate(t *testing.T) {
 	w := s.main
 	w.fetch(t)
-	for _, stage := range []string{"disk", "boot"} {
+	for _, stage := range []string{"e2e-crash: 1 cpu", "boot"} {
 		r := startTTY(t, w.command(append([]string{"vm", "create", "--name", "e2e-crash"}, small(t, w)...)...), 24, 100)
-		r.out.expect(t, "  "+stage)
+		r.out.expect(t, stage)
 		w.killDaemon(t)
 		if code := r.wait(t); code != 1 || !strings.Contains(r.out.String(), "error: ") {
 			t.Errorf("create whose daemon died: code %d:\n%s", code, r.out)

@@ -10,14 +10,17 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // suite is what all tests share.
 type suite struct {
-	bin     string // directory of the programs
-	cache   string // lives on between runs
-	scratch string // removed at the start and the end of a run
-	main    *world // the daemon that most tests use
+	bin     string   // directory of the programs
+	cache   string   // lives on between runs
+	scratch string   // removed at the start and the end of a run
+	lock    *os.File // keeps another run out as long as this one lives
+	main    *world   // the daemon that most tests use
 
 	fetch    sync.Once // image and kernel
 	small    sync.Once // the image of small
@@ -68,6 +71,15 @@ func (s *suite) open(bin, cache string) error {
 		if _, err := exec.LookPath(filepath.Join(s.bin, program)); err != nil {
 			return fmt.Errorf("%w (run make build)", err)
 		}
+	}
+	if err := os.MkdirAll(s.cache, 0o755); err != nil {
+		return err
+	}
+	if s.lock, err = os.OpenFile(filepath.Join(s.cache, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return err
+	}
+	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("another run of these tests uses %s: %w", s.cache, err)
 	}
 	s.scratch = filepath.Join(s.cache, "scratch")
 	if err := s.sweep(); err != nil {
