@@ -180,6 +180,10 @@ func mapErr(ctx context.Context, err error) error {
 		return errdefs.Unavailable("lost the connection to the daemon: %w", rootCause(err)).
 			WithHint("banger daemon logs says why")
 	}
+	if strings.Contains(err.Error(), "malformed HTTP") {
+		return errdefs.Unavailable("what listens on the socket is no banger daemon: %w", rootCause(err)).
+			WithHint("end it, or use another state directory: set %s", paths.EnvStateDir)
+	}
 	return err
 }
 
