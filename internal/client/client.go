@@ -180,7 +180,9 @@ func mapErr(ctx context.Context, err error) error {
 		return errdefs.Unavailable("lost the connection to the daemon: %w", rootCause(err)).
 			WithHint("banger daemon logs says why")
 	}
-	if strings.Contains(err.Error(), "malformed HTTP") {
+	// The HTTP client has no types for these: an answer that is no HTTP, and one that
+	// came before the question.
+	if text := err.Error(); strings.Contains(text, "malformed HTTP") || strings.Contains(text, "readLoopPeekFailLocked") {
 		return errdefs.Unavailable("what listens on the socket is no banger daemon: %w", rootCause(err)).
 			WithHint("end it, or use another state directory: set %s", paths.EnvStateDir)
 	}
