@@ -213,6 +213,8 @@ func TestFullDisk(t *testing.T) {
 	}
 	w.noVM(t, "e2e-full")
 	w.ok(t, create...)
+	// What the hint says to do works although nothing is free.
+	fill(t, filler)
 	w.ok(t, "vm", "delete", "--force", "e2e-full")
 	w.noVM(t, "e2e-full")
 }

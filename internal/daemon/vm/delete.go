@@ -72,7 +72,7 @@ func (s *Service) markDeleting(ctx context.Context, e *ending) error {
 		return nil
 	}
 	err := s.setState(ctx, e.held, e.vm, model.StateDeleting)
-	if errors.Is(err, errdefs.ErrExhausted) {
+	if errdefs.ClassOf(err) == errdefs.ClassExhausted {
 		// Deleting is what makes room on a full disk, so it goes on without having
 		// written its intent. A crash before its end leaves a stopped VM without
 		// files, which the next delete removes.
