@@ -551,10 +551,12 @@ func TestLongSocketPath(t *testing.T) {
 // Detaching leaves no goroutine and no descriptor, whatever was under way.
 func TestNoLeaks(t *testing.T) {
 	hold := make(chan struct{})
+	release := sync.OnceFunc(func() { close(hold) })
 	srv := listenTCP(t, func(c *net.TCPConn) {
 		_, _ = c.Write([]byte("x"))
 		<-hold
 	})
+	t.Cleanup(release) // a test that failed must not hang on its server
 	udpEcho := listenUDP(t)
 	c, _ := startHelper(t, HelperConfig{Policy: allowAll, Grace: time.Minute})
 	ctx := testContext(t)
@@ -585,7 +587,7 @@ func TestNoLeaks(t *testing.T) {
 	for range 5 {
 		cycle()
 	}
-	close(hold) // the server's own
+	release() // the server's own
 	for end := time.Now().Add(deadline); ; {
 		g, f := runtime.NumGoroutine(), openFiles(t)
 		if g <= goroutines && f <= files {

@@ -169,8 +169,35 @@ func (n *network) Close() {
 	n.link.drop()
 	n.pings.close()
 	n.stack.Close()
-	n.flows.Wait()
+	n.abortUntilEnded()
 	n.stack.Wait()
+}
+
+// lateHandshake is how long Close waits before it looks again for a connection
+// that appeared while it closed.
+const lateHandshake = 10 * time.Millisecond
+
+// abortUntilEnded waits for the goroutines of all flows. A handshake that was on
+// its way when the stack closed registers its connection after the stack has
+// looked for what to abort; nothing else would wake it, so this looks again.
+func (n *network) abortUntilEnded() {
+	ended := make(chan struct{})
+	go func() {
+		n.flows.Wait()
+		close(ended)
+	}()
+	again := time.NewTicker(lateHandshake)
+	defer again.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-again.C:
+			for _, e := range n.stack.RegisteredEndpoints() {
+				e.Abort()
+			}
+		}
+	}
 }
 
 // enter makes Close wait for the caller, who then calls flows.Done; false when

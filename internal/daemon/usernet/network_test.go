@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -270,5 +271,49 @@ func TestHostPolicy(t *testing.T) {
 	}
 	if p(Flow{Proto: ICMP, Dst: netip.MustParseAddrPort("192.168.127.1:53")}) == nil {
 		t.Error("echo to the gateway is the stack's own business")
+	}
+}
+
+// Handshakes that are on their way to the guest when the network closes end too.
+func TestCloseDuringHandshakes(t *testing.T) {
+	srv := listenTCP(t, func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) })
+	var n *network
+	const count = 16
+	dialed := make(chan struct{}, count)
+	var asked sync.Map
+	n, err := newNetwork("vm1", host{
+		policy: func(f Flow) error {
+			// Asked again when the other side is there, just before the guest is
+			// answered.
+			if _, again := asked.LoadOrStore(f.Src, true); again {
+				dialed <- struct{}{}
+				<-n.ctx.Done()
+			}
+			return nil
+		},
+		names: newResolver(""), files: &slots{max: 100}, limits: Limits{}.withDefaults(),
+		log: testLog(t), redirect: toLoopback,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range count {
+		frame := synFrame(srv)
+		frame[35] = byte(i) // its port
+		n.link.receive(frame)
+	}
+	for range count {
+		select {
+		case <-dialed:
+		case <-time.After(deadline):
+			t.Fatal("a connection is not asked about again")
+		}
+	}
+	closed := make(chan struct{})
+	go func() { n.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(deadline):
+		t.Fatal("the network does not close")
 	}
 }
