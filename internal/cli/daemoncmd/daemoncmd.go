@@ -153,6 +153,9 @@ func serve(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	// What is private is made so by its mode. A stricter mask, as some shells have
+	// it, would also hide kernels and images from the users that VMMs run as.
+	syscall.Umask(0o022)
 	level := new(slog.LevelVar)
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	d, err := daemon.Open(ctx, daemon.Options{

@@ -29,6 +29,7 @@ var (
 	LastLines     = func(f *os.File, n int) string { return lastLines(f, n) }
 	Cut           = cut
 	OpenLog       = openLog
+	BoundLogs     = boundLogs
 )
 
 // Bounds of a log.

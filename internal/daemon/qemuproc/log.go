@@ -57,6 +57,7 @@ const (
 	logLimit = 8 << 20
 	logKeep  = 1 << 20
 	logRest  = 2 * time.Second // between two looks at a log that grows
+	logBlind = 5 * time.Second // the same, when nothing tells of writes
 )
 
 // openLog opens a log for reading and cutting. The VMM's user may own the
@@ -75,7 +76,9 @@ func openLog(dir, name string) (*os.File, error) {
 }
 
 // boundLogs keeps the logs in dir short until one of the channels closes. It
-// wakes only when a log was written to, and then not again for a while.
+// wakes only when a log was written to, and then not again for a while. A host
+// that has no inotify left is no reason to let a guest fill its disk: then it
+// looks now and then.
 func boundLogs(dir string, ended, released <-chan struct{}, log *slog.Logger) {
 	var logs []*os.File
 	for _, name := range []string{paths.ConsoleLog, paths.VMMLog} {
@@ -87,27 +90,16 @@ func boundLogs(dir string, ended, released <-chan struct{}, log *slog.Logger) {
 		defer f.Close()
 		logs = append(logs, f)
 	}
-	w, err := watchWrites(logs)
-	if err != nil {
-		log.Warn("logs are not bounded", "dir", dir, "error", err)
+	if len(logs) == 0 {
 		return
 	}
 	written := make(chan struct{}, 1)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		buf := make([]byte, 4<<10)
-		for {
-			if _, err := w.Read(buf); err != nil {
-				return
-			}
-			select {
-			case written <- struct{}{}:
-			default:
-			}
-		}
-	}()
-	defer func() { _ = w.Close(); <-done }()
+	w, err := watchWrites(written)
+	if err != nil {
+		log.Warn("writes to logs go unnoticed, looking now and then", "dir", dir, "error", err)
+	} else {
+		defer w.close()
+	}
 	rest := time.NewTimer(0)
 	defer rest.Stop()
 	for {
@@ -123,9 +115,9 @@ func boundLogs(dir string, ended, released <-chan struct{}, log *slog.Logger) {
 				log.Warn("cut log", "log", f.Name(), "error", err)
 			}
 		}
-		if err := rearm(w, logs); err != nil {
-			log.Warn("logs are not bounded", "dir", dir, "error", err)
-			return
+		if w == nil || w.arm(logs) != nil {
+			rest.Reset(logBlind)
+			continue
 		}
 		select {
 		case <-ended:
@@ -138,23 +130,44 @@ func boundLogs(dir string, ended, released <-chan struct{}, log *slog.Logger) {
 	}
 }
 
-// watchWrites returns an inotify instance; rearm makes it report the next write.
-func watchWrites(logs []*os.File) (*os.File, error) {
+// writeWatch is an inotify instance and the goroutine that reads it.
+type writeWatch struct {
+	file *os.File
+	done chan struct{}
+}
+
+// watchWrites sends to written for what arm asked about.
+func watchWrites(written chan<- struct{}) (*writeWatch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, err
 	}
-	w := os.NewFile(uintptr(fd), "inotify")
-	if len(logs) == 0 {
-		return w, errors.New("no log to watch")
-	}
+	w := &writeWatch{file: os.NewFile(uintptr(fd), "inotify"), done: make(chan struct{})}
+	go func() {
+		defer close(w.done)
+		buf := make([]byte, 4<<10)
+		for {
+			if _, err := w.file.Read(buf); err != nil {
+				return
+			}
+			select {
+			case written <- struct{}{}:
+			default:
+			}
+		}
+	}()
 	return w, nil
 }
 
-// rearm asks for one event on the next write to any of the logs. One, because a
+func (w *writeWatch) close() {
+	_ = w.file.Close()
+	<-w.done
+}
+
+// arm asks for one event on the next write to any of the logs. One, because a
 // console is written byte by byte.
-func rearm(w *os.File, logs []*os.File) error {
-	raw, err := w.SyscallConn()
+func (w *writeWatch) arm(logs []*os.File) error {
+	raw, err := w.file.SyscallConn()
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package qemuproc_test
 
 import (
 	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"banger/internal/daemon/qemuproc"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
+	"banger/internal/paths"
 )
 
 // plainSpec is a spec whose files exist but hold nothing: it is not started.
@@ -211,4 +213,62 @@ func TestOpenLogRefuses(t *testing.T) {
 			t.Errorf("%s was opened", name)
 		}
 	}
+}
+
+// A log stays bounded when nothing tells of writes to it any more.
+func TestLogsStayBoundedWithoutEvents(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	console, moved := filepath.Join(dir, paths.ConsoleLog), filepath.Join(dir, "moved")
+	for _, name := range []string{paths.ConsoleLog, paths.VMMLog} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	armed := make(chan struct{})
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		<-armed
+		qemuproc.BoundLogs(dir, ended, nil, slog.New(slog.DiscardHandler))
+	}()
+	events, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch := os.NewFile(uintptr(events), "inotify")
+	defer func() { _ = watch.Close() }()
+	if _, err := unix.InotifyAddWatch(events, console, unix.IN_OPEN|unix.IN_MODIFY); err != nil {
+		t.Fatal(err)
+	}
+	close(armed)
+	buf := make([]byte, 4096)
+	if _, err := watch.Read(buf); err != nil { // it has the log open
+		t.Fatal(err)
+	}
+	if err := os.Rename(console, moved); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(moved, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := f.Write(make([]byte, qemuproc.LogLimit+1)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		st, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Size() <= qemuproc.LogLimit {
+			break
+		}
+		if _, err := watch.Read(buf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(ended)
+	<-done
 }
