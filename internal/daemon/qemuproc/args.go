@@ -76,6 +76,8 @@ func translationMiB(memoryMiB int64) int64 { return min(128, max(32, memoryMiB/8
 var (
 	serialPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,20}$`)
 	wordPattern   = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+	// A model, and features it is to be without.
+	modelPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}(,-[a-z0-9._-]{1,24}){0,8}$`)
 )
 
 // checkSpec refuses what would turn into other options than meant.
@@ -91,7 +93,7 @@ func checkSpec(s hypervisor.Spec) error {
 		return errdefs.Invalid("VM id %q is not one", s.VMID)
 	case !wordPattern.MatchString(s.Machine):
 		return errdefs.Invalid("machine type %q is not one", s.Machine)
-	case !wordPattern.MatchString(s.CPUModel):
+	case !modelPattern.MatchString(s.CPUModel):
 		return errdefs.Invalid("CPU model %q is not one", s.CPUModel)
 	case len(s.Disks) > maxDisks:
 		return errdefs.Invalid("%d disks: a VM has %d at most", len(s.Disks), maxDisks)

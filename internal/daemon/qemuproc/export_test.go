@@ -26,11 +26,15 @@ func Arguments(s hypervisor.Spec, accel hypervisor.Accel) ([]string, error) {
 var (
 	CheckSpec     = checkSpec
 	NewestMachine = newestMachine
+	PickModel     = pickModel
 	LastLines     = func(f *os.File, n int) string { return lastLines(f, n) }
 	Cut           = cut
 	OpenLog       = openLog
 	BoundLogs     = boundLogs
 )
+
+// CPUDefinition is a CPU model as QEMU describes it.
+type CPUDefinition = cpuDefinition
 
 // Bounds of a log.
 const (

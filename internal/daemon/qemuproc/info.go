@@ -7,7 +7,9 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -188,24 +190,47 @@ func learn(ctx context.Context, c *qmp.Client, accel hypervisor.Accel) (facts, e
 		return facts{}, errdefs.Unsupported("QEMU %s has no pc-q35 machine", f.version).
 			WithHint("install the x86 system emulator: sudo apt-get install qemu-system-x86")
 	}
-	var cpus []struct {
-		Name    string
-		Missing []string `json:"unavailable-features"`
-	}
+	var cpus []cpuDefinition
 	if err := c.Execute(ctx, "query-cpu-definitions", nil, &cpus); err != nil {
 		return facts{}, err
 	}
-	complete := make(map[string]bool)
-	for _, cpu := range cpus {
-		complete[cpu.Name] = len(cpu.Missing) == 0
+	if f.model = pickModel(models[accel], cpus); f.model == "" {
+		return facts{}, errdefs.Unsupported("QEMU %s offers none of the CPU models %v with %s", f.version, models[accel], accel).
+			WithHint("guests need a processor of level x86-64-v2; emulate one: qemu.accel: tcg in the configuration")
 	}
-	for _, model := range models[accel] {
-		if complete[model] {
-			f.model = model
-			return f, nil
+	return f, nil
+}
+
+// cpuDefinition is one CPU model and what of it this host cannot provide.
+type cpuDefinition struct {
+	Name    string
+	Missing []string `json:"unavailable-features"`
+}
+
+// dispensable are features that no 64-bit guest uses and that some processors
+// and hypervisors hide: a model is offered without them, by name, so that it
+// stays the same machine everywhere.
+var dispensable = []string{"vme"}
+
+// pickModel returns the first of the wanted models that this host provides whole,
+// else the first that it provides but for what is dispensable; "" when none.
+func pickModel(wanted []string, offered []cpuDefinition) string {
+	missing := make(map[string][]string, len(offered))
+	for _, cpu := range offered {
+		missing[cpu.Name] = cpu.Missing
+	}
+	lesser := ""
+	for _, model := range wanted {
+		lacks, known := missing[model]
+		switch {
+		case !known:
+		case len(lacks) == 0:
+			return model
+		case lesser == "" && !slices.ContainsFunc(lacks, func(f string) bool { return !slices.Contains(dispensable, f) }):
+			lesser = model + ",-" + strings.Join(lacks, ",-")
 		}
 	}
-	return facts{}, errdefs.Unsupported("QEMU %s offers none of the CPU models %v with %s", f.version, models[accel], accel)
+	return lesser
 }
 
 var q35 = regexp.MustCompile(`^pc-q35-(\d{1,4})\.(\d{1,4})$`)

@@ -161,6 +161,33 @@ func TestLastLines(t *testing.T) {
 	}
 }
 
+// An accelerator that hides what no guest needs is still good for a VM.
+func TestPickModel(t *testing.T) {
+	wanted := []string{"Haswell-v4", "Westmere-v1", "Nehalem-v1"}
+	for _, c := range []struct {
+		offered []qemuproc.CPUDefinition
+		want    string
+	}{
+		{[]qemuproc.CPUDefinition{{Name: "Nehalem-v1"}, {Name: "Westmere-v1"}}, "Westmere-v1"},
+		{[]qemuproc.CPUDefinition{{Name: "Nehalem-v1"}, {Name: "Westmere-v1", Missing: []string{"vme"}}}, "Nehalem-v1"},
+		{[]qemuproc.CPUDefinition{{Name: "Haswell-v4", Missing: []string{"vme", "pcid"}},
+			{Name: "Nehalem-v1", Missing: []string{"vme"}}, {Name: "Westmere-v1", Missing: []string{"vme"}}}, "Westmere-v1,-vme"},
+		{[]qemuproc.CPUDefinition{{Name: "Westmere-v1", Missing: []string{"ssse3"}}, {Name: "qemu64-v1"}}, ""},
+		{nil, ""},
+	} {
+		if got := qemuproc.PickModel(wanted, c.offered); got != c.want {
+			t.Errorf("of %v: %q, want %q", c.offered, got, c.want)
+		}
+	}
+	s := plainSpec(t)
+	for model, good := range map[string]bool{"Westmere-v1,-vme": true, "Westmere-v1,+svm": false, "a,b=c": false, "": false} {
+		s.CPUModel = model
+		if err := qemuproc.CheckSpec(s); (err == nil) != good {
+			t.Errorf("CPU model %q: %v", model, err)
+		}
+	}
+}
+
 func TestCut(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "log")
