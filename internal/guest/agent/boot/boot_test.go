@@ -102,7 +102,7 @@ func TestDropIns(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range []string{
-		"banger/network", "systemd/network/00-banger.network", "NetworkManager/conf.d/00-banger.conf",
+		"banger/network", "systemd/network/00-banger.network", "systemd/network/00-banger.link", "NetworkManager/conf.d/00-banger.conf",
 		"systemd/system/networking.service.d/00-banger.conf", "systemd/system/systemd-networkd-wait-online.service.d/00-banger.conf",
 	} {
 		if st, err := os.Stat(filepath.Join(run, f)); err != nil || st.Size() == 0 {

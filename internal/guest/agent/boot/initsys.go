@@ -76,12 +76,16 @@ func ExecInit() error {
 
 // writeDropIns tells the services of an image to leave the network card alone:
 // its address is set over the agent's channel, and a manager that starts later
-// would flush it or wait for a DHCP server that does not exist. All of it lies in
+// would flush it or wait for a DHCP server that does not exist. udev keeps the
+// name the kernel gave it: renaming a card that is up works with some kernels
+// only, and where it does not, networkd takes the card for half done for ever.
+// All of it lies in
 // run, so nothing of it outlives the VM's run, and a service that the image does
 // not have is not touched.
 func writeDropIns(run string) error {
 	files := map[string]string{
 		"systemd/network/00-banger.network":    "[Match]\nDriver=virtio_net\n\n[Link]\nUnmanaged=yes\n",
+		"systemd/network/00-banger.link":       "[Match]\nDriver=virtio_net\n\n[Link]\nNamePolicy=\n",
 		"NetworkManager/conf.d/00-banger.conf": "[device-banger]\nmatch-device=driver:virtio_net\nmanaged=0\n",
 		"banger/network":                       "The network card of this machine is configured by banger-agent.\n",
 	}
