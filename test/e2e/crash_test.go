@@ -51,7 +51,7 @@ func TestDaemonDiesDuringExec(t *testing.T) {
 		t.Fatal("no network helper runs")
 	}
 	r := start(t, w.command("exec", v.Name, "--", "sh", "-c",
-		`trap '' PIPE; trap 'echo hup > /home/dev/hup; exit' HUP; echo ready; while :; do sleep 0.1; done`))
+		`exec 9>/home/dev/lock; flock 9; trap '' PIPE; trap 'echo hup > /home/dev/hup; exit' HUP; echo ready; sleep 1000 9>&- & wait`))
 	r.out.expect(t, "ready\n")
 	gone := start(t, w.command("vm", "wait", v.Name))
 	rm := start(t, w.command(append(append([]string{"vm", "run", "--rm", "--name", "e2e-exec-rm"}, small(t, w)...), "--",
@@ -73,7 +73,7 @@ func TestDaemonDiesDuringExec(t *testing.T) {
 	if now.State != "running" || now.PID != v.PID || now.BootID != v.BootID || now.LastError != "" {
 		t.Errorf("found again: %+v, before %+v", now, v)
 	}
-	if got := w.exec(t, v, "timeout", "30", "sh", "-c", "until [ -s /home/dev/hup ]; do sleep 0.1; done; cat /home/dev/hup"); got != "hup" {
+	if got := w.exec(t, v, "flock", "--timeout", "30", "/home/dev/lock", "cat", "/home/dev/hup"); got != "hup" {
 		t.Errorf("the command noted %q", got)
 	}
 	// The client of the run with --rm is gone, and so is its VM.

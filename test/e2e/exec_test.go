@@ -160,11 +160,11 @@ func TestSignals(t *testing.T) {
 func TestHangUp(t *testing.T) {
 	w, v := s.main, sharedVM(t)
 	r := start(t, w.command("exec", v.Name, "--", "sh", "-c",
-		`rm -f /home/dev/hup; trap '' PIPE; trap 'echo hup > /home/dev/hup; exit' HUP; echo ready; while :; do sleep 0.1; done`))
+		`rm -f /home/dev/hup; exec 9>/home/dev/lock; flock 9; trap '' PIPE; trap 'echo hup > /home/dev/hup; exit' HUP; echo ready; sleep 1000 9>&- & wait`))
 	r.out.expect(t, "ready\n")
 	r.signal(t, syscall.SIGKILL)
 	r.wait(t)
-	if got := w.exec(t, v, "timeout", "30", "sh", "-c", "until [ -s /home/dev/hup ]; do sleep 0.1; done; cat /home/dev/hup"); got != "hup" {
+	if got := w.exec(t, v, "flock", "--timeout", "30", "/home/dev/lock", "cat", "/home/dev/hup"); got != "hup" {
 		t.Errorf("the command noted %q", got)
 	}
 }

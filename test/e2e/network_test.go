@@ -408,6 +408,33 @@ for t in threads: t.join()`))
 	server.wait(t)
 }
 
+// TestNetworkManager: an image whose network manager wants every card for itself
+// leaves ours as it is, when it starts and when it is started again.
+func TestNetworkManager(t *testing.T) {
+	w := s.main
+	v := w.create(t, "e2e-networkd")
+	// By the files: systemd may not be there yet.
+	w.execRoot(t, v, "sh", "-ec", `
+printf '[Match]\nName=*\n[Network]\nDHCP=yes\n' > /etc/systemd/network/80-all.network
+systemctl --root=/ unmask systemd-networkd.service systemd-networkd.socket
+systemctl --root=/ enable systemd-networkd.service`)
+	w.ok(t, "vm", "restart", "--wait", "system", v.ID)
+	// It has looked at the card when what it says of it is final.
+	const state = `until networkctl --no-legend list eth0 | grep -q -e unmanaged -e config; do :; done;
+systemctl is-active systemd-networkd; ip -4 -o addr show dev eth0 | grep -o 'inet [^ ]*'; ip route show default`
+	const want = "active\ninet " + guestIP + "/24\ndefault via " + gateway + " dev eth0 proto static"
+	if got := w.exec(t, v, "timeout", "60", "sh", "-c", state); got != want {
+		t.Errorf("after the start:\n%s\nwant\n%s", got, want)
+	}
+	w.execRoot(t, v, "systemctl", "restart", "systemd-networkd")
+	if got := w.exec(t, v, "timeout", "60", "sh", "-c", state); got != want {
+		t.Errorf("after its restart:\n%s\nwant\n%s", got, want)
+	}
+	// And it would not: without what the agent wrote, the address goes.
+	w.execRoot(t, v, "sh", "-ec", "rm /run/systemd/network/00-banger.network; systemctl restart systemd-networkd")
+	w.exec(t, v, "timeout", "60", "sh", "-c", "while ip -4 -o addr show dev eth0 | grep -q .; do :; done")
+}
+
 // TestNoNetwork: the card is there, its cable is out.
 func TestNoNetwork(t *testing.T) {
 	w := s.main

@@ -1,4 +1,6 @@
-package qemuproc_test
+//go:build e2e
+
+package e2e_test
 
 import (
 	"context"
@@ -8,24 +10,27 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/daemon/qemuproc"
 	"banger/internal/daemon/rootdisk"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
 	"banger/internal/paths"
 )
 
-// TestRealGuest boots a Linux guest with banger's agent and takes it through a
-// daemon that goes and comes. BANGER_TEST_GUEST names a directory with vmlinux,
-// initramfs.cpio and rootfs.ext4; the suites with real VMs make such things
-// themselves.
-func TestRealGuest(t *testing.T) {
-	from := os.Getenv("BANGER_TEST_GUEST")
-	if from == "" {
-		t.Skip("needs a guest: set BANGER_TEST_GUEST to a directory with vmlinux, initramfs.cpio and rootfs.ext4")
+// TestDriver boots a guest with the driver alone and takes it through a daemon that
+// goes and comes: it dies with the channel open.
+func TestDriver(t *testing.T) {
+	files, image := bootFiles(t), defaultRootfs(t)
+	d := qemuproc.New(qemuproc.Deps{})
+	info, err := d.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
-	info := requireQEMU(t)
-	dir := t.TempDir()
-	image := filepath.Join(from, "rootfs.ext4")
+	dir, err := os.MkdirTemp(s.scratch, "driver-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	st, err := os.Stat(image)
 	if err != nil {
 		t.Fatal(err)
@@ -38,10 +43,9 @@ func TestRealGuest(t *testing.T) {
 	}
 	spec := hypervisor.Spec{
 		VMID: "0123456789ab", Dir: dir, CPUs: 2, MemoryMiB: 1024, Machine: info.Machine, CPUModel: info.CPUModel,
-		Vmlinux: filepath.Join(from, "vmlinux"), Initramfs: filepath.Join(from, "initramfs.cpio"),
+		Vmlinux: files.vmlinux, Initramfs: files.initramfs,
 		LinkUp: true, MAC: "52:54:00:12:34:56", Disks: []hypervisor.Disk{disk},
 	}
-	d := newDriver()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	begin := time.Now()
