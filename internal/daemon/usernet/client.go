@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"strings"
 	"sync"
@@ -48,18 +49,23 @@ type Client struct {
 	// so that one is started, not two.
 	connecting chan struct{}
 
+	// adopted is told (without blocking) of each new session, so that who waits to
+	// bring the networks back need not wait longer.
+	adopted chan struct{}
+
 	// mu guards what is wanted and by whom it is served. tasks grows under it.
 	mu      sync.Mutex
 	want    map[string]wanted // VMs that are to be attached
 	session *session          // nil: not connected
 	calls   int               // requests under way on session
 	pause   time.Duration     // before the next helper is started in place of a dead one
+	retries bool              // somebody brings the networks back
 	closed  bool
 }
 
 type wanted struct {
 	socket string
-	number uint64 // of the attachment in the present helper
+	number uint64 // of the attachment in the present helper; zero before the first
 }
 
 // New returns a client; it does nothing until it is asked to.
@@ -69,7 +75,7 @@ func New(deps Deps) *Client {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Client{deps: deps, ctx: ctx, cancel: cancel,
-		connecting: make(chan struct{}, 1), want: make(map[string]wanted)}
+		connecting: make(chan struct{}, 1), adopted: make(chan struct{}, 1), want: make(map[string]wanted)}
 }
 
 // Attach gives the VM a network: the helper connects to the socket on which its
@@ -145,41 +151,87 @@ func (c *Client) Detach(ctx context.Context, vmID string) error {
 
 // Restore makes the helper serve exactly these VMs, given by id with the path of
 // the socket of each. It starts the helper when there are any. VMs that could
-// not be attached are in the error; the others are attached all the same.
+// not be attached are in the error; the others are attached all the same. Those
+// that have not ended are tried again, as soon as there is a helper and with
+// growing pauses.
 func (c *Client) Restore(ctx context.Context, vms map[string]string) error {
-	s, err := c.acquire(ctx, len(vms) > 0)
-	if err != nil {
-		return errdefs.Wrap(err, "restore networks")
-	}
-	defer c.release()
 	c.mu.Lock()
 	for vm := range c.want {
 		if _, ok := vms[vm]; !ok {
 			delete(c.want, vm)
 		}
 	}
-	c.mu.Unlock()
-	if s == nil {
-		return nil
+	for vm, socket := range vms {
+		if c.want[vm].socket != socket {
+			c.want[vm] = wanted{socket: socket}
+		}
 	}
-	r, err := c.call(ctx, s, request{Op: opList})
-	if err != nil {
+	c.mu.Unlock()
+	ended, failed := c.restore(ctx, vms)
+	if failed != nil {
+		c.retry()
+	}
+	if err := errors.Join(failed, ended); err != nil {
 		return errdefs.Wrap(err, "restore networks")
+	}
+	return nil
+}
+
+// restore detaches the VMs that are not to be served and attaches those that are.
+// It tells those that ended from what failed.
+func (c *Client) restore(ctx context.Context, vms map[string]string) (ended, failed error) {
+	s, err := c.acquire(ctx, len(vms) > 0)
+	if err != nil {
+		return nil, err
+	}
+	defer c.release()
+	if s == nil {
+		return nil, nil
+	}
+	r, err := s.call(ctx, request{Op: opList})
+	if err != nil {
+		return nil, err
 	}
 	var errs []error
 	for _, vm := range r.VMs {
 		if _, ok := vms[vm]; !ok {
-			if _, err := c.call(ctx, s, request{Op: opDetach, VM: vm}); err != nil {
+			if _, err := s.call(ctx, request{Op: opDetach, VM: vm}); err != nil {
 				errs = append(errs, fmt.Errorf("detach vm %s: %w", vm, err))
 			}
 		}
 	}
-	for vm, socket := range vms {
-		if err := c.attach(ctx, s, request{Op: opAttach, VM: vm, Socket: socket}); err != nil {
+	ended, failed = c.attachWanted(ctx, s)
+	return ended, errors.Join(append(errs, failed)...)
+}
+
+// attachWanted attaches all VMs that are to be. Those that ended are not any more.
+func (c *Client) attachWanted(ctx context.Context, s *session) (ended, failed error) {
+	c.mu.Lock()
+	vms := maps.Clone(c.want)
+	c.mu.Unlock()
+	var gone, errs []error
+	for vm, w := range vms {
+		r, err := s.call(ctx, request{Op: opAttach, VM: vm, Socket: w.socket})
+		switch {
+		case errors.Is(err, errdefs.ErrNotFound):
+			c.gone(vm, w.number) // while nobody watched
+			gone = append(gone, fmt.Errorf("attach vm %s: %w", vm, err))
+			continue
+		case err != nil:
 			errs = append(errs, fmt.Errorf("attach vm %s: %w", vm, err))
+			continue
+		}
+		c.mu.Lock()
+		_, still := c.want[vm]
+		if still {
+			c.want[vm] = wanted{socket: w.socket, number: r.Number}
+		}
+		c.mu.Unlock()
+		if !still { // detached meanwhile
+			_, _ = s.call(ctx, request{Op: opDetach, VM: vm})
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(gone...), errors.Join(errs...)
 }
 
 // Close ends the client and leaves the helper and its networks as they are.
@@ -312,6 +364,10 @@ func (c *Client) adopt(s *session) (*session, error) {
 		return nil, errdefs.Unavailable("the network client is closed")
 	}
 	c.session = s
+	select {
+	case c.adopted <- struct{}{}:
+	default:
+	}
 	c.tasks.Go(func() {
 		<-s.ended
 		c.lost(s)
@@ -395,13 +451,50 @@ func (c *Client) lost(s *session) {
 		return
 	}
 	c.deps.Log.Warn("the network helper ended; starting another", "after", time.Since(s.began), "pause", pause)
-	for wait(c.ctx, c.nextPause()) == nil {
-		err := c.recover()
-		if err == nil || c.ctx.Err() != nil {
-			return
-		}
-		c.deps.Log.Warn("bringing the networks back", "err", err)
+	c.retry()
+}
+
+// retry brings the networks back in the background, again and again until it has.
+func (c *Client) retry() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || c.retries {
+		return
 	}
+	c.retries = true
+	c.tasks.Go(func() {
+		for c.awaitTurn() {
+			err := c.recover()
+			if err != nil && c.ctx.Err() == nil {
+				c.deps.Log.Warn("bringing the networks back", "err", err)
+			}
+			c.mu.Lock()
+			// A session that has ended by now left the rest to us.
+			done := err == nil && (c.session != nil || len(c.want) == 0)
+			c.retries = !done
+			c.mu.Unlock()
+			if done {
+				return
+			}
+		}
+	})
+}
+
+// awaitTurn waits for the pause before the next try, or until somebody else has
+// found a helper. It reports false when the client is closed.
+func (c *Client) awaitTurn() bool {
+	select {
+	case <-c.adopted: // the last try's own
+	default:
+	}
+	t := time.NewTimer(c.nextPause())
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.adopted:
+	case <-c.ctx.Done():
+	}
+	return c.ctx.Err() == nil
 }
 
 // nextPause returns the pause before this try and doubles it for the next.
@@ -413,9 +506,14 @@ func (c *Client) nextPause() time.Duration {
 	return pause
 }
 
-// recover attaches what is wanted. It returns nil when there is nothing left to
-// do, or when the session has ended again, which is handled by itself.
+// recover attaches what is wanted.
 func (c *Client) recover() error {
+	c.mu.Lock()
+	n := len(c.want)
+	c.mu.Unlock()
+	if n == 0 {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(c.ctx, recoverTimeout)
 	defer cancel()
 	s, err := c.acquire(ctx, true)
@@ -423,33 +521,13 @@ func (c *Client) recover() error {
 		return err
 	}
 	defer c.release()
-	c.mu.Lock()
-	vms := make(map[string]wanted, len(c.want))
-	for vm, w := range c.want {
-		vms[vm] = w
+	ended, err := c.attachWanted(ctx, s)
+	if err != nil {
+		return err
 	}
-	c.mu.Unlock()
-	for vm, w := range vms {
-		r, err := s.call(ctx, request{Op: opAttach, VM: vm, Socket: w.socket})
-		switch {
-		case errors.Is(err, errLost):
-			return nil
-		case errors.Is(err, errdefs.ErrNotFound):
-			c.gone(vm, w.number) // it ended while nobody watched
-			continue
-		case err != nil:
-			return err
-		}
-		c.mu.Lock()
-		_, still := c.want[vm]
-		if still {
-			c.want[vm] = wanted{socket: w.socket, number: r.Number}
-		}
-		c.mu.Unlock()
-		if !still { // detached meanwhile
-			_, _ = s.call(ctx, request{Op: opDetach, VM: vm})
-		}
+	if ended != nil {
+		c.deps.Log.Info("a vm ended while it had no network", "err", ended)
 	}
-	c.deps.Log.Info("networks are back", "vms", len(vms))
+	c.deps.Log.Info("networks are back", "vms", n)
 	return nil
 }

@@ -265,6 +265,49 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// A daemon that finds VMs running and cannot start a helper for them gives them
+// their network as soon as there is one: by itself, or when another VM needs it.
+func TestRestoreWithoutHelper(t *testing.T) {
+	for name, other := range map[string]bool{"by itself": false, "with another VM": true} {
+		t.Run(name, func(t *testing.T) {
+			dir := shortDir(t)
+			c := detachedClient(t, dir, "allow-all")
+			exe := c.deps.Command[0]
+			c.deps.Command[0] = filepath.Join(dir, "helper")
+			ctx := testContext(t)
+			if other {
+				c.pause = 10 * deadline // by itself it would be too late
+			}
+			v := bootVMM(t, filepath.Join(dir, "a.sock"))
+			if err := c.Restore(ctx, map[string]string{"vm0": v.socket, "gone": filepath.Join(dir, "none.sock")}); err == nil {
+				t.Fatal("restored without a helper")
+			}
+			if err := os.Symlink(exe, c.deps.Command[0]); err != nil {
+				t.Fatal(err)
+			}
+			if other {
+				w := bootVMM(t, filepath.Join(dir, "b.sock"))
+				if err := c.Attach(ctx, "vm1", w.socket); err != nil {
+					t.Fatal(err)
+				}
+				w.arrived()
+			}
+			v.arrived()
+			if err := roundTrip(v.mustDialTCP(echoServer(t)), "one"); err != nil {
+				t.Fatal(err)
+			}
+			// It ends with its VMs as ever.
+			p := helperProcess(c.deps.Socket)
+			for _, id := range []string{"vm0", "vm1"} {
+				if err := c.Detach(ctx, id); err != nil {
+					t.Fatal(err)
+				}
+			}
+			waitEnd(t, p)
+		})
+	}
+}
+
 // detached waits until nobody is connected to the VM.
 func (v *vmm) detached() error {
 	v.mu.Lock()
