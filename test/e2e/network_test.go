@@ -101,6 +101,44 @@ func TestHelperDies(t *testing.T) {
 	}
 }
 
+// TestHelperGivesUpPrivileges: no thread of the helper can do or become more than
+// it needs, which for a daemon that is root is to pass by the modes of sockets.
+func TestHelperGivesUpPrivileges(t *testing.T) {
+	w := s.main
+	sharedVM(t)
+	p, ok := w.helper()
+	if !ok {
+		t.Fatal("no network helper runs")
+	}
+	keep := map[string]bool{"0000000000000000": true}
+	if os.Geteuid() == 0 {
+		keep[fmt.Sprintf("%016x", 1<<unix.CAP_DAC_OVERRIDE)] = true
+	}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.pid))
+	if err != nil || len(tasks) < 2 {
+		t.Fatalf("%d threads, %v", len(tasks), err)
+	}
+	for _, task := range tasks {
+		raw, err := os.ReadFile(task)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(raw)) {
+			field, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+			switch field {
+			case "CapInh", "CapPrm", "CapEff", "CapAmb":
+				if !keep[value] {
+					t.Errorf("%s: %s is %s", task, field, value)
+				}
+			case "NoNewPrivs":
+				if value != "1" {
+					t.Errorf("%s may gain privileges", task)
+				}
+			}
+		}
+	}
+}
+
 // tickScript asks the resolver again and again and notes each answer on the console.
 const tickScript = `
 import os, socket, struct, sys, time

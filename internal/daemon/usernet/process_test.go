@@ -81,37 +81,6 @@ func TestHelperMemory(t *testing.T) {
 	}
 }
 
-// The helper of a root daemon is not root in anything but name.
-func TestHelperGivesUpPrivileges(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: has no privileges to give up")
-	}
-	dir := shortDir(t)
-	c := detachedClient(t, dir, "allow-all")
-	if _, err := c.acquire(testContext(t), true); err != nil {
-		t.Fatal(err)
-	}
-	defer c.release()
-	if log, _ := os.ReadFile(c.deps.LogFile); strings.Contains(string(log), "keeping privileges") {
-		t.Skip("needs a build without cgo")
-	}
-	p := helperProcess(c.deps.Socket)
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.PID))
-	if err != nil || len(tasks) < 2 {
-		t.Fatalf("%d threads, %v", len(tasks), err)
-	}
-	for _, task := range tasks {
-		for _, set := range []string{"CapPrm", "CapEff", "CapInh"} {
-			if caps := status(t, task, set, 16); caps&^2 != 0 {
-				t.Errorf("%s: %s is %x", task, set, caps)
-			}
-		}
-		if status(t, task, "NoNewPrivs", 10) != 1 {
-			t.Errorf("%s may gain privileges", task)
-		}
-	}
-}
-
 // qemu runs a QEMU without a machine: two stream sockets wired to each other,
 // net.sock for the helper and guest.sock for the guest of the test.
 func qemu(t *testing.T, dir string) *sysexec.Proc {
