@@ -51,6 +51,7 @@ func Doctor(ctx context.Context, opts Options) []doctor.Result {
 		doctor.Kernel(),
 		accelCheck(opts, resolved),
 		qemuCheck(opts, resolved),
+		isolationCheck(),
 		doctor.StateDir(state),
 		doctor.DiskSpace(state, warnFree, failFree),
 		doctor.Memory(resolved.Resolve(config.DetectHost()).VM.Memory.Bytes()),
@@ -102,6 +103,24 @@ func qemuCheck(opts Options, conf config.Config) doctor.Check {
 			return doctor.Fail(errdefs.HintOf(err), "%v", err)
 		}
 		return doctor.Pass("%s %s, machine %s", info.Binary, info.Version, info.Machine)
+	}}
+}
+
+// isolationCheck says what stands between a guest that has taken over its VMM and
+// this host.
+func isolationCheck() doctor.Check {
+	return doctor.Check{Name: "isolation", Run: func(ctx context.Context) doctor.Result {
+		root := os.Geteuid() == 0
+		err := qemuproc.Fenced(ctx)
+		switch {
+		case err == nil && root:
+			return doctor.Pass("a VMM has a user, a network and IPC of its own, and few system calls")
+		case err == nil:
+			return doctor.Pass("a VMM has a network and IPC of its own, and few system calls")
+		case root:
+			return doctor.Warn("", "a VMM has a user of its own and few system calls, but sees the host's network: %v", err)
+		}
+		return doctor.Warn(doctor.NamespaceFix(), "a VMM has few system calls, but sees the host's network: %v", err)
 	}}
 }
 

@@ -38,7 +38,7 @@ func UserNamespaces(d Distro) Check {
 			return Warn(d.Install("newuidmap", "uidmap"), "newuidmap is not installed; building images needs it")
 		}
 		if err := tryNamespaces(ctx, uid, os.Getegid()); err != nil {
-			return Warn(namespaceFix(), "building images cannot make a user namespace: %v", err)
+			return Warn(NamespaceFix(), "building images cannot make a user namespace: %v", err)
 		}
 		return Pass("allowed, %s has subordinate ids", name)
 	}}
@@ -54,8 +54,9 @@ func tryNamespaces(ctx context.Context, uid, gid int) error {
 	}})
 }
 
-// namespaceFix names the switch that is off, of those known.
-func namespaceFix() string {
+// NamespaceFix says what to do when an ordinary user may not make namespaces: it
+// names the switch that is off, of those known.
+func NamespaceFix() string {
 	for _, s := range []struct{ file, off, fix string }{
 		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"},
 		{"/proc/sys/user/max_user_namespaces", "0", "sudo sysctl -w user.max_user_namespaces=15000"},

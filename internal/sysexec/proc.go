@@ -25,6 +25,8 @@ type Detached struct {
 	Stderr     *os.File
 	ExtraFiles []*os.File // become descriptors 3, 4, …
 	Credential *syscall.Credential
+	// Cloneflags are namespaces to make for it. In a new user namespace the process
+	// is who this one is, keeps its groups, and can become nobody else.
 	Cloneflags uintptr
 }
 
@@ -87,6 +89,11 @@ func startDetached(d Detached) (*Proc, error) {
 	var fd int
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid: true, Credential: d.Credential, Cloneflags: d.Cloneflags, PidFD: &fd,
+	}
+	if d.Cloneflags&unix.CLONE_NEWUSER != 0 {
+		uid, gid := os.Geteuid(), os.Getegid()
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, &Error{Program: d.Path, Code: -1, Err: err}

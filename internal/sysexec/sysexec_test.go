@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
 	"banger/internal/sysexec"
@@ -144,4 +147,45 @@ func TestDetachedEntersItsDirectoryBeforeItsIdentity(t *testing.T) {
 	if after, err := os.Getwd(); err != nil || after != before {
 		t.Errorf("our own directory is %s, %v", after, err)
 	}
+}
+
+// In a user namespace a process is who started it, can become nobody else, and has
+// no secrets from that user outside: by /proc it is found like any other.
+func TestDetachedInAUserNamespace(t *testing.T) {
+	dir := t.TempDir()
+	out, err := os.Create(dir + "/out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	p, err := sysexec.StartDetached(sysexec.Detached{
+		Path: "/bin/sh", Args: []string{"-c", "id -u; id -g; cat /proc/self/uid_map /proc/self/setgroups; kill -STOP $$"}, Dir: dir,
+		Env: []string{"PATH=/usr/bin:/bin"}, Stdout: out, Cloneflags: unix.CLONE_NEWUSER,
+	})
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) {
+		t.Skipf("this host allows no user namespaces: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Kill(context.Background()) })
+	if _, err := unix.Wait4(p.PID, nil, unix.WUNTRACED, nil); err != nil {
+		t.Fatal(err)
+	}
+	uid, gid := os.Geteuid(), os.Getegid()
+	said, err := os.ReadFile(out.Name())
+	if want := fmt.Sprintf("%d %d %d %d 1 deny", uid, gid, uid, uid); err != nil || strings.Join(strings.Fields(string(said)), " ") != want {
+		t.Errorf("it says %q, %v, want %q", said, err, want)
+	}
+	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", p.PID)); err != nil || cwd != dir {
+		t.Errorf("its directory is %q, %v", cwd, err)
+	}
+	again, err := sysexec.Find(p.PID, p.StartTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	<-p.Done()
 }

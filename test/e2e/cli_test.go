@@ -65,6 +65,36 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
+// TestIsolation: a VMM is behind what doctor says it is behind.
+func TestIsolation(t *testing.T) {
+	w, v := s.main, sharedVM(t)
+	var checks []struct{ Name, Status, Detail string }
+	w.decode(t, &checks, "doctor", "--json")
+	i := slices.IndexFunc(checks, func(c struct{ Name, Status, Detail string }) bool { return c.Name == "isolation" })
+	if i < 0 {
+		t.Fatalf("doctor checks no isolation: %+v", checks)
+	}
+	for _, ns := range []string{"net", "ipc"} {
+		theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", v.PID, ns))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, _ := os.Readlink("/proc/self/ns/" + ns)
+		if own := theirs != ours; own != (checks[i].Status == "pass") {
+			t.Errorf("the VMM has a %s namespace of its own: %v, but doctor says %+v", ns, own, checks[i])
+		}
+	}
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", v.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"NoNewPrivs:\t1\n", "Seccomp:\t2\n", "CapEff:\t0000000000000000\n", "CapPrm:\t0000000000000000\n"} {
+		if !strings.Contains(string(raw), line) {
+			t.Errorf("the VMM's status lacks %q:\n%s", line, raw)
+		}
+	}
+}
+
 func TestDaemonStatus(t *testing.T) {
 	w := s.main
 	p := w.mustDaemon(t)

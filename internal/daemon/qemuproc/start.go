@@ -151,18 +151,10 @@ func launch(binary string, args []string, spec hypervisor.Spec, acc hypervisor.A
 		ExtraFiles: []*os.File{fdQMP - 3: f.qmp, fdAgent - 3: f.agent, fdNet - 3: f.net, fdConsole - 3: f.console},
 	}
 	d.ExtraFiles = append(d.ExtraFiles, out.files...)
-	if os.Geteuid() == 0 {
-		d.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC
-		if spec.UID != 0 || spec.GID != 0 {
-			d.Credential = &syscall.Credential{Uid: uint32(spec.UID), Gid: uint32(spec.GID), Groups: groups(acc)}
-		}
+	if os.Geteuid() == 0 && (spec.UID != 0 || spec.GID != 0) {
+		d.Credential = &syscall.Credential{Uid: uint32(spec.UID), Gid: uint32(spec.GID), Groups: groups(acc)}
 	}
-	proc, err := sysexec.StartDetached(d)
-	if errors.Is(err, unix.EPERM) && d.Cloneflags != 0 {
-		// Root of a container may not make namespaces; the rest still holds.
-		d.Cloneflags = 0
-		proc, err = sysexec.StartDetached(d)
-	}
+	proc, err := startFenced(d)
 	if err != nil {
 		return nil, err
 	}

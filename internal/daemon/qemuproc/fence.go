@@ -1,0 +1,68 @@
+package qemuproc
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/errdefs"
+	"banger/internal/sysexec"
+)
+
+// fences are the namespaces of a VMM, in which there is nothing: it has its sockets
+// as descriptors and by name, and needs neither a network nor shared memory. An
+// ordinary user may make them in a user namespace only. In that the VMM is who the
+// user is, groups included (by one of which it may reach /dev/kvm), and the daemon,
+// as whoever has the same id outside, may do to it what it may do to any process
+// of the user's: a daemon that is started anew finds it all the same.
+func fences() uintptr {
+	flags := uintptr(unix.CLONE_NEWNET | unix.CLONE_NEWIPC)
+	if os.Geteuid() != 0 {
+		flags |= unix.CLONE_NEWUSER
+	}
+	return flags
+}
+
+// refused reports whether the host does not allow the namespaces: root of a
+// container, a limit of zero or one that is reached, a kernel without them.
+func refused(err error) bool {
+	for _, errno := range []error{unix.EPERM, unix.EACCES, unix.ENOSPC, unix.EUSERS, unix.EINVAL} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// startFenced starts d behind the fences, or without them where the host refuses:
+// the rest still holds.
+func startFenced(d sysexec.Detached) (*sysexec.Proc, error) {
+	d.Cloneflags = fences()
+	proc, err := sysexec.StartDetached(d)
+	if refused(err) {
+		d.Cloneflags = 0
+		proc, err = sysexec.StartDetached(d)
+	}
+	return proc, err
+}
+
+// Fenced tries whether VMMs get a network and IPC of their own on this host. It
+// errors with why not.
+func Fenced(ctx context.Context) error {
+	path, err := sysexec.Look("true")
+	if err != nil {
+		return err
+	}
+	proc, err := sysexec.StartDetached(sysexec.Detached{Path: path, Dir: "/", Env: []string{}, Cloneflags: fences()})
+	if err != nil {
+		return errdefs.Wrap(err, "make namespaces")
+	}
+	select {
+	case <-proc.Done():
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
