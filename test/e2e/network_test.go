@@ -43,8 +43,9 @@ func TestAptGetUpdate(t *testing.T) {
 	}
 }
 
-// queryScript asks the resolver, by UDP and by TCP, until it answers or the time
-// given in seconds is over; it prints which of the two answered.
+// queryScript asks the resolver, by UDP and by TCP, until it answers (whatever that
+// is: see TestOutside) or the time given in seconds is over; it prints which of the
+// two answered. Datagrams on their way when a helper ends are lost, so it asks anew.
 const queryScript = `
 import socket, struct, sys, time
 end = time.monotonic() + float(sys.argv[1])
@@ -70,16 +71,6 @@ for name, ask in ("udp", udp), ("tcp", tcp):
         if time.monotonic() > end:
             break
 `
-
-func TestResolver(t *testing.T) {
-	w, v := s.main, sharedVM(t)
-	if got := python(t, w, v, queryScript, "10"); got != "udp\ntcp" {
-		t.Errorf("the resolver answers by %q, want udp and tcp", got)
-	}
-	if got := w.exec(t, v, "cat", "/etc/resolv.conf"); !strings.Contains(got, gateway) {
-		t.Errorf("resolv.conf: %q", got)
-	}
-}
 
 // TestHelperDies: another helper takes over, and the guest's network is back.
 func TestHelperDies(t *testing.T) {

@@ -1,0 +1,199 @@
+//go:build e2e
+
+package e2e_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Two hosts that a test makes, with a wire between them: ours, on which the daemon
+// and its network helper run, and one outside.
+const (
+	oursIP    = "10.77.0.1"
+	outsideIP = "10.77.0.2"
+)
+
+// netns is a network namespace; it ends with the last process and descriptor in it.
+type netns struct {
+	t  *testing.T
+	fd int
+}
+
+func newNetns(t *testing.T) *netns {
+	t.Helper()
+	n := &netns{t: t}
+	errs := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
+		errs <- err
+	}()
+	if err := <-errs; err != nil {
+		t.Fatalf("make a network namespace: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Close(n.fd) })
+	return n
+}
+
+// do runs fn with its sockets and child processes in the namespace.
+func (n *netns) do(fn func() error) {
+	n.t.Helper()
+	errs := make(chan error, 1)
+	go func() {
+		defer close(errs) // also when fn ends the test
+		runtime.LockOSThread()
+		err := unix.Setns(n.fd, unix.CLONE_NEWNET)
+		if err == nil {
+			err = fn()
+		}
+		errs <- err
+	}()
+	if err := <-errs; err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *netns) ip(commands ...string) {
+	n.t.Helper()
+	n.do(func() error {
+		for _, c := range commands {
+			if out, err := exec.Command(tool(n.t, "ip"), strings.Fields(c)...).CombinedOutput(); err != nil {
+				return fmt.Errorf("ip %s: %w: %s", c, err, out)
+			}
+		}
+		return nil
+	})
+}
+
+// echo answers on a port with what it gets.
+func (n *netns) echo(port string) {
+	n.t.Helper()
+	var l net.Listener
+	var u net.PacketConn
+	n.do(func() (err error) {
+		if l, err = net.Listen("tcp", ":"+port); err == nil {
+			u, err = net.ListenPacket("udp", ":"+port)
+		}
+		return err
+	})
+	n.t.Cleanup(func() { _ = l.Close(); _ = u.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}()
+		}
+	}()
+	go func() {
+		buf := make([]byte, 65535)
+		for {
+			size, from, err := u.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = u.WriteTo(buf[:size], from)
+		}
+	}()
+}
+
+// outsideScript asks the resolver for names by UDP and TCP, and lets a server that
+// it finds by name echo; it prints what came back.
+const outsideScript = `
+import socket, struct
+def answer(ask, name):
+    query = struct.pack(">HHHHHH", 4711, 0x0100, 1, 0, 0, 0) + b"".join(bytes([len(l)]) + l for l in name.split(b".")) + b"\0" + struct.pack(">HH", 1, 1)
+    r = ask(query)
+    number, flags, asked, answers = struct.unpack(">HHHH", r[:8])
+    assert number == 4711 and asked == 1 and r[12:len(query)] == query[12:], r
+    return "%s %d %d %s" % (name.decode(), flags & 15, answers, socket.inet_ntoa(r[-4:]) if answers else "-")
+def udp(query):
+    c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    c.settimeout(20)
+    c.connect(("192.168.127.1", 53))
+    c.send(query)
+    return c.recv(4096)
+def tcp(query):
+    c = socket.create_connection(("192.168.127.1", 53), 20)
+    c.sendall(struct.pack(">H", len(query)) + query)
+    f = c.makefile("rb")
+    return f.read(struct.unpack(">H", f.read(2))[0])
+for ask in udp, tcp:
+    for name in b"www.test", b"nothing.test":
+        print(ask.__name__, answer(ask, name))
+for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
+    c = socket.socket(socket.AF_INET, kind)
+    c.settimeout(20)
+    c.connect(("www.test", 7))
+    c.send(b"hello")
+    print(c.recv(100).decode(), c.getpeername()[0])
+`
+
+// TestOutside: from a guest, names that the host's resolver knows are known, and a
+// host that the host reaches is reached. All of it in namespaces.
+func TestOutside(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	image := defaultRootfs(t)
+	kernel := kernelDir(t)
+	here, outside := newNetns(t), newNetns(t)
+	here.ip("link set lo up", "link add v0 type veth peer name v1",
+		fmt.Sprintf("link set v1 netns /proc/%d/fd/%d", os.Getpid(), outside.fd),
+		"addr add "+oursIP+"/24 dev v0", "link set v0 up")
+	outside.ip("link set lo up", "addr add "+outsideIP+"/24 dev v1", "link set v1 up")
+	outside.echo("7")
+	resolver := exec.Command(tool(t, "dnsmasq"), "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
+		"--user=root", "--pid-file=", "--listen-address=127.0.0.1", "--bind-interfaces", "--log-facility=-",
+		"--address=/www.test/"+outsideIP, "--local=/test/")
+	var dnsmasq *running
+	here.do(func() error { dnsmasq = start(t, resolver); return nil })
+	dnsmasq.err.expect(t, "started, ") // and it listens
+
+	w := scratchWorld(t, config)
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	write(t, conf, "nameserver 127.0.0.1\n")
+	here.do(func() error {
+		// The daemon, and so its helper, sees that as the host's.
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := unix.Mount(conf, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
+			return err
+		}
+		w.ok(t, "daemon", "start")
+		return nil
+	})
+	w.ok(t, "image", "register", "--rootfs", image, "e2e-outside")
+	w.ok(t, "kernel", "import", "--from", kernel, "e2e-outside")
+	v := w.create(t, "e2e-outside", "--image", "e2e-outside", "--kernel", "e2e-outside")
+	const want = "udp www.test 0 1 " + outsideIP + "\nudp nothing.test 3 0 -\n" +
+		"tcp www.test 0 1 " + outsideIP + "\ntcp nothing.test 3 0 -\n" +
+		"hello " + outsideIP + "\nhello " + outsideIP
+	if got := python(t, w, v, outsideScript, ""); got != want {
+		t.Errorf("the guest got\n%s\nwant\n%s", got, want)
+	}
+	if got := w.exec(t, v, "cat", "/etc/resolv.conf"); got != "nameserver "+gateway {
+		t.Errorf("resolv.conf: %q", got)
+	}
+}
