@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/term"
 
+	"banger/internal/api"
 	"banger/internal/client"
 	"banger/internal/errdefs"
 	"banger/internal/paths"
@@ -117,7 +118,7 @@ func (a *app) quietClient() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.Open(client.Options{Sockets: a.sockets(l)}), nil
+	return client.Open(client.Options{Sockets: a.sockets(l), AnyProtocol: true}), nil
 }
 
 // sockets are the candidates in order: the one named by hand alone, else the
@@ -136,7 +137,8 @@ func (a *app) sockets(l paths.Layout) []string {
 func (a *app) mayStart() bool { return a.socket == "" || os.Getenv(paths.EnvStateDir) != "" }
 
 // replaceDaemon restarts a daemon of another build, if it is this user's own and
-// does nothing that a restart would cut off. VMs go on running.
+// does nothing that a restart would cut off. VMs go on running. A busy one will do,
+// as long as it speaks our protocol.
 func (a *app) replaceDaemon(l paths.Layout) func(context.Context, client.Remote) (bool, error) {
 	return func(ctx context.Context, r client.Remote) (bool, error) {
 		if r.Socket != l.Socket || !a.mayStart() {
@@ -146,23 +148,19 @@ func (a *app) replaceDaemon(l paths.Layout) func(context.Context, client.Remote)
 		if err != nil || peer.UID != os.Geteuid() {
 			return false, err
 		}
-		old := client.New(r.Socket)
-		defer old.Close()
-		ops, err := old.ListOperations(ctx)
-		if err != nil {
-			return false, err
-		}
-		for _, op := range ops {
-			if op.GetState() == "running" {
-				a.warn("the daemon is version %s and busy with %s of %s; it is restarted as %s when it is idle",
-					r.Version, op.GetKind(), op.GetSubject(), version.String())
-				return false, nil
+		err = client.StopDaemon(ctx, r.Socket, true)
+		switch {
+		case errdefs.ClassOf(err) == errdefs.ClassBusy && err != nil:
+			if r.Protocol != api.Protocol {
+				return false, errdefs.Wrap(err, "the daemon is version %s, which banger %s cannot work with, and it cannot be restarted now",
+					r.Version, version.String())
 			}
-		}
-		a.note("restarting the daemon: it is version %s, banger is %s", r.Version, version.String())
-		if err := client.StopDaemon(ctx, r.Socket); err != nil {
+			a.warn("the daemon is version %s and not restarted as %s yet: %v", r.Version, version.String(), err)
+			return false, nil
+		case err != nil:
 			return false, errdefs.Wrap(err, "restart the daemon")
 		}
+		a.note("restarting the daemon: it was version %s, banger is %s", r.Version, version.String())
 		return true, client.StartDaemon(ctx, l)
 	}
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,6 +39,7 @@ type daemonView struct {
 	StateDir   string     `json:"state_dir"`
 	ConfigFile string     `json:"config_file"`
 	StartedAt  *time.Time `json:"started_at"`
+	Busy       []string   `json:"busy"`
 }
 
 func runDaemonStatus(ctx context.Context, a *app, asJSON bool) error {
@@ -49,7 +51,7 @@ func runDaemonStatus(ctx context.Context, a *app, asJSON bool) error {
 	info, err := c.Info(ctx)
 	if errdefs.ClassOf(err) == errdefs.ClassUnavailable && err != nil {
 		if asJSON {
-			if err := printJSON(a.out, daemonView{Socket: c.Socket()}); err != nil {
+			if err := printJSON(a.out, daemonView{Socket: c.Socket(), Busy: list(nil)}); err != nil {
 				return err
 			}
 		} else {
@@ -64,7 +66,7 @@ func runDaemonStatus(ctx context.Context, a *app, asJSON bool) error {
 		return printJSON(a.out, daemonView{
 			Running: true, Socket: c.Socket(), PID: info.GetPid(), Version: info.GetVersion(), Commit: info.GetCommit(),
 			Protocol: info.GetProtocol(), StateDir: info.GetStateDir(), ConfigFile: info.GetConfigFile(),
-			StartedAt: viewTime(info.GetStartedAt()),
+			StartedAt: viewTime(info.GetStartedAt()), Busy: list(info.GetBusy()),
 		})
 	}
 	return printFields(a.out, [][2]string{
@@ -77,5 +79,6 @@ func runDaemonStatus(ctx context.Context, a *app, asJSON bool) error {
 		{"State", info.GetStateDir()},
 		{"Config", info.GetConfigFile()},
 		{"Started", showTime(info.GetStartedAt())},
+		{"Busy", strings.Join(info.GetBusy(), ", ")},
 	})
 }

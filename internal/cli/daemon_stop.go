@@ -12,9 +12,11 @@ import (
 
 func newDaemonStopCmd(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:               "stop",
-		Short:             "Stop the daemon; VMs run on",
-		Long:              "Stop ends the daemon and returns when it is gone. VMs run on; the next daemon finds them.",
+		Use:   "stop",
+		Short: "Stop the daemon; VMs run on",
+		Long: `Stop ends the daemon and returns when it is gone. VMs run on; the next daemon finds
+them. Commands, shells and copies that are open end with it, what it was making or
+changing is undone, and VMs of a "vm run --rm" are deleted by the next daemon.`,
 		Example:           `  banger daemon stop`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -29,7 +31,12 @@ func runDaemonStop(ctx context.Context, a *app) error {
 	}
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	err = client.StopDaemon(ctx, l.Socket)
+	// It ends whatever it is busy with: who says stop means it.
+	err = client.StopDaemon(ctx, l.Socket, true)
+	if err != nil && errdefs.ClassOf(err) == errdefs.ClassBusy {
+		a.warn("%v; that ends now", err)
+		err = client.StopDaemon(ctx, l.Socket, false)
+	}
 	switch {
 	case err == nil:
 		fmt.Fprintln(a.out, "stopped the daemon")

@@ -25,9 +25,10 @@ func (c *Client) Info(ctx context.Context) (*bangerv1.InfoResponse, error) {
 	return call(ctx, c.daemon.Info, &bangerv1.InfoRequest{})
 }
 
-// Shutdown asks the daemon to end; it may still run when this returns.
-func (c *Client) Shutdown(ctx context.Context) error {
-	_, err := call(ctx, c.daemon.Shutdown, &bangerv1.ShutdownRequest{})
+// Shutdown asks the daemon to end; it may still run when this returns. With ifIdle
+// it refuses, as busy, when that would cut something off.
+func (c *Client) Shutdown(ctx context.Context, ifIdle bool) error {
+	_, err := call(ctx, c.daemon.Shutdown, &bangerv1.ShutdownRequest{IfIdle: ifIdle})
 	return err
 }
 

@@ -34,6 +34,9 @@ type Options struct {
 	// Version is this program's build; empty accepts any daemon that speaks
 	// our protocol.
 	Version string
+	// AnyProtocol accepts a daemon of another protocol. Only DaemonService is the
+	// same in all of them.
+	AnyProtocol bool
 	// Missing is called when no socket accepts; when it returns nil the first
 	// socket is dialled once more. Nil: that is an error.
 	Missing func(ctx context.Context) error
@@ -45,8 +48,9 @@ type Options struct {
 
 // Remote is a daemon that answered.
 type Remote struct {
-	Socket  string
-	Version string
+	Socket   string
+	Version  string
+	Protocol int
 }
 
 // Client talks to one daemon. Its methods may be called concurrently.

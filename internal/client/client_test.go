@@ -459,7 +459,7 @@ func TestEveryProcedureHasAMethod(t *testing.T) {
 	ctx := t.Context()
 	for _, call := range []func(){
 		func() { _, _ = c.Info(ctx) },
-		func() { _ = c.Shutdown(ctx) },
+		func() { _ = c.Shutdown(ctx, true) },
 		func() { _, _ = c.CreateVM(ctx, &bangerv1.CreateRequest{}) },
 		func() { _, _ = c.StartVM(ctx, "x") },
 		func() { _, _ = c.StopVM(ctx, &bangerv1.StopRequest{}) },

@@ -100,15 +100,19 @@ func readsOnly(req *http.Request) bool {
 // settle looks at the headers of an answer; the caller holds checkMu. True means
 // that another daemon answers from now on.
 func (c *Client) settle(ctx context.Context, h http.Header) (replaced bool, err error) {
-	remote := Remote{Socket: c.Socket(), Version: h.Get(api.HeaderVersion)}
 	proto, convErr := strconv.Atoi(h.Get(api.HeaderProtocol))
+	remote := Remote{Socket: c.Socket(), Version: h.Get(api.HeaderVersion), Protocol: proto}
 	if convErr != nil {
 		return false, errdefs.Unavailable("what answers at %s is not a banger daemon", remote.Socket).
 			WithHint("remove the socket or choose another with --socket")
 	}
+	if c.opts.AnyProtocol {
+		c.checked.Store(true)
+		return false, nil
+	}
 	if proto > api.Protocol {
 		return false, errdefs.Unsupported("the daemon at %s speaks protocol %d; this banger knows %d", remote.Socket, proto, api.Protocol).
-			WithHint("upgrade this banger to %s", remote.Version)
+			WithHint("upgrade this banger to %s, or go back to its daemon: banger daemon stop", remote.Version)
 	}
 	if c.opts.Version != "" && remote.Version != c.opts.Version && c.opts.Outdated != nil {
 		if replaced, err = c.opts.Outdated(ctx, remote); err != nil {
@@ -117,7 +121,7 @@ func (c *Client) settle(ctx context.Context, h http.Header) (replaced bool, err 
 	}
 	if !replaced && proto < api.Protocol {
 		return false, errdefs.Unsupported("the daemon at %s speaks protocol %d; this banger needs %d", remote.Socket, proto, api.Protocol).
-			WithHint("restart the daemon with this version: %s", c.opts.Version)
+			WithHint("end it, the next command starts one of this version: banger daemon stop")
 	}
 	c.checked.Store(true)
 	return replaced, nil

@@ -246,8 +246,9 @@ func PeerOf(ctx context.Context, socket string) (Peer, error) {
 }
 
 // StopDaemon shuts the daemon behind socket down and returns when its process has
-// ended. VMs go on running.
-func StopDaemon(ctx context.Context, socket string) error {
+// ended. VMs go on running. With ifIdle a daemon whose end would cut something off
+// is left alone; the error is ErrBusy then and says what holds it.
+func StopDaemon(ctx context.Context, socket string, ifIdle bool) error {
 	peer, err := PeerOf(ctx, socket)
 	if err != nil {
 		return err
@@ -260,9 +261,9 @@ func StopDaemon(ctx context.Context, socket string) error {
 	if err != nil {
 		return errdefs.Wrap(err, "watch the daemon's process")
 	}
-	c := New(socket)
+	c := Open(Options{Sockets: []string{socket}, AnyProtocol: true})
 	defer c.Close()
-	if err := c.Shutdown(ctx); err != nil && !errors.Is(err, errdefs.ErrUnavailable) {
+	if err := c.Shutdown(ctx, ifIdle); err != nil && !errors.Is(err, errdefs.ErrUnavailable) {
 		return err
 	}
 	select {

@@ -61,7 +61,12 @@ func playDaemon() int {
 	state, socket, fd := f.String("state-dir", "", ""), f.String("socket", "", ""), f.Int("ready-fd", 0, "")
 	_ = f.Parse(os.Args[2:])
 	ready := os.NewFile(uintptr(*fd), "ready")
+	protocol := api.Protocol
 	switch os.Getenv("PLAY") {
+	case "older":
+		protocol--
+	case "newer":
+		protocol++
 	case "silent":
 		fmt.Println("first line\nqemu ate my disk")
 		return 1
@@ -88,7 +93,7 @@ func playDaemon() int {
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(played{end: end}))
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(api.HeaderVersion, "played")
-		w.Header().Set(api.HeaderProtocol, fmt.Sprint(api.Protocol))
+		w.Header().Set(api.HeaderProtocol, fmt.Sprint(protocol))
 		mux.ServeHTTP(w, r)
 	})}
 	go func() { _ = srv.Serve(l) }()
@@ -107,7 +112,7 @@ func layoutIn(t *testing.T) paths.Layout {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = client.StopDaemon(context.Background(), l.Socket) })
+	t.Cleanup(func() { _ = client.StopDaemon(context.Background(), l.Socket, false) })
 	return l
 }
 
@@ -130,13 +135,13 @@ func TestStartDaemonsAtOnce(t *testing.T) {
 	if err != nil || peer.UID != os.Geteuid() || peer.PID == os.Getpid() {
 		t.Errorf("peer %+v, %v", peer, err)
 	}
-	if err := client.StopDaemon(t.Context(), l.Socket); err != nil {
+	if err := client.StopDaemon(t.Context(), l.Socket, false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d/exe", peer.PID)); err == nil {
 		t.Error("the daemon's process is still there")
 	}
-	if err := client.StopDaemon(t.Context(), l.Socket); !errors.Is(err, errdefs.ErrUnavailable) {
+	if err := client.StopDaemon(t.Context(), l.Socket, false); !errors.Is(err, errdefs.ErrUnavailable) {
 		t.Errorf("second stop: %v", err)
 	}
 	// The lock of the starters must not live on in the daemon.
@@ -186,6 +191,24 @@ func TestStartDaemonThatIsRunning(t *testing.T) {
 	}
 }
 
+// A daemon of another protocol can be ended all the same.
+func TestStopDaemonOfAnotherProtocol(t *testing.T) {
+	for _, play := range []string{"older", "newer"} {
+		t.Setenv("PLAY", play)
+		l := layoutIn(t)
+		if err := client.StartDaemon(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.New(l.Socket).ListVMs(t.Context()); !errors.Is(err, errdefs.ErrUnsupported) ||
+			!strings.Contains(errdefs.HintOf(err), "banger daemon stop") {
+			t.Errorf("%s: %v (hint %q)", play, err, errdefs.HintOf(err))
+		}
+		if err := client.StopDaemon(t.Context(), l.Socket, true); err != nil {
+			t.Errorf("%s: %v", play, err)
+		}
+	}
+}
+
 func TestReplaceRunningDaemon(t *testing.T) {
 	l := layoutIn(t)
 	if err := client.StartDaemon(t.Context(), l); err != nil {
@@ -196,7 +219,7 @@ func TestReplaceRunningDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := client.Open(client.Options{Sockets: []string{l.Socket}, Version: "newer", Outdated: func(ctx context.Context, r client.Remote) (bool, error) {
-		if err := client.StopDaemon(ctx, r.Socket); err != nil {
+		if err := client.StopDaemon(ctx, r.Socket, true); err != nil {
 			return false, err
 		}
 		return true, client.StartDaemon(ctx, l)

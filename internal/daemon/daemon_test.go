@@ -6,10 +6,12 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -280,7 +282,7 @@ func TestNewerDatabaseIsRefused(t *testing.T) {
 func TestShutdownEndsServe(t *testing.T) {
 	h := newHost(t)
 	d := h.serve()
-	h.must(d.client.Shutdown(context.Background()))
+	h.must(d.client.Shutdown(context.Background(), true))
 	err := <-d.served
 	h.must(err)
 	d.served <- nil
@@ -423,6 +425,58 @@ func TestVMsOutliveTheDaemon(t *testing.T) {
 		t.Errorf("a VM whose client is gone: %v", err)
 	}
 	second.remove(h, "dev")
+}
+
+// A daemon that is asked to end when it is idle does not cut off what clients do.
+func TestBusyDaemonStays(t *testing.T) {
+	h := newHost(t)
+	h.artifacts()
+	d := h.serve()
+	ctx := context.Background()
+	busyWith := func(want ...string) {
+		t.Helper()
+		info, err := d.client.Info(ctx)
+		h.must(err)
+		if !slices.Equal(info.GetBusy(), want) {
+			t.Errorf("busy with %q, want %q", info.GetBusy(), want)
+		}
+		err = d.client.Shutdown(ctx, true)
+		if !errors.Is(err, errdefs.ErrBusy) || !strings.Contains(err.Error(), strings.Join(want, ", ")) || errdefs.HintOf(err) == "" {
+			t.Errorf("shutdown: %v", err)
+		}
+	}
+	d.create(h, &bangerv1.CreateRequest{Name: "dev"})
+	d.create(h, &bangerv1.CreateRequest{Name: "brief", AutoRemove: true})
+	brief := `vm "brief", which goes with its client`
+	busyWith(brief) // its client has not opened a stream yet
+
+	conn, err := d.client.OpenStream(ctx, api.StreamPath("dev"))
+	h.must(err)
+	busyWith(brief) // nothing was asked of the VM
+	input, hold := io.Pipe()
+	echoed, output := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := guest.RunExec(ctx, conn, guest.Request{
+			Kind: guest.KindExec, Exec: &guest.Exec{Args: []string{"cat"}, Stdin: true},
+		}, guest.ExecIO{Stdin: input, Stdout: output})
+		ended <- err
+	}()
+	_, err = io.WriteString(hold, "x")
+	h.must(err)
+	_, err = echoed.Read(make([]byte, 1))
+	h.must(err)
+	busyWith(`exec of vm "dev"`, brief)
+	h.must(hold.Close())
+	h.must(<-ended)
+
+	d.remove(h, "brief")
+	d.remove(h, "dev")
+	// The daemon notices the end of a stream a little after its client.
+	for err = d.client.Shutdown(ctx, true); errors.Is(err, errdefs.ErrBusy); {
+		err = d.client.Shutdown(ctx, true)
+	}
+	h.must(err)
 }
 
 // Following a log ends when the VM does, and not before; so does waiting.

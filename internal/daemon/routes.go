@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -12,6 +13,7 @@ import (
 	"banger/internal/api"
 	"banger/internal/api/bangerv1"
 	"banger/internal/api/bangerv1/bangerv1connect"
+	"banger/internal/errdefs"
 	"banger/internal/version"
 )
 
@@ -22,7 +24,7 @@ const maxRequest = 4 << 20
 func (d *Daemon) routes(s *services) http.Handler {
 	mux := http.NewServeMux()
 	opts := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequest))
-	mux.Handle(bangerv1connect.NewDaemonServiceHandler(d.handlers(), opts))
+	mux.Handle(bangerv1connect.NewDaemonServiceHandler(daemonHandlers{d, s}, opts))
 	mux.Handle(bangerv1connect.NewVMServiceHandler(s.vms.Handlers(), opts))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(s.images.ImageHandlers(), opts))
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(s.images.KernelHandlers(), opts))
@@ -40,30 +42,30 @@ func (d *Daemon) routes(s *services) http.Handler {
 
 // daemonHandlers serves DaemonService.
 type daemonHandlers struct {
-	info func() *bangerv1.InfoResponse
-	stop func()
-}
-
-func (d *Daemon) handlers() daemonHandlers {
-	return daemonHandlers{
-		stop: d.stop,
-		info: func() *bangerv1.InfoResponse {
-			return &bangerv1.InfoResponse{
-				Version: version.String(), Commit: version.Get().Commit, Protocol: api.Protocol,
-				Pid: int32(os.Getpid()), StateDir: d.opts.Layout.State, ConfigFile: d.opts.ConfigFile,
-				StartedAt: timestamppb.New(d.started),
-			}
-		},
-	}
+	d *Daemon
+	s *services
 }
 
 // Info implements DaemonService.
-func (h daemonHandlers) Info(context.Context, *connect.Request[bangerv1.InfoRequest]) (*connect.Response[bangerv1.InfoResponse], error) {
-	return connect.NewResponse(h.info()), nil
+func (h daemonHandlers) Info(ctx context.Context, _ *connect.Request[bangerv1.InfoRequest]) (*connect.Response[bangerv1.InfoResponse], error) {
+	return connect.NewResponse(&bangerv1.InfoResponse{
+		Version: version.String(), Commit: version.Get().Commit, Protocol: api.Protocol,
+		Pid: int32(os.Getpid()), StateDir: h.d.opts.Layout.State, ConfigFile: h.d.opts.ConfigFile,
+		StartedAt: timestamppb.New(h.d.started), Busy: h.s.busy(ctx),
+	}), nil
 }
 
 // Shutdown implements DaemonService.
-func (h daemonHandlers) Shutdown(context.Context, *connect.Request[bangerv1.ShutdownRequest]) (*connect.Response[bangerv1.ShutdownResponse], error) {
-	h.stop()
+func (h daemonHandlers) Shutdown(ctx context.Context, req *connect.Request[bangerv1.ShutdownRequest]) (*connect.Response[bangerv1.ShutdownResponse], error) {
+	if busy := h.s.busy(ctx); req.Msg.IfIdle && len(busy) > 0 {
+		return nil, api.ToConnect(errdefs.New(errdefs.ClassBusy, "the daemon is busy with %s", strings.Join(busy, ", ")).
+			WithHint("wait for that to end, or cut it off: banger daemon stop"))
+	}
+	h.d.stop()
 	return connect.NewResponse(&bangerv1.ShutdownResponse{}), nil
+}
+
+// busy says what the daemon's end would cut off.
+func (s *services) busy(ctx context.Context) []string {
+	return append(s.ops.Busy(), s.vms.Busy(ctx)...)
 }

@@ -148,6 +148,7 @@ type InfoResponse struct {
 	StateDir      string                 `protobuf:"bytes,5,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
 	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	ConfigFile    string                 `protobuf:"bytes,7,opt,name=config_file,json=configFile,proto3" json:"config_file,omitempty"`
+	Busy          []string               `protobuf:"bytes,8,rep,name=busy,proto3" json:"busy,omitempty"` // what its end would cut off, for people: "exec of vm \"box\"", "image.pull of debian"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -231,8 +232,16 @@ func (x *InfoResponse) GetConfigFile() string {
 	return ""
 }
 
+func (x *InfoResponse) GetBusy() []string {
+	if x != nil {
+		return x.Busy
+	}
+	return nil
+}
+
 type ShutdownRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	IfIdle        bool                   `protobuf:"varint,1,opt,name=if_idle,json=ifIdle,proto3" json:"if_idle,omitempty"` // refuse, as busy, when its end would cut something off
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -265,6 +274,13 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
 	return file_bangerv1_banger_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ShutdownRequest) GetIfIdle() bool {
+	if x != nil {
+		return x.IfIdle
+	}
+	return false
 }
 
 type ShutdownResponse struct {
@@ -2044,7 +2060,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x15bangerv1/banger.proto\x12\tbanger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
 	"\x05Empty\"\r\n" +
 	"\vListRequest\"\r\n" +
-	"\vInfoRequest\"\xe7\x01\n" +
+	"\vInfoRequest\"\xfb\x01\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x1a\n" +
@@ -2054,8 +2070,10 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"started_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1f\n" +
 	"\vconfig_file\x18\a \x01(\tR\n" +
-	"configFile\"\x11\n" +
-	"\x0fShutdownRequest\"\x12\n" +
+	"configFile\x12\x12\n" +
+	"\x04busy\x18\b \x03(\tR\x04busy\"*\n" +
+	"\x0fShutdownRequest\x12\x17\n" +
+	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
 	"\x10ShutdownResponse\"\x19\n" +
 	"\x05VMRef\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xe7\x02\n" +

@@ -131,6 +131,18 @@ func (s *Service) List(context.Context, *connect.Request[bangerv1.ListRequest]) 
 	return connect.NewResponse(out), nil
 }
 
+// Busy says what runs, in words for people.
+func (s *Service) Busy() []string {
+	var words []string
+	for _, op := range s.ops.List() {
+		if !op.Ended() {
+			rec, _ := op.Snapshot()
+			words = append(words, rec.Kind+" of "+rec.Subject)
+		}
+	}
+	return words
+}
+
 // Get implements OperationService.
 func (s *Service) Get(_ context.Context, req *connect.Request[bangerv1.OperationRef]) (*connect.Response[bangerv1.Operation], error) {
 	op, err := s.find(req.Msg.Id)

@@ -154,6 +154,7 @@ func (h Handlers) Wait(ctx context.Context, req *connect.Request[bangerv1.VMRef]
 	if err != nil {
 		return nil, api.ToConnect(err)
 	}
+	defer h.s.use(v.ID, "wait")()
 	for {
 		changed := h.s.nextChange(v.ID)
 		now, err := h.s.Store.GetVM(ctx, v.ID)
@@ -184,6 +185,7 @@ func (h Handlers) Logs(ctx context.Context, req *connect.Request[bangerv1.LogsRe
 	if err != nil {
 		return api.ToConnect(err)
 	}
+	defer h.s.use(v.ID, "logs")()
 	err = h.s.logs(ctx, &v, req.Msg.Vmm, req.Msg.Follow, req.Msg.TailBytes, func(b []byte) error {
 		return stream.Send(&bangerv1.LogChunk{Data: b})
 	})

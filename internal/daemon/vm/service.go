@@ -120,6 +120,7 @@ type Service struct {
 	mu      sync.Mutex               // a leaf (rank 40); guards the maps below
 	live    map[string]*live         // running VMs: the handle cache
 	changed map[string]chan struct{} // closed when the VM's state changes; made by waiters
+	uses    map[use]int              // how often clients do what now
 }
 
 // New returns a service that has touched nothing yet.
@@ -131,7 +132,7 @@ func New(d Deps) *Service {
 	}
 	return &Service{
 		Deps: d, slots: slots, ctx: ctx, cancel: cancel, pending: make(map[string]bool),
-		live: make(map[string]*live), changed: make(map[string]chan struct{}),
+		live: make(map[string]*live), changed: make(map[string]chan struct{}), uses: make(map[use]int),
 	}
 }
 

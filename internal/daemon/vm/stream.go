@@ -72,13 +72,15 @@ func (s *Service) OpenAgent(ctx context.Context, id string, req guest.Request) (
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), streamOpenTimeout)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)() // Close waits for who connects
+	done := s.use(id, string(req.Kind))
 	agent, err := l.open(ctx)
 	if err == nil {
 		if err = guest.WriteRequest(agent, req); err == nil {
-			return l.lease.hold(agent), nil
+			return &used{Conn: l.lease.hold(agent), done: done}, nil
 		}
 		_ = agent.Close()
 	}
+	done()
 	return nil, errdefs.Unavailable("reach the agent: %w", err).
 		WithHint("see what the guest says: banger vm logs %s", id)
 }

@@ -110,7 +110,8 @@ const (
 type DaemonServiceClient interface {
 	// Info describes the daemon.
 	Info(context.Context, *connect.Request[bangerv1.InfoRequest]) (*connect.Response[bangerv1.InfoResponse], error)
-	// Shutdown ends the daemon; VMs go on running.
+	// Shutdown ends the daemon; VMs go on running. These two procedures are the same
+	// in every version of the API: a daemon of another one can be asked and ended.
 	Shutdown(context.Context, *connect.Request[bangerv1.ShutdownRequest]) (*connect.Response[bangerv1.ShutdownResponse], error)
 }
 
@@ -160,7 +161,8 @@ func (c *daemonServiceClient) Shutdown(ctx context.Context, req *connect.Request
 type DaemonServiceHandler interface {
 	// Info describes the daemon.
 	Info(context.Context, *connect.Request[bangerv1.InfoRequest]) (*connect.Response[bangerv1.InfoResponse], error)
-	// Shutdown ends the daemon; VMs go on running.
+	// Shutdown ends the daemon; VMs go on running. These two procedures are the same
+	// in every version of the API: a daemon of another one can be asked and ended.
 	Shutdown(context.Context, *connect.Request[bangerv1.ShutdownRequest]) (*connect.Response[bangerv1.ShutdownResponse], error)
 }
 
