@@ -29,6 +29,9 @@ func (s *Service) logs(ctx context.Context, v *model.VM, vmm, follow bool, tail 
 	path := filepath.Join(s.Layout.VM(v.ID), name)
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		if now, err := s.Store.GetVM(ctx, v.ID); err == nil && now.State == model.StateDeleting || errors.Is(err, errdefs.ErrNotFound) {
+			return errdefs.NotFound("vm %q was just deleted", v.Name).WithHint("list what there is: banger vm list --all")
+		}
 		return errdefs.Precondition("vm %q has no log: it was never started", v.Name).
 			WithHint("start it: banger vm start %s", v.Name)
 	}
