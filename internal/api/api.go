@@ -17,11 +17,13 @@ const Protocol = 1
 // UpgradeProtocol is the value of the Upgrade header.
 const UpgradeProtocol = "banger-stream"
 
-// Headers. The daemon answers every request with both; a CLI that sees another
-// build restarts a daemon that it started itself.
+// Headers. The daemon answers every request with the first two; a CLI that sees
+// another build restarts a daemon that it started itself. The third is there while
+// Info has notices, so that nobody need ask when there are none.
 const (
 	HeaderVersion  = "Banger-Version"
 	HeaderProtocol = "Banger-Protocol"
+	HeaderNotices  = "Banger-Notices"
 )
 
 // Patterns of the stream endpoints, as net/http routes them.

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/term"
 
 	"banger/internal/api"
+	"banger/internal/api/bangerv1"
 	"banger/internal/client"
 	"banger/internal/errdefs"
 	"banger/internal/paths"
@@ -81,6 +82,12 @@ func (a *app) warn(format string, args ...any) {
 	fmt.Fprintln(a.err, a.paint(yellow, "note:")+" "+oneLine(fmt.Sprintf(format, args...)))
 }
 
+// notice passes on what the daemon wants its user to know.
+func (a *app) notice(n *bangerv1.Notice) {
+	a.warn("%s", n.GetMessage())
+	a.try(n.GetHint())
+}
+
 // layout is where this user's own daemon lives. A socket named by hand takes the
 // place of the usual one.
 func (a *app) layout() (paths.Layout, error) {
@@ -101,7 +108,7 @@ func (a *app) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	opts := client.Options{Sockets: a.sockets(l), Version: version.String(), Outdated: a.replaceDaemon(l)}
+	opts := client.Options{Sockets: a.sockets(l), Version: version.String(), Outdated: a.replaceDaemon(l), Notice: a.notice}
 	if a.mayStart() {
 		opts.Missing = func(ctx context.Context) error {
 			a.note("starting the daemon")

@@ -107,11 +107,11 @@ func TestReport(t *testing.T) {
 	}{
 		{nil, 0, ""},
 		{errors.New("plain"), 1, "error: plain\n"},
-		{withOp, 1, "error: no vm (op-1)\ntry: look around\n"},
+		{withOp, 1, "error: no vm (op-1)\ntry: look\n     around\n"},
 		{&exitError{7, nil}, 7, ""},
 		{ownFailure(errors.New("mine")), 125, "error: mine\n"},
 		{ownFailure(&exitError{124, nil}), 124, ""},
-		{manyErrors{errors.New("one"), withOp}, 1, "error: one\nerror: no vm (op-1)\ntry: look around\n"},
+		{manyErrors{errors.New("one"), withOp}, 1, "error: one\nerror: no vm (op-1)\ntry: look\n     around\n"},
 		{interrupted(fmt.Errorf("wait: %w", errInterrupted)), 130, ""},
 		{errors.New("evil \x1b[2J\x07name"), 1, "error: evil [2Jname\n"},
 	} {

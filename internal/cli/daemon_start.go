@@ -28,17 +28,22 @@ func runDaemonStart(ctx context.Context, a *app) error {
 	}
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	if peer, err := client.PeerOf(ctx, l.Socket); err == nil {
-		fmt.Fprintf(a.out, "the daemon runs already (pid %d)\n", peer.PID)
-		return nil
+	c := client.Open(client.Options{Sockets: []string{l.Socket}, AnyProtocol: true})
+	defer c.Close()
+	outcome := "the daemon runs already"
+	if _, err := client.PeerOf(ctx, l.Socket); err != nil {
+		outcome = "started the daemon"
+		if err := client.StartDaemon(ctx, l); err != nil {
+			return interrupted(err)
+		}
 	}
-	if err := client.StartDaemon(ctx, l); err != nil {
-		return interrupted(err)
-	}
-	peer, err := client.PeerOf(ctx, l.Socket)
+	info, err := c.Info(ctx)
 	if err != nil {
 		return interrupted(err)
 	}
-	fmt.Fprintf(a.out, "started the daemon (pid %d)\n", peer.PID)
+	fmt.Fprintf(a.out, "%s (pid %d)\n", outcome, info.GetPid())
+	for _, n := range info.GetNotices() {
+		a.notice(n)
+	}
 	return nil
 }

@@ -62,6 +62,9 @@ func runDaemonStatus(ctx context.Context, a *app, asJSON bool) error {
 	if err != nil {
 		return err
 	}
+	for _, n := range info.GetNotices() {
+		a.notice(n)
+	}
 	if asJSON {
 		return printJSON(a.out, daemonView{
 			Running: true, Socket: c.Socket(), PID: info.GetPid(), Version: info.GetVersion(), Commit: info.GetCommit(),

@@ -75,7 +75,7 @@ func (a *app) printResults(results []doctor.Result) {
 		status := fmt.Sprintf("%-4s", strings.ToUpper(string(r.Status)))
 		fmt.Fprintf(a.out, "%s  %-*s  %s\n", a.paintOut(colours[r.Status], status), width, r.Name, oneLine(r.Detail))
 		if r.Fix != "" {
-			fmt.Fprintf(a.out, "%s  %s %s\n", strings.Repeat(" ", 4+2+width), a.paintOut(bold, "try:"), oneLine(r.Fix))
+			fmt.Fprintf(a.out, "%s  %s %s\n", strings.Repeat(" ", 4+2+width), a.paintOut(bold, "try:"), indented(r.Fix, 4+2+width+2+5))
 		}
 	}
 }

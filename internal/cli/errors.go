@@ -105,9 +105,23 @@ func (a *app) printError(err error) {
 		line += a.paint(dim, " ("+op+")")
 	}
 	fmt.Fprintln(a.err, line)
-	if hint := errdefs.HintOf(err); hint != "" {
-		fmt.Fprintln(a.err, a.paint(bold, "try:")+" "+oneLine(hint))
+	a.try(errdefs.HintOf(err))
+}
+
+// try prints a hint, if there is one.
+func (a *app) try(hint string) {
+	if hint != "" {
+		fmt.Fprintln(a.err, a.paint(bold, "try:")+" "+indented(hint, 5))
 	}
+}
+
+// indented keeps the lines of a hint apart, those behind the first under it.
+func indented(text string, columns int) string {
+	var lines []string
+	for line := range strings.Lines(strings.TrimSpace(text)) {
+		lines = append(lines, oneLine(line))
+	}
+	return strings.Join(lines, "\n"+strings.Repeat(" ", columns))
 }
 
 // oneLine keeps an error on one line and control characters off the terminal.

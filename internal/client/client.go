@@ -22,6 +22,7 @@ import (
 	"connectrpc.com/connect"
 
 	"banger/internal/api"
+	"banger/internal/api/bangerv1"
 	"banger/internal/api/bangerv1/bangerv1connect"
 	"banger/internal/errdefs"
 	"banger/internal/paths"
@@ -44,6 +45,9 @@ type Options struct {
 	// anything that changes state was sent to it. It returns true when it
 	// replaced the daemon.
 	Outdated func(ctx context.Context, r Remote) (bool, error)
+	// Notice is called with each thing that the daemon wants its user to know, once
+	// its version is settled.
+	Notice func(*bangerv1.Notice)
 }
 
 // Remote is a daemon that answered.

@@ -124,5 +124,15 @@ func (c *Client) settle(ctx context.Context, h http.Header) (replaced bool, err 
 			WithHint("end it, the next command starts one of this version: banger daemon stop")
 	}
 	c.checked.Store(true)
+	// Of a daemon that was just started nothing is known yet.
+	if c.opts.Notice != nil && (replaced || h.Get(api.HeaderNotices) != "") {
+		info, err := c.Info(ctx)
+		if err != nil {
+			return replaced, err
+		}
+		for _, n := range info.GetNotices() {
+			c.opts.Notice(n)
+		}
+	}
 	return replaced, nil
 }

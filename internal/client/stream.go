@@ -32,20 +32,19 @@ const (
 func (c *Client) OpenStream(ctx context.Context, path string) (net.Conn, error) {
 	for {
 		conn, header, err := c.upgrade(ctx, path)
-		if err != nil {
-			return nil, err
-		}
-		if c.checked.Load() {
-			return conn, nil
+		if header == nil || c.checked.Load() {
+			return conn, err
 		}
 		// Nothing was asked of the agent yet: the daemon may still be replaced.
-		replaced, err := c.settleOnce(ctx, header)
-		if err == nil && !replaced {
-			return conn, nil
+		replaced, settleErr := c.settleOnce(ctx, header)
+		if settleErr == nil && !replaced {
+			return conn, err
 		}
-		_ = conn.Close()
-		if err != nil {
-			return nil, err
+		if conn != nil {
+			_ = conn.Close()
+		}
+		if settleErr != nil {
+			return nil, settleErr
 		}
 	}
 }
@@ -59,6 +58,8 @@ func (c *Client) settleOnce(ctx context.Context, h http.Header) (bool, error) {
 	return c.settle(ctx, h)
 }
 
+// upgrade asks for the stream. The header is that of the daemon's answer, whether
+// it agreed or not; nil without one.
 func (c *Client) upgrade(ctx context.Context, path string) (net.Conn, http.Header, error) {
 	conn, err := c.dial(ctx)
 	if err != nil {
@@ -72,9 +73,9 @@ func (c *Client) upgrade(ctx context.Context, path string) (net.Conn, http.Heade
 	if err != nil {
 		_ = conn.Close()
 		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+			return nil, nil, context.Cause(ctx)
 		}
-		return nil, nil, err
+		return nil, header, err
 	}
 	return out, header, nil
 }
@@ -94,10 +95,10 @@ func handshake(conn net.Conn, path string) (net.Conn, http.Header, error) {
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		head.N = maxStreamBody
-		return nil, nil, refusal(resp)
+		return nil, resp.Header, refusal(resp)
 	}
 	if resp.Header.Get("Upgrade") != api.UpgradeProtocol {
-		return nil, nil, errdefs.Internal("the daemon switched to protocol %q", resp.Header.Get("Upgrade"))
+		return nil, resp.Header, errdefs.Internal("the daemon switched to protocol %q", resp.Header.Get("Upgrade"))
 	}
 	if r.Buffered() == 0 {
 		return conn, resp.Header, nil

@@ -46,6 +46,7 @@ type Daemon struct {
 	stopping chan struct{} // closed when a client asks for shutdown
 	stopOnce sync.Once
 	onClose  []func(context.Context) error // in order of opening; run in reverse
+	kept     []string                      // databases that could not be read, as of the start
 }
 
 // closeTimeout bounds Close: operations get this long to undo.

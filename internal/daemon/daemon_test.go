@@ -260,6 +260,26 @@ func TestCorruptDatabaseIsKept(t *testing.T) {
 	if b, err := os.ReadFile(kept[0]); err != nil || string(b) != garbage {
 		t.Errorf("what was kept is not what was there: %v", err)
 	}
+	// It is spoken of until it is gone: by this daemon, the next, and doctor.
+	told := func(when string, d *running, want bool) {
+		t.Helper()
+		info, err := d.client.Info(context.Background())
+		h.must(err)
+		notices := info.GetNotices()
+		if (len(notices) == 1) != want || want && (!strings.Contains(notices[0].GetMessage(), kept[0]) || notices[0].GetHint() == "") {
+			t.Errorf("%s: notices %v", when, notices)
+		}
+		r := h.doctor("state database")
+		if (r.Status == doctor.StatusWarn) != want || want && (!strings.Contains(r.Detail, kept[0]) || r.Fix == "") {
+			t.Errorf("%s: doctor says %+v", when, r)
+		}
+	}
+	told("at the start", d, true)
+	d.end(h)
+	d = h.serve()
+	told("at the next start", d, true)
+	h.must(os.Remove(kept[0]))
+	told("when it is gone", d, false)
 }
 
 func TestNewerDatabaseIsRefused(t *testing.T) {
@@ -372,7 +392,7 @@ func (r *running) remove(h *host, ref string) {
 	h.must(err)
 }
 
-// exec opens a stream on which a command waits for input that does not come.
+// exec runs a command that ends only with its stream, and returns once it runs.
 func (r *running) exec(ctx context.Context, ref string, ephemeral bool) <-chan error {
 	ended := make(chan error, 1)
 	conn, err := r.client.OpenStream(ctx, api.StreamPath(ref))
@@ -380,12 +400,15 @@ func (r *running) exec(ctx context.Context, ref string, ephemeral bool) <-chan e
 		ended <- err
 		return ended
 	}
+	began, output := io.Pipe()
 	go func() {
 		_, err := guest.RunExec(ctx, conn, guest.Request{
-			Kind: guest.KindExec, Ephemeral: ephemeral, Exec: &guest.Exec{Args: []string{"sleep", "3600"}},
-		}, guest.ExecIO{})
+			Kind: guest.KindExec, Ephemeral: ephemeral, Exec: &guest.Exec{Args: []string{"sh", "-c", "echo ready; hang"}},
+		}, guest.ExecIO{Stdout: output})
+		_ = output.CloseWithError(err)
 		ended <- err
 	}()
+	_, _ = began.Read(make([]byte, 16)) // or it ended, as the channel says
 	return ended
 }
 
@@ -453,22 +476,12 @@ func TestBusyDaemonStays(t *testing.T) {
 	conn, err := d.client.OpenStream(ctx, api.StreamPath("dev"))
 	h.must(err)
 	busyWith(brief) // nothing was asked of the VM
-	input, hold := io.Pipe()
-	echoed, output := io.Pipe()
-	ended := make(chan error, 1)
-	go func() {
-		_, err := guest.RunExec(ctx, conn, guest.Request{
-			Kind: guest.KindExec, Exec: &guest.Exec{Args: []string{"cat"}, Stdin: true},
-		}, guest.ExecIO{Stdin: input, Stdout: output})
-		ended <- err
-	}()
-	_, err = io.WriteString(hold, "x")
-	h.must(err)
-	_, err = echoed.Read(make([]byte, 1))
-	h.must(err)
+	command, hangUp := context.WithCancel(ctx)
+	ended := d.exec(command, "dev", false)
 	busyWith(`exec of vm "dev"`, brief)
-	h.must(hold.Close())
-	h.must(<-ended)
+	h.must(conn.Close())
+	hangUp()
+	<-ended
 
 	d.remove(h, "brief")
 	d.remove(h, "dev")
@@ -525,30 +538,33 @@ func TestEphemeralVMGoesWithItsClient(t *testing.T) {
 	}
 }
 
+// doctor returns the result of one check.
+func (h *host) doctor(name string) doctor.Result {
+	h.t.Helper()
+	for _, r := range Doctor(context.Background(), h.opts) {
+		if r.Name == name {
+			return r
+		}
+	}
+	h.t.Fatalf("no check %q", name)
+	return doctor.Result{}
+}
+
 func TestDoctorWithAndWithoutDaemon(t *testing.T) {
 	h := newHost(t)
-	find := func(name string) doctor.Result {
-		for _, r := range Doctor(context.Background(), h.opts) {
-			if r.Name == name {
-				return r
-			}
-		}
-		t.Fatalf("no check %q", name)
-		return doctor.Result{}
-	}
-	if r := find("default image"); r.Status != doctor.StatusWarn || r.Fix == "" {
+	if r := h.doctor("default image"); r.Status != doctor.StatusWarn || r.Fix == "" {
 		t.Errorf("without a state directory: %+v", r)
 	}
 	if _, err := os.Stat(h.opts.Layout.State); !errors.Is(err, os.ErrNotExist) {
 		t.Error("doctor made the state directory")
 	}
 	h.artifacts()
-	if r := find("default image"); r.Status != doctor.StatusPass {
+	if r := h.doctor("default image"); r.Status != doctor.StatusPass {
 		t.Errorf("without a daemon: %+v", r)
 	}
 	h.serve()
-	for _, name := range []string{"default image", "default kernel", "configuration"} {
-		if r := find(name); r.Status != doctor.StatusPass {
+	for _, name := range []string{"default image", "default kernel", "configuration", "state database"} {
+		if r := h.doctor(name); r.Status != doctor.StatusPass {
 			t.Errorf("with a daemon: %+v", r)
 		}
 	}

@@ -53,6 +53,7 @@ func Doctor(ctx context.Context, opts Options) []doctor.Result {
 		qemuCheck(opts, resolved),
 		isolationCheck(),
 		doctor.StateDir(state),
+		databaseCheck(opts),
 		doctor.DiskSpace(state, warnFree, failFree),
 		doctor.Memory(resolved.Resolve(config.DetectHost()).VM.Memory.Bytes()),
 		doctor.Cgroup(),
@@ -131,6 +132,24 @@ func peek(ctx context.Context, opts Options, look func(*store.Store) error) erro
 		return err
 	}
 	return errors.Join(look(db), db.Close())
+}
+
+func databaseCheck(opts Options) doctor.Check {
+	return doctor.Check{Name: "state database", Run: func(ctx context.Context) doctor.Result {
+		file := opts.Layout.Database()
+		if kept := store.Kept(file); len(kept) > 0 {
+			message, hint := lostDatabase(kept[len(kept)-1])
+			return doctor.Warn(hint, "%s", message)
+		}
+		err := peek(ctx, opts, func(*store.Store) error { return nil })
+		switch {
+		case errors.Is(err, errdefs.ErrNotFound):
+			return doctor.Pass("none yet")
+		case err != nil:
+			return doctor.Fail("banger daemon start puts one that cannot be read aside and begins a new one", "%v", err)
+		}
+		return doctor.Pass("%s", file)
+	}}
 }
 
 func kernelCheck(opts Options, conf config.Config) doctor.Check {

@@ -36,6 +36,9 @@ func (d *Daemon) routes(s *services) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(api.HeaderVersion, build)
 		w.Header().Set(api.HeaderProtocol, protocol)
+		if n := len(d.notices()); n > 0 {
+			w.Header().Set(api.HeaderNotices, strconv.Itoa(n))
+		}
 		mux.ServeHTTP(w, r)
 	})
 }
@@ -51,7 +54,7 @@ func (h daemonHandlers) Info(ctx context.Context, _ *connect.Request[bangerv1.In
 	return connect.NewResponse(&bangerv1.InfoResponse{
 		Version: version.String(), Commit: version.Get().Commit, Protocol: api.Protocol,
 		Pid: int32(os.Getpid()), StateDir: h.d.opts.Layout.State, ConfigFile: h.d.opts.ConfigFile,
-		StartedAt: timestamppb.New(h.d.started), Busy: h.s.busy(ctx),
+		StartedAt: timestamppb.New(h.d.started), Busy: h.s.busy(ctx), Notices: h.d.notices(),
 	}), nil
 }
 

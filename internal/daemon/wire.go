@@ -48,6 +48,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	if aside != "" {
 		d.log.Error("the state database was not readable; it is kept and a new one begins", "kept", aside)
 	}
+	d.kept = store.Kept(layout.Database())
 
 	network := usernet.New(usernet.Deps{
 		Socket: layout.Usernet(), LogFile: layout.UsernetLogFile(),

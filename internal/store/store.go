@@ -11,6 +11,8 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -51,6 +53,24 @@ func Open(ctx context.Context, path string) (s *Store, aside string, err error) 
 	}
 	s, err = open(ctx, path)
 	return s, aside, err
+}
+
+// Kept lists the databases at path that were renamed aside and are still there,
+// oldest first.
+func Kept(path string) []string {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return nil // whoever opens a database there will say so
+	}
+	var kept []string
+	for _, e := range entries {
+		name := e.Name()
+		log := strings.HasSuffix(name, "-wal") || strings.HasSuffix(name, "-shm")
+		if strings.HasPrefix(name, filepath.Base(path)+paths.CorruptSuffix) && !log {
+			kept = append(kept, filepath.Join(filepath.Dir(path), name))
+		}
+	}
+	return kept
 }
 
 func open(ctx context.Context, path string) (*Store, error) {

@@ -148,7 +148,8 @@ type InfoResponse struct {
 	StateDir      string                 `protobuf:"bytes,5,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
 	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	ConfigFile    string                 `protobuf:"bytes,7,opt,name=config_file,json=configFile,proto3" json:"config_file,omitempty"`
-	Busy          []string               `protobuf:"bytes,8,rep,name=busy,proto3" json:"busy,omitempty"` // what its end would cut off, for people: "exec of vm \"box\"", "image.pull of debian"
+	Busy          []string               `protobuf:"bytes,8,rep,name=busy,proto3" json:"busy,omitempty"`       // what its end would cut off, for people: "exec of vm \"box\"", "image.pull of debian"
+	Notices       []*Notice              `protobuf:"bytes,9,rep,name=notices,proto3" json:"notices,omitempty"` // what the user should know of; see the header Banger-Notices
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -239,6 +240,66 @@ func (x *InfoResponse) GetBusy() []string {
 	return nil
 }
 
+func (x *InfoResponse) GetNotices() []*Notice {
+	if x != nil {
+		return x.Notices
+	}
+	return nil
+}
+
+// Notice is something that is not right with the daemon's state, and what to try.
+type Notice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Message       string                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	Hint          string                 `protobuf:"bytes,2,opt,name=hint,proto3" json:"hint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_bangerv1_banger_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Notice) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Notice) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
 type ShutdownRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IfIdle        bool                   `protobuf:"varint,1,opt,name=if_idle,json=ifIdle,proto3" json:"if_idle,omitempty"` // refuse, as busy, when its end would cut something off
@@ -248,7 +309,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[4]
+	mi := &file_bangerv1_banger_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -260,7 +321,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[4]
+	mi := &file_bangerv1_banger_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -273,7 +334,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{4}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ShutdownRequest) GetIfIdle() bool {
@@ -291,7 +352,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_bangerv1_banger_proto_msgTypes[5]
+	mi := &file_bangerv1_banger_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -303,7 +364,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[5]
+	mi := &file_bangerv1_banger_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -316,7 +377,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{5}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{6}
 }
 
 type VMRef struct {
@@ -328,7 +389,7 @@ type VMRef struct {
 
 func (x *VMRef) Reset() {
 	*x = VMRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[6]
+	mi := &file_bangerv1_banger_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -340,7 +401,7 @@ func (x *VMRef) String() string {
 func (*VMRef) ProtoMessage() {}
 
 func (x *VMRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[6]
+	mi := &file_bangerv1_banger_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -353,7 +414,7 @@ func (x *VMRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMRef.ProtoReflect.Descriptor instead.
 func (*VMRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{6}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *VMRef) GetRef() string {
@@ -383,7 +444,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[7]
+	mi := &file_bangerv1_banger_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +456,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[7]
+	mi := &file_bangerv1_banger_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +469,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{7}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateRequest) GetName() string {
@@ -505,7 +566,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[8]
+	mi := &file_bangerv1_banger_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +578,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[8]
+	mi := &file_bangerv1_banger_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +591,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{8}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StopRequest) GetRef() string {
@@ -557,7 +618,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[9]
+	mi := &file_bangerv1_banger_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +630,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[9]
+	mi := &file_bangerv1_banger_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +643,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{9}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteRequest) GetRef() string {
@@ -609,7 +670,7 @@ type RenameRequest struct {
 
 func (x *RenameRequest) Reset() {
 	*x = RenameRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[10]
+	mi := &file_bangerv1_banger_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +682,7 @@ func (x *RenameRequest) String() string {
 func (*RenameRequest) ProtoMessage() {}
 
 func (x *RenameRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[10]
+	mi := &file_bangerv1_banger_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +695,7 @@ func (x *RenameRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameRequest.ProtoReflect.Descriptor instead.
 func (*RenameRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{10}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RenameRequest) GetRef() string {
@@ -663,7 +724,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[11]
+	mi := &file_bangerv1_banger_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +736,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[11]
+	mi := &file_bangerv1_banger_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +749,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{11}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogsRequest) GetRef() string {
@@ -728,7 +789,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_bangerv1_banger_proto_msgTypes[12]
+	mi := &file_bangerv1_banger_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +801,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[12]
+	mi := &file_bangerv1_banger_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +814,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{12}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LogChunk) GetData() []byte {
@@ -798,7 +859,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_bangerv1_banger_proto_msgTypes[13]
+	mi := &file_bangerv1_banger_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +871,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[13]
+	mi := &file_bangerv1_banger_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +884,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{13}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *VM) GetId() string {
@@ -1024,7 +1085,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_bangerv1_banger_proto_msgTypes[14]
+	mi := &file_bangerv1_banger_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1097,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[14]
+	mi := &file_bangerv1_banger_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1110,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{14}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListResponse) GetVms() []*VM {
@@ -1068,7 +1129,7 @@ type ImageRef struct {
 
 func (x *ImageRef) Reset() {
 	*x = ImageRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[15]
+	mi := &file_bangerv1_banger_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1141,7 @@ func (x *ImageRef) String() string {
 func (*ImageRef) ProtoMessage() {}
 
 func (x *ImageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[15]
+	mi := &file_bangerv1_banger_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1154,7 @@ func (x *ImageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
 func (*ImageRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{15}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ImageRef) GetName() string {
@@ -1113,7 +1174,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[16]
+	mi := &file_bangerv1_banger_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1186,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[16]
+	mi := &file_bangerv1_banger_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1199,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{16}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PullRequest) GetName() string {
@@ -1168,7 +1229,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[17]
+	mi := &file_bangerv1_banger_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1241,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[17]
+	mi := &file_bangerv1_banger_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1254,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{17}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -1255,7 +1316,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1328,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1341,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{18}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Image) GetId() string {
@@ -1404,7 +1465,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1477,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1490,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -1448,7 +1509,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1521,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1534,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *KernelRef) GetName() string {
@@ -1493,7 +1554,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1566,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1579,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -1553,7 +1614,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1626,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1639,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Kernel) GetId() string {
@@ -1660,7 +1721,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1672,7 +1733,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1685,7 +1746,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -1704,7 +1765,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1716,7 +1777,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1729,7 +1790,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OperationRef) GetId() string {
@@ -1756,7 +1817,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1829,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1842,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Operation) GetId() string {
@@ -1862,7 +1923,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +1935,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +1948,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Stage) GetName() string {
@@ -1948,7 +2009,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2021,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2034,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -1997,7 +2058,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2070,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2083,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -2060,7 +2121,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x15bangerv1/banger.proto\x12\tbanger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
 	"\x05Empty\"\r\n" +
 	"\vListRequest\"\r\n" +
-	"\vInfoRequest\"\xfb\x01\n" +
+	"\vInfoRequest\"\xa8\x02\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x1a\n" +
@@ -2071,7 +2132,11 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"started_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1f\n" +
 	"\vconfig_file\x18\a \x01(\tR\n" +
 	"configFile\x12\x12\n" +
-	"\x04busy\x18\b \x03(\tR\x04busy\"*\n" +
+	"\x04busy\x18\b \x03(\tR\x04busy\x12+\n" +
+	"\anotices\x18\t \x03(\v2\x11.banger.v1.NoticeR\anotices\"6\n" +
+	"\x06Notice\x12\x18\n" +
+	"\amessage\x18\x01 \x01(\tR\amessage\x12\x12\n" +
+	"\x04hint\x18\x02 \x01(\tR\x04hint\"*\n" +
 	"\x0fShutdownRequest\x12\x17\n" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
 	"\x10ShutdownResponse\"\x19\n" +
@@ -2286,114 +2351,116 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
 	(*InfoRequest)(nil),           // 2: banger.v1.InfoRequest
 	(*InfoResponse)(nil),          // 3: banger.v1.InfoResponse
-	(*ShutdownRequest)(nil),       // 4: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 5: banger.v1.ShutdownResponse
-	(*VMRef)(nil),                 // 6: banger.v1.VMRef
-	(*CreateRequest)(nil),         // 7: banger.v1.CreateRequest
-	(*StopRequest)(nil),           // 8: banger.v1.StopRequest
-	(*DeleteRequest)(nil),         // 9: banger.v1.DeleteRequest
-	(*RenameRequest)(nil),         // 10: banger.v1.RenameRequest
-	(*LogsRequest)(nil),           // 11: banger.v1.LogsRequest
-	(*LogChunk)(nil),              // 12: banger.v1.LogChunk
-	(*VM)(nil),                    // 13: banger.v1.VM
-	(*ListResponse)(nil),          // 14: banger.v1.ListResponse
-	(*ImageRef)(nil),              // 15: banger.v1.ImageRef
-	(*PullRequest)(nil),           // 16: banger.v1.PullRequest
-	(*RegisterImageRequest)(nil),  // 17: banger.v1.RegisterImageRequest
-	(*Image)(nil),                 // 18: banger.v1.Image
-	(*ImageList)(nil),             // 19: banger.v1.ImageList
-	(*KernelRef)(nil),             // 20: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 21: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 22: banger.v1.Kernel
-	(*KernelList)(nil),            // 23: banger.v1.KernelList
-	(*OperationRef)(nil),          // 24: banger.v1.OperationRef
-	(*Operation)(nil),             // 25: banger.v1.Operation
-	(*Stage)(nil),                 // 26: banger.v1.Stage
-	(*OperationList)(nil),         // 27: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 28: banger.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*Notice)(nil),                // 4: banger.v1.Notice
+	(*ShutdownRequest)(nil),       // 5: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 6: banger.v1.ShutdownResponse
+	(*VMRef)(nil),                 // 7: banger.v1.VMRef
+	(*CreateRequest)(nil),         // 8: banger.v1.CreateRequest
+	(*StopRequest)(nil),           // 9: banger.v1.StopRequest
+	(*DeleteRequest)(nil),         // 10: banger.v1.DeleteRequest
+	(*RenameRequest)(nil),         // 11: banger.v1.RenameRequest
+	(*LogsRequest)(nil),           // 12: banger.v1.LogsRequest
+	(*LogChunk)(nil),              // 13: banger.v1.LogChunk
+	(*VM)(nil),                    // 14: banger.v1.VM
+	(*ListResponse)(nil),          // 15: banger.v1.ListResponse
+	(*ImageRef)(nil),              // 16: banger.v1.ImageRef
+	(*PullRequest)(nil),           // 17: banger.v1.PullRequest
+	(*RegisterImageRequest)(nil),  // 18: banger.v1.RegisterImageRequest
+	(*Image)(nil),                 // 19: banger.v1.Image
+	(*ImageList)(nil),             // 20: banger.v1.ImageList
+	(*KernelRef)(nil),             // 21: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 22: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 23: banger.v1.Kernel
+	(*KernelList)(nil),            // 24: banger.v1.KernelList
+	(*OperationRef)(nil),          // 25: banger.v1.OperationRef
+	(*Operation)(nil),             // 26: banger.v1.Operation
+	(*Stage)(nil),                 // 27: banger.v1.Stage
+	(*OperationList)(nil),         // 28: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 29: banger.v1.ErrorDetail
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	29, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	29, // 1: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	29, // 2: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	13, // 3: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	29, // 4: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	18, // 5: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	29, // 6: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	22, // 7: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	26, // 8: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	28, // 9: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	29, // 10: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	29, // 11: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	29, // 12: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	29, // 13: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	25, // 14: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
-	2,  // 15: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
-	4,  // 16: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	7,  // 17: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	6,  // 18: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
-	8,  // 19: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	8,  // 20: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
-	6,  // 21: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
-	9,  // 22: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	1,  // 23: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	6,  // 24: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
-	10, // 25: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	6,  // 26: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	11, // 27: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	1,  // 28: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	15, // 29: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	16, // 30: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	17, // 31: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	15, // 32: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	1,  // 33: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	20, // 34: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	16, // 35: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	21, // 36: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	20, // 37: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 38: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	24, // 39: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	24, // 40: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	24, // 41: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 42: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	5,  // 43: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	25, // 44: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	25, // 45: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	25, // 46: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	25, // 47: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	25, // 48: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	25, // 49: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	14, // 50: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	13, // 51: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	13, // 52: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	13, // 53: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	12, // 54: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	19, // 55: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	18, // 56: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	25, // 57: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	18, // 58: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 59: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	23, // 60: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	22, // 61: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	25, // 62: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	25, // 63: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 64: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	27, // 65: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	25, // 66: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	25, // 67: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	25, // 68: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	42, // [42:69] is the sub-list for method output_type
-	15, // [15:42] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	30, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
+	30, // 2: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	30, // 3: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	14, // 4: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	30, // 5: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	19, // 6: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	30, // 7: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	23, // 8: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	27, // 9: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	29, // 10: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	30, // 11: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	30, // 12: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	30, // 13: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	30, // 14: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	26, // 15: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	2,  // 16: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
+	5,  // 17: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	8,  // 18: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	7,  // 19: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
+	9,  // 20: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	9,  // 21: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
+	7,  // 22: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
+	10, // 23: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	1,  // 24: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	7,  // 25: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
+	11, // 26: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
+	7,  // 27: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	12, // 28: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	1,  // 29: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	16, // 30: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	17, // 31: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	18, // 32: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	16, // 33: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	1,  // 34: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	21, // 35: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	17, // 36: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	22, // 37: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	21, // 38: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 39: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	25, // 40: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	25, // 41: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	25, // 42: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 43: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 44: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	26, // 45: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	26, // 46: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	26, // 47: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	26, // 48: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	26, // 49: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	26, // 50: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	15, // 51: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	14, // 52: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	14, // 53: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	14, // 54: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	13, // 55: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	20, // 56: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	19, // 57: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	26, // 58: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	19, // 59: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 60: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	24, // 61: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	23, // 62: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	26, // 63: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	26, // 64: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 65: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	28, // 66: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	26, // 67: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	26, // 68: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	26, // 69: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	43, // [43:70] is the sub-list for method output_type
+	16, // [16:43] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_bangerv1_banger_proto_init() }
@@ -2401,14 +2468,14 @@ func file_bangerv1_banger_proto_init() {
 	if File_bangerv1_banger_proto != nil {
 		return
 	}
-	file_bangerv1_banger_proto_msgTypes[7].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

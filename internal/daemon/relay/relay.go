@@ -5,6 +5,7 @@ package relay
 
 import (
 	"bufio"
+	"bytes"
 	"io"
 	"net"
 	"net/http"
@@ -82,10 +83,10 @@ func Accept(w http.ResponseWriter, r *http.Request) (net.Conn, guest.Request, er
 	if err := conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
 		return fail(err)
 	}
-	answer := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + api.UpgradeProtocol + "\r\n" +
-		api.HeaderVersion + ": " + header.Get(api.HeaderVersion) + "\r\n" +
-		api.HeaderProtocol + ": " + header.Get(api.HeaderProtocol) + "\r\n\r\n"
-	if _, err := io.WriteString(conn, answer); err != nil {
+	answer := bytes.NewBufferString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + api.UpgradeProtocol + "\r\n")
+	_ = header.Write(answer) // a buffer takes everything
+	answer.WriteString("\r\n")
+	if _, err := answer.WriteTo(conn); err != nil {
 		return fail(err)
 	}
 	if req, err = guest.ReadRequest(client); err != nil {
