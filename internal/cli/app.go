@@ -24,7 +24,7 @@ type app struct {
 
 	socket string // of --socket or the environment; empty: the usual ones
 
-	status *status // the stage line on stderr; does nothing when that is no terminal
+	status *status // the stage line on stderr; does nothing unless that and stdout are terminals
 	cached *client.Client
 }
 
@@ -34,7 +34,8 @@ func newApp(stdin, stdout, stderr *os.File) *app {
 	a.outTTY = term.IsTerminal(int(stdout.Fd()))
 	a.errTTY = term.IsTerminal(int(stderr.Fd()))
 	a.color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-	a.status = newStatus(stderr, a.errTTY)
+	// Where the output goes elsewhere, nothing but what matters is said beside it.
+	a.status = newStatus(stderr, a.errTTY && a.outTTY)
 	return a
 }
 
@@ -70,7 +71,7 @@ func paint(on bool, c colour, text string) string {
 
 // note tells the person at the terminal something; nobody else.
 func (a *app) note(format string, args ...any) {
-	if a.errTTY {
+	if a.status.on {
 		a.status.clear()
 		fmt.Fprintln(a.err, a.paint(dim, oneLine(fmt.Sprintf(format, args...))))
 	}

@@ -82,7 +82,7 @@ func cutTo(s string, columns int) string {
 
 // follow returns an observer of one operation that draws its stages.
 func (a *app) follow() func(*bangerv1.Operation) {
-	if !a.errTTY {
+	if !a.status.on {
 		return nil
 	}
 	shown := 0

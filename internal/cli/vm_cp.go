@@ -361,7 +361,7 @@ func (k *copier) streamOut(ctx context.Context, src end) error {
 
 // progress draws how far a copy is.
 func (k *copier) progress(total int64) func(int64) {
-	if !k.app.errTTY {
+	if !k.app.status.on {
 		return nil
 	}
 	return func(done int64) {

@@ -185,7 +185,10 @@ type screen struct {
 }
 
 // onScreen runs banger with a terminal for all three streams.
-func (r *rig) onScreen(args ...string) *screen {
+func (r *rig) onScreen(args ...string) *screen { return r.onScreenBut(nil, args...) }
+
+// onScreenBut is onScreen with another stdout, unless that is nil.
+func (r *rig) onScreenBut(stdout io.Writer, args ...string) *screen {
 	r.t.Helper()
 	f, tty, err := pty.Open()
 	if err != nil {
@@ -196,6 +199,9 @@ func (r *rig) onScreen(args ...string) *screen {
 	}
 	s := &screen{t: r.t, pty: f, cmd: r.cmd(args...), before: termios(r.t, f)}
 	s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = tty, tty, tty
+	if stdout != nil {
+		s.cmd.Stdout = stdout
+	}
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	err = s.cmd.Start()
 	_ = tty.Close()
@@ -255,6 +261,28 @@ func TestStagesAreShownOnATerminal(t *testing.T) {
 		t.Errorf("no reminder:\n%q", text)
 	}
 	r.ok("vm", "delete", "-f", "stays")
+}
+
+// Somebody who takes the output elsewhere wants nothing beside it but what matters.
+func TestNoStagesBesideOutputThatGoesElsewhere(t *testing.T) {
+	r := newRig(t)
+	r.ok("daemon", "stop") // its start is not worth a word either
+	for _, args := range [][]string{
+		{"vm", "run", "--name", "box", ".", "--", "echo", "done"}, {"vm", "stop", "box"}, {"vm", "start", "box"},
+		{"cp", "config.yaml", "box:/tmp/copy"}, {"vm", "delete", "-f", "box"},
+	} {
+		var out bytes.Buffer
+		if text := r.onScreenBut(&out, args...).ends(0); text != "" {
+			t.Errorf("banger %v showed %q", args, text)
+		}
+		if want := "done\n"; args[1] == "run" && out.String() != want {
+			t.Errorf("banger %v printed %q", args, out.Bytes())
+		}
+	}
+	var out bytes.Buffer
+	if text := r.onScreenBut(&out, "vm", "start", "none").ends(1); !strings.HasPrefix(text, "error: ") {
+		t.Errorf("an error went missing: %q", text)
+	}
 }
 
 func TestInterruptDuringCreate(t *testing.T) {
