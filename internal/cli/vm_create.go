@@ -21,7 +21,8 @@ func newCreateCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create",
 		Short: "Make a VM and start it",
-		Long:  "Create makes a VM, starts it, and prints its name. Ctrl-C undoes what was done.",
+		Long: `Create makes a VM, starts it, and prints its name. When that fails, the wait of --wait
+included, or Ctrl-C ends it, nothing of the VM is left.`,
 		Example: `  banger vm create
   banger vm create --name build-box --cpus 4 --memory 4G --disk 32G
   banger vm create --no-start --image debian --net none`,
@@ -59,8 +60,9 @@ func runCreate(ctx context.Context, a *app, opts createOpts) error {
 		return interrupted(err)
 	}
 	if opts.wait == waitSystem {
-		if err := a.waitSystem(ctx, c, made.id); err != nil {
-			return interrupted(err)
+		if err := a.awaitSystem(ctx, c, made); err != nil {
+			// As with the creation itself: all of it, or nothing.
+			return joinCleanup(interrupted(err), a.remove(ctx, c, made.id))
 		}
 	}
 	fmt.Fprintln(a.out, made.name)

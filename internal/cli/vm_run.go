@@ -201,11 +201,7 @@ func (r *runner) prepare(ctx context.Context) error {
 		}
 	}
 	if r.opts.wait == waitSystem {
-		began := time.Now()
-		if err := r.app.waitSystem(ctx, r.client, r.vm.id); err != nil {
-			return err
-		}
-		r.app.stageDone("system", time.Since(began))
+		return r.app.awaitSystem(ctx, r.client, r.vm)
 	}
 	return nil
 }

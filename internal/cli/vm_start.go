@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -88,6 +89,18 @@ func checkWait(value string) error {
 	if value != "" && value != waitSystem {
 		return usageTry("--wait system", "--wait %q is not known", value)
 	}
+	return nil
+}
+
+// awaitSystem is waitSystem as a stage of making a VM.
+func (a *app) awaitSystem(ctx context.Context, c *client.Client, m made) error {
+	began := time.Now()
+	a.status.draw("  system")
+	if err := a.waitSystem(ctx, c, m.name); err != nil {
+		return err
+	}
+	a.status.clear()
+	a.stageDone("system", time.Since(began))
 	return nil
 }
 

@@ -300,6 +300,30 @@ func TestInterruptDuringCreate(t *testing.T) {
 	r.noVMs()
 }
 
+// Waiting for the system is part of making the VM.
+func TestInterruptWhileTheSystemStarts(t *testing.T) {
+	r := newRig(t, `BANGER_FAKE={"system_block":true}`)
+	for _, args := range [][]string{{"vm", "create", "--wait", "system"}, {"vm", "run", "-d", "--wait", "system"}} {
+		s := r.onScreen(args...)
+		s.until(`  system`)
+		s.types("\x03")
+		s.ends(130)
+		r.noVMs()
+	}
+}
+
+func TestSystemThatCannotBeAsked(t *testing.T) {
+	r := newRig(t, `BANGER_FAKE={"system_error":"no bus"}`)
+	for code, args := range map[int][]string{1: {"vm", "create", "--wait", "system"}, 125: {"vm", "run", "-d", "--wait", "system"}} {
+		p := r.start(args...)
+		p.ends(code)
+		if text := p.stderr.String(); !strings.Contains(text, "no bus") || !strings.Contains(text, "try: ") {
+			t.Errorf("banger %v: stderr %q", args, text)
+		}
+		r.noVMs()
+	}
+}
+
 func TestCommandOnATerminal(t *testing.T) {
 	r := newRig(t)
 	r.ok("vm", "create", "--name", "box")

@@ -283,6 +283,10 @@ type Knobs struct {
 	AgentNeverReady bool `json:"agent_never_ready,omitempty"`
 	// AgentRootError: the agent answers, and says why its root is not ready.
 	AgentRootError string `json:"agent_root_error,omitempty"`
+	// SystemBlock: the guest's init never settles.
+	SystemBlock bool `json:"system_block,omitempty"`
+	// SystemError is why nobody can say whether the guest's init has settled.
+	SystemError string `json:"system_error,omitempty"`
 	// ShutdownIgnored: shutdown and power button are taken note of, no more.
 	ShutdownIgnored bool `json:"shutdown_ignored,omitempty"`
 	// ExitCode is the status the process ends with after a shutdown.

@@ -44,6 +44,13 @@ func (v *vm) serveStream(stream net.Conn) {
 		done.Stat, err = v.stat(req.Stat.Path)
 	case guest.KindWaitSystem:
 		done.State = "none"
+		switch {
+		case v.knobs.SystemBlock:
+			_, _ = io.Copy(io.Discard, stream) // until the host gives up
+			return
+		case v.knobs.SystemError != "":
+			err = errdefs.Unavailable("ask the init system: %s", v.knobs.SystemError).WithHint("a knob says so")
+		}
 	case guest.KindBenchSpawn:
 		done.Nanos, err = v.bench(*req.BenchSpawn)
 	case guest.KindSync, guest.KindShutdown:
