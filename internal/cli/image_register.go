@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"banger/internal/api/bangerv1"
-	"banger/internal/errdefs"
 	"banger/internal/model"
 )
 
@@ -46,8 +44,8 @@ func runImageRegister(ctx context.Context, a *app, req *bangerv1.RegisterImageRe
 		return err
 	}
 	var err error
-	if req.Rootfs, err = filepath.Abs(req.Rootfs); err != nil {
-		return errdefs.Invalid("resolve --rootfs: %w", err)
+	if req.Rootfs, err = absolute(req.Rootfs); err != nil {
+		return err
 	}
 	if _, err := os.Stat(req.Rootfs); err != nil {
 		return fileErr("register", req.Rootfs, err)

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -41,9 +40,9 @@ func runKernelImport(ctx context.Context, a *app, name, from string) error {
 	if err := model.CheckArtifactName("kernel", name); err != nil {
 		return err
 	}
-	dir, err := filepath.Abs(from)
+	dir, err := absolute(from)
 	if err != nil {
-		return errdefs.Invalid("resolve --from: %w", err)
+		return err
 	}
 	switch info, err := os.Stat(dir); {
 	case err != nil:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -160,7 +161,8 @@ func readEnvFile(file string) ([]string, error) {
 	}
 	defer func() { _ = f.Close() }()
 	if info, err := f.Stat(); err != nil || info.IsDir() || info.Size() > maxEnvFile {
-		return nil, errdefs.Invalid("read the environment file %s: not a file of at most 1 MiB", file)
+		return nil, errdefs.Invalid("read the environment file %s: not a file of at most 1 MiB", file).
+			WithHint("name a file of KEY=VALUE lines")
 	}
 	var env []string
 	lines := bufio.NewScanner(f)
@@ -197,6 +199,15 @@ func fileErr(what, path string, err error) error {
 		return errdefs.Permission("%s: %s cannot be read: %w", what, path, err).WithHint("check its permissions: ls -ld %s", path)
 	}
 	return errdefs.Wrap(err, "%s: %s", what, path)
+}
+
+// absolute makes a path absolute, which fails when our directory is gone.
+func absolute(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", errdefs.Invalid("resolve %q: %w", path, err).WithHint("go to a directory that exists, or write the whole path")
+	}
+	return abs, nil
 }
 
 // parseTail reads --tail: a positive size, in bytes when it has no unit.

@@ -156,7 +156,7 @@ func (k *copier) stat(ctx context.Context, at end) (*guest.FileStat, error) {
 	case err != nil:
 		return nil, err
 	case got.Stat == nil:
-		return nil, errdefs.Invalid("the VM did not say what %s is", at.path)
+		return nil, errdefs.Invalid("the VM did not say what %s is", at.path).WithHint("see what it does say: banger vm logs %s", at.vm)
 	}
 	return got.Stat, nil
 }
@@ -202,7 +202,7 @@ func (k *copier) in(ctx context.Context, src string, dst end) error {
 	}
 	switch {
 	case tree.IsFile() && contents:
-		return errdefs.Invalid("copy: %s is not a directory", src)
+		return errdefs.Invalid("copy: %s is not a directory", src).WithHint("only a directory has contents: leave the /. away")
 	case tree.IsFile():
 		if there == nil && strings.HasSuffix(dst.path, "/") {
 			return errdefs.NotFound("copy: the directory %s does not exist in vm %q", dst.path, dst.vm).
@@ -210,7 +210,8 @@ func (k *copier) in(ctx context.Context, src string, dst end) error {
 		}
 		in.File, options.Prefix = true, base
 	case there != nil && !there.IsDir:
-		return errdefs.Invalid("copy: %s is a directory, but %s in vm %q is not", src, dst.path, dst.vm)
+		return errdefs.Invalid("copy: %s is a directory, but %s in vm %q is not", src, dst.path, dst.vm).
+			WithHint("name a directory there, or a path where nothing is yet")
 	case there != nil && !contents:
 		options.Prefix = base
 	default:
@@ -221,14 +222,11 @@ func (k *copier) in(ctx context.Context, src string, dst end) error {
 
 // baseName is the last element of the place a path names, so that "." has one too.
 func baseName(p string) (string, error) {
-	abs, err := filepath.Abs(p)
-	if err != nil {
-		return "", errdefs.Invalid("resolve %q: %w", p, err)
-	}
-	if abs == "/" {
+	abs, err := absolute(p)
+	if err == nil && abs == "/" {
 		return "root", nil
 	}
-	return filepath.Base(abs), nil
+	return filepath.Base(abs), err
 }
 
 // streamIn unpacks the tar stream on stdin in a VM.
@@ -244,7 +242,8 @@ func (k *copier) streamIn(ctx context.Context, dst end) error {
 		return errdefs.NotFound("copy: %s does not exist in vm %q", dst.path, dst.vm).
 			WithHint("make it: banger exec %s -- mkdir -p %s", dst.vm, dst.path)
 	case !there.IsDir:
-		return errdefs.Invalid("copy: %s in vm %q is not a directory", dst.path, dst.vm)
+		return errdefs.Invalid("copy: %s in vm %q is not a directory", dst.path, dst.vm).
+			WithHint("name the directory that the files of the stream go into")
 	}
 	user, err := k.owner(ctx, dst.vm)
 	if err != nil {
@@ -295,7 +294,8 @@ func (k *copier) out(ctx context.Context, src end, dst string) error {
 		return errdefs.NotFound("copy: %s does not exist in vm %q", src.path, src.vm).
 			WithHint("look around: banger exec %s -- ls -la %s", src.vm, guestDir(src.path))
 	case contents && !st.IsDir:
-		return errdefs.Invalid("copy: %s in vm %q is not a directory", src.path, src.vm)
+		return errdefs.Invalid("copy: %s in vm %q is not a directory", src.path, src.vm).
+			WithHint("only a directory has contents: leave the /. away")
 	}
 	info, err := os.Stat(dst)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -306,7 +306,8 @@ func (k *copier) out(ctx context.Context, src end, dst string) error {
 	into := dst
 	switch {
 	case st.IsDir && info != nil && !isDir:
-		return errdefs.Invalid("copy: %s in vm %q is a directory, but %s is not", src.path, src.vm, dst)
+		return errdefs.Invalid("copy: %s in vm %q is a directory, but %s is not", src.path, src.vm, dst).
+			WithHint("name a directory, or a path where nothing is yet")
 	case st.IsDir && isDir && !contents:
 		opts.Rename = guestBase(src.path)
 	case st.IsDir: // becomes dst, or goes into it

@@ -158,7 +158,8 @@ func dialSocket(ctx context.Context, socket string) (net.Conn, error) {
 		return nil, context.Cause(ctx)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, errdefs.Permission("connect to the daemon at %s: %w", socket, syscall.EACCES).
-			WithHint("the socket belongs to another user; use your own daemon by unsetting %s, or join the socket's group", paths.EnvSocket)
+			WithHint("only its user and root may talk to a daemon: run banger as that user, or use your own, without --socket, %s and %s",
+				paths.EnvSocket, paths.EnvStateDir)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
 		return nil, errdefs.Unavailable("no daemon at %s: the socket does not exist", socket).
 			WithHint("banger daemon start")

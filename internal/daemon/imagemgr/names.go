@@ -81,7 +81,7 @@ func spaceError(err error, what string) error {
 // inUse refuses to remove what VMs use.
 func inUse(kind, name string, users []string) error {
 	return errdefs.Precondition("%s %q is used by %s", kind, name, strings.Join(users, ", ")).
-		WithHint("delete them first: banger delete %s", strings.Join(users, " "))
+		WithHint("delete them first: banger vm delete %s", strings.Join(users, " "))
 }
 
 // nobody is a Progress for those who do not care.

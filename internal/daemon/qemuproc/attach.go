@@ -60,7 +60,7 @@ func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec
 			return nil, err
 		}
 		return nil, errdefs.Unavailable("attach to QEMU (pid %d): %w", h.PID, err).
-			WithHint("the process runs but does not answer; end the VM with banger kill")
+			WithHint("the process runs but does not answer; end the VM: banger vm kill VM")
 	}
 	log, err := openLog(spec.Dir, paths.VMMLog)
 	if err != nil {
