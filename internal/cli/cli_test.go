@@ -2,8 +2,10 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,7 +16,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"banger/internal/api/bangerv1"
+	"banger/internal/config"
 	"banger/internal/errdefs"
+	"banger/internal/paths"
 )
 
 // run runs banger on files and returns its exit code and what it printed.
@@ -266,17 +270,56 @@ func TestHumanText(t *testing.T) {
 
 // The names in --json are a promise.
 func TestJSONNames(t *testing.T) {
-	var out bytes.Buffer
-	if err := printJSON(&out, viewVM(&bangerv1.VM{})); err != nil {
+	for _, tc := range []struct {
+		view  any
+		names []string
+	}{
+		{viewVM(&bangerv1.VM{}), []string{
+			"id", "name", "state", "busy", "image", "image_id", "kernel", "kernel_id", "cpus", "memory_mib", "disk_bytes", "disk_used_bytes",
+			"net", "user", "workdir", "auto_remove", "driver", "accel", "machine", "cpu_model", "vmm_version", "pid", "boot_id", "dir",
+			"last_error", "created_at", "started_at",
+		}},
+		{viewImage(&bangerv1.Image{}), []string{
+			"id", "name", "managed", "path", "size_bytes", "used_bytes", "kernel", "digest", "source", "user", "workdir", "env",
+			"entrypoint", "cmd", "used_by", "created_at",
+		}},
+		{viewKernel(&bangerv1.Kernel{}), []string{
+			"id", "name", "release", "vmlinux", "bzimage", "modules", "source", "used_bytes", "used_by", "created_at",
+		}},
+		{daemonView{}, []string{
+			"running", "socket", "pid", "version", "commit", "protocol", "state_dir", "config_file", "started_at", "busy",
+		}},
+		{configView{}, []string{"file", "exists", "config", "sources"}},
+		{waitView{}, []string{"id", "name", "state", "last_error"}},
+	} {
+		var out bytes.Buffer
+		var fields map[string]any
+		if err := printJSON(&out, tc.view); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(out.Bytes(), &fields); err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(tc.names)
+		if got := slices.Sorted(maps.Keys(fields)); !slices.Equal(got, tc.names) {
+			t.Errorf("%T has the names %q, promised are %q", tc.view, got, tc.names)
+		}
+	}
+}
+
+func TestConfigAsJSON(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	t.Setenv(paths.EnvConfig, file)
+	if err := os.WriteFile(file, []byte("vm:\n  cpus: 3\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{
-		"id", "name", "state", "busy", "image", "image_id", "kernel", "kernel_id", "cpus", "memory_mib", "disk_bytes", "disk_used_bytes",
-		"net", "user", "workdir", "auto_remove", "driver", "accel", "machine", "cpu_model", "vmm_version", "pid", "boot_id", "dir",
-		"last_error", "created_at", "started_at",
-	} {
-		if !strings.Contains(out.String(), `"`+name+`":`) {
-			t.Errorf("%q is missing", name)
-		}
+	var got configView
+	code, out, errText := run(t, "config", "show", "--json")
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 {
+		t.Fatalf("code %d, %v; printed %q, stderr %q", code, err, out, errText)
+	}
+	vm, _ := got.Config["vm"].(map[string]any)
+	if !got.Exists || got.File != file || vm["cpus"] != 3.0 || got.Sources["vm.cpus"] != config.SourceFile || got.Sources["vm.image"] != config.SourceDefault {
+		t.Errorf("%+v", got)
 	}
 }

@@ -179,29 +179,49 @@ func join(path, key string) string {
 // Show writes the effective configuration as YAML, auto values resolved for h,
 // with the source of every value as a comment.
 func (l Loaded) Show(w io.Writer, h Host) error {
-	effective := l.Resolve(h)
-	var doc, asWritten yaml.Node
-	if err := doc.Encode(effective); err != nil {
-		return fmt.Errorf("encode config: %w", err)
+	doc, err := l.effective(h, func(_ string, value *yaml.Node, source Source) { value.LineComment = string(source) })
+	if err != nil {
+		return err
 	}
-	if err := asWritten.Encode(l.Config); err != nil {
-		return fmt.Errorf("encode config: %w", err)
-	}
-	l.annotate(&doc, &asWritten, "")
 	enc := yaml.NewEncoder(w)
 	enc.SetIndent(2)
-	if err := enc.Encode(&doc); err != nil {
+	if err := enc.Encode(doc); err != nil {
 		return fmt.Errorf("write config: %w", err)
 	}
 	return enc.Close()
 }
 
-func (l Loaded) annotate(n, written *yaml.Node, path string) {
+// Values is what Show writes, for programs: the sections with their keys, and the
+// source of every key by its path, e.g. "vm.cpus".
+func (l Loaded) Values(h Host) (values map[string]any, sources map[string]Source, err error) {
+	sources = make(map[string]Source)
+	doc, err := l.effective(h, func(path string, _ *yaml.Node, source Source) { sources[path] = source })
+	if err == nil {
+		err = doc.Decode(&values)
+	}
+	return values, sources, err
+}
+
+// effective is the configuration with auto values resolved for h. Every value in it
+// is visited with its path and its source.
+func (l Loaded) effective(h Host, visit func(path string, value *yaml.Node, source Source)) (*yaml.Node, error) {
+	var doc, asWritten yaml.Node
+	if err := doc.Encode(l.Resolve(h)); err != nil {
+		return nil, fmt.Errorf("encode config: %w", err)
+	}
+	if err := asWritten.Encode(l.Config); err != nil {
+		return nil, fmt.Errorf("encode config: %w", err)
+	}
+	l.walk(&doc, &asWritten, "", visit)
+	return &doc, nil
+}
+
+func (l Loaded) walk(n, written *yaml.Node, path string, visit func(string, *yaml.Node, Source)) {
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, val, was := n.Content[i], n.Content[i+1], written.Content[i+1]
 		sub := join(path, key.Value)
 		if val.Kind == yaml.MappingNode {
-			l.annotate(val, was, sub)
+			l.walk(val, was, sub, visit)
 			continue
 		}
 		source, ok := l.sources[sub]
@@ -211,6 +231,6 @@ func (l Loaded) annotate(n, written *yaml.Node, path string) {
 		case !ok:
 			source = SourceDefault
 		}
-		val.LineComment = string(source)
+		visit(sub, val, source)
 	}
 }
