@@ -147,7 +147,7 @@ func launch(ctx context.Context, program string, l paths.Layout, log *os.File) e
 		return startErr(err, "make a pipe")
 	}
 	defer func() { _ = r.Close() }()
-	_, err = sysexec.StartDetached(sysexec.Detached{
+	proc, err := sysexec.StartDetached(sysexec.Detached{
 		Path:       program,
 		Args:       []string{"serve", "--state-dir", l.State, "--socket", l.Socket, "--ready-fd", "3"},
 		Dir:        "/",
@@ -173,6 +173,10 @@ func launch(ctx context.Context, program string, l paths.Layout, log *os.File) e
 	}
 	if body, ok := strings.CutPrefix(line, "error: "); ok {
 		if err := decodeDetail([]byte(body)); err != nil {
+			select { // it was its last word: who is told so finds nothing of it left
+			case <-proc.Done():
+			case <-ctx.Done():
+			}
 			return errdefs.Wrap(err, "start the daemon")
 		}
 	}

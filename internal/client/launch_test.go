@@ -72,6 +72,8 @@ func playDaemon() int {
 		return 1
 	case "error":
 		fmt.Fprintln(ready, `error: {"class":"failed_precondition","message":"the database is newer","hint":"upgrade"}`)
+		_ = ready.Close()
+		_ = os.WriteFile(filepath.Join(*state, "ended"), nil, 0o600)
 		return 1
 	case "nonsense":
 		fmt.Fprintln(ready, "hello")
@@ -161,9 +163,13 @@ func TestStartDaemonFailures(t *testing.T) {
 	} {
 		t.Run(play, func(t *testing.T) {
 			t.Setenv("PLAY", play)
-			err := client.StartDaemon(t.Context(), layoutIn(t))
+			l := layoutIn(t)
+			err := client.StartDaemon(t.Context(), l)
 			if !errors.Is(err, want.class) || !strings.Contains(err.Error(), want.text) || !strings.Contains(errdefs.HintOf(err), want.hint) {
 				t.Errorf("%v (hint %q)", err, errdefs.HintOf(err))
+			}
+			if _, err := os.Stat(filepath.Join(l.State, "ended")); play == "error" && err != nil {
+				t.Errorf("the daemon that failed was not waited for: %v", err)
 			}
 		})
 	}
