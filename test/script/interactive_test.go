@@ -127,6 +127,13 @@ func (r *rig) noVMs() {
 	}
 }
 
+// until returns once the daemon says that it is busy with something.
+func (r *rig) until(busy string) {
+	r.t.Helper()
+	for !strings.Contains(r.ok("daemon", "status"), busy) {
+	}
+}
+
 func TestSignalReachesTheCommand(t *testing.T) {
 	r := newRig(t)
 	r.ok("vm", "create", "--name", "box")
@@ -150,6 +157,7 @@ func TestKilledClient(t *testing.T) {
 	p := r.start("run", "--rm", "--name", "box", "--", "sh", "-c", "echo ready; hang")
 	p.line("ready")
 	waiting := r.start("vm", "wait", "box")
+	r.until(`wait of vm "box"`)
 	p.signal(syscall.SIGKILL)
 	waiting.line("box deleted")
 	waiting.ends(0)
