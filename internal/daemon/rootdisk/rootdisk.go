@@ -62,6 +62,23 @@ func Create(ctx context.Context, r Request) (hypervisor.Disk, error) {
 	return hypervisor.Disk{Serial: hypervisor.SerialRoot, Path: r.Dest, Format: r.Format}, nil
 }
 
+// Method says, for people, how Create makes disks of a format in dir, and why so.
+// It tries what depends on the file system; dir need not exist yet.
+func Method(format hypervisor.DiskFormat, dir string) string {
+	if format == hypervisor.FormatQcow2 {
+		return "qcow2 views of the image: the driver reads them, on every file system"
+	}
+	const because = "the driver reads raw disks only"
+	err := tryReflink(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return "reflinks of the image where the file system shares blocks, else sparse copies: " + because
+	case err != nil:
+		return fmt.Sprintf("sparse copies of the image: %s, and files here share no blocks (%v)", because, err)
+	}
+	return fmt.Sprintf("reflinks of the image: %s, and files here share blocks", because)
+}
+
 // Used returns how many bytes of the host's disk a disk file takes, not counting
 // the image it is a view of. Blocks shared by a reflink count for both.
 func Used(path string) (int64, error) {

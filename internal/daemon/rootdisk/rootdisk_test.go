@@ -233,13 +233,38 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// A full file system is an error with a remedy, and leaves nothing.
-func TestNoSpace(t *testing.T) {
+// What is said of the method is what Create does.
+func TestMethod(t *testing.T) {
+	dir := t.TempDir()
+	if got := rootdisk.Method(hypervisor.FormatQcow2, dir); !strings.HasPrefix(got, "qcow2 views") {
+		t.Errorf("qcow2: %s", got)
+	}
+	if got := rootdisk.Method(hypervisor.FormatRaw, filepath.Join(dir, "later")); !strings.Contains(got, "where the file system shares blocks") {
+		t.Errorf("before there is a directory: %s", got)
+	}
+	got := rootdisk.Method(hypervisor.FormatRaw, dir)
+	if !strings.HasPrefix(got, "sparse copies") && !strings.HasPrefix(got, "reflinks") {
+		t.Errorf("raw: %s", got)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("trying left %v, %v", entries, err)
+	}
+	// Memory shares no blocks.
+	small, _ := space(t, 1*mib)
+	if got := rootdisk.Method(hypervisor.FormatRaw, small); !strings.HasPrefix(got, "sparse copies") || !strings.Contains(got, "not supported") {
+		t.Errorf("in memory: %s", got)
+	}
+}
+
+// space makes a file system of size bytes, and a function that leaves so much of
+// it free.
+func space(t *testing.T, size int64) (dir string, leave func(free int64)) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to mount a small file system")
 	}
-	dir := t.TempDir()
-	if err := unix.Mount("small", dir, "tmpfs", 0, "size=256k"); err != nil {
+	dir = t.TempDir()
+	if err := unix.Mount("small", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
 		t.Skipf("mount: %v", err)
 	}
 	t.Cleanup(func() {
@@ -247,15 +272,64 @@ func TestNoSpace(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = filler.Close() }) // before it is unmounted
+	if err := os.Remove(filler.Name()); err != nil {
+		t.Fatal(err)
+	}
+	return dir, func(free int64) {
+		t.Helper()
+		if err := filler.Truncate(0); err != nil {
+			t.Fatal(err)
+		}
+		var fs unix.Statfs_t
+		if err := unix.Statfs(dir, &fs); err != nil {
+			t.Fatal(err)
+		}
+		if n := int64(fs.Bfree)*fs.Bsize - free; n > 0 {
+			if err := unix.Fallocate(int(filler.Fd()), 0, 0, n); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// With any amount of space too little a disk is an error with a remedy, and leaves
+// nothing; with enough it is made.
+func TestNoSpace(t *testing.T) {
+	dir, leave := space(t, 32*mib)
 	img := filepath.Join(t.TempDir(), "image")
 	if err := os.WriteFile(img, bytes.Repeat([]byte("full"), mib), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := rootdisk.Create(t.Context(), rootdisk.Request{ImagePath: img, Dest: filepath.Join(dir, "d"), SizeBytes: 8 * mib, Format: hypervisor.FormatRaw})
-	if errdefs.ClassOf(err) != errdefs.ClassExhausted || errdefs.HintOf(err) == "" {
-		t.Errorf("got %v", err)
-	}
-	if entries, _ := os.ReadDir(dir); len(entries) > 0 {
-		t.Errorf("left %v", entries)
+	for _, format := range []hypervisor.DiskFormat{hypervisor.FormatQcow2, hypervisor.FormatRaw} {
+		failures := 0
+		for _, free := range []int64{0, 4 << 10, 8 << 10, 12 << 10, 16 << 10, 64 << 10, 256 << 10, mib, 3 * mib, 4*mib - 4096, 4 * mib, 16 * mib} {
+			leave(free)
+			dest := filepath.Join(dir, "d")
+			_, err := rootdisk.Create(t.Context(), rootdisk.Request{ImagePath: img, Dest: dest, SizeBytes: 8 * mib, Format: format})
+			if err == nil {
+				if err := os.Remove(dest); err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			failures++
+			if errdefs.ClassOf(err) != errdefs.ClassExhausted || errdefs.HintOf(err) == "" {
+				t.Errorf("%s with %d free: %v", format, free, err)
+			}
+			if entries, _ := os.ReadDir(dir); len(entries) > 0 {
+				t.Errorf("%s with %d free: left %v", format, free, entries)
+			}
+			if format == hypervisor.FormatRaw && free >= 4*mib || free >= mib && format == hypervisor.FormatQcow2 {
+				t.Errorf("%s: %d free is enough: %v", format, free, err)
+			}
+		}
+		if failures < 2 {
+			t.Errorf("%s: only %d failures", format, failures)
+		}
 	}
 }
