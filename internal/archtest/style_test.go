@@ -112,6 +112,35 @@ func TestErrorTexts(t *testing.T) {
 	}
 }
 
+// TestEveryFailureHasAFix finds results of doctor's checks that leave the user alone.
+func TestEveryFailureHasAFix(t *testing.T) {
+	files, fset := goFiles(t)
+	for _, f := range files {
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || len(call.Args) == 0 || f.test {
+				return true
+			}
+			name := ""
+			switch fun := call.Fun.(type) {
+			case *ast.Ident:
+				if f.pkg == "internal/doctor" {
+					name = fun.Name
+				}
+			case *ast.SelectorExpr:
+				if x, ok := fun.X.(*ast.Ident); ok && f.imports[x.Name] == module+"internal/doctor" {
+					name = fun.Sel.Name
+				}
+			}
+			lit, ok := call.Args[0].(*ast.BasicLit)
+			if (name == "Fail" || name == "Warn" || name == "FailErr") && ok && lit.Value == `""` {
+				t.Errorf("%s:%d: doctor.%s without a fix; say what to do", f.path, fset.Position(call.Pos()).Line, name)
+			}
+			return true
+		})
+	}
+}
+
 func TestNoInitFunctions(t *testing.T) {
 	files, fset := goFiles(t)
 	for _, f := range files {

@@ -537,35 +537,3 @@ func TestEphemeralVMGoesWithItsClient(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-// doctor returns the result of one check.
-func (h *host) doctor(name string) doctor.Result {
-	h.t.Helper()
-	for _, r := range Doctor(context.Background(), h.opts) {
-		if r.Name == name {
-			return r
-		}
-	}
-	h.t.Fatalf("no check %q", name)
-	return doctor.Result{}
-}
-
-func TestDoctorWithAndWithoutDaemon(t *testing.T) {
-	h := newHost(t)
-	if r := h.doctor("default image"); r.Status != doctor.StatusWarn || r.Fix == "" {
-		t.Errorf("without a state directory: %+v", r)
-	}
-	if _, err := os.Stat(h.opts.Layout.State); !errors.Is(err, os.ErrNotExist) {
-		t.Error("doctor made the state directory")
-	}
-	h.artifacts()
-	if r := h.doctor("default image"); r.Status != doctor.StatusPass {
-		t.Errorf("without a daemon: %+v", r)
-	}
-	h.serve()
-	for _, name := range []string{"default image", "default kernel", "configuration", "state database"} {
-		if r := h.doctor(name); r.Status != doctor.StatusPass {
-			t.Errorf("with a daemon: %+v", r)
-		}
-	}
-}

@@ -1,13 +1,16 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
 
 	"banger/internal/config"
+	"banger/internal/daemon/imagemgr"
 	"banger/internal/daemon/qemuproc"
+	"banger/internal/daemon/rootdisk"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
@@ -35,7 +38,7 @@ func Doctor(ctx context.Context, opts Options) []doctor.Result {
 	return doctor.Run(ctx, []doctor.Check{
 		{Name: "configuration", Run: func(context.Context) doctor.Result {
 			if confErr != nil {
-				return doctor.Fail(errdefs.HintOf(confErr), "%v", confErr)
+				return doctor.FailErr("mend "+opts.ConfigFile+", or move it away", confErr)
 			}
 			if _, err := os.Stat(opts.ConfigFile); err != nil {
 				return doctor.Pass("defaults (no %s)", opts.ConfigFile)
@@ -57,10 +60,9 @@ func Doctor(ctx context.Context, opts Options) []doctor.Result {
 		doctor.DiskSpace(state, warnFree, failFree),
 		doctor.Memory(resolved.Resolve(config.DetectHost()).VM.Memory.Bytes()),
 		doctor.Cgroup(),
-		doctor.Tools("image tools", distro,
-			doctor.Tool{Program: "mmdebstrap", Package: "mmdebstrap", Purpose: "make Debian images and kernels"},
-			doctor.Tool{Program: "mke2fs", Package: "e2fsprogs", Purpose: "make file systems"},
-		),
+		diskCheck(opts, resolved),
+		doctor.Tools("image tools", distro, imagemgr.Tools()...),
+		archiveCheck(),
 		doctor.UserNamespaces(distro),
 		doctor.Resolver(),
 		kernelCheck(opts, resolved),
@@ -77,8 +79,10 @@ func accelCheck(opts Options, conf config.Config) doctor.Check {
 			Command: append(append([]string(nil), opts.Self...), "kvm-probe"), Fresh: true,
 		})
 		if err != nil {
-			return doctor.Fail("", "%v", err)
+			return doctor.FailErr("set qemu.accel: "+config.AccelTCG+" in the configuration, which asks for no probe", err)
 		}
+		// The probe knows what to do where something can be done.
+		fix := cmp.Or(v.Hint, "use a machine with hardware (or nested) virtualisation, or set qemu.accel: "+config.AccelTCG)
 		if conf.QEMU.Accel == config.AccelTCG {
 			return doctor.Pass("tcg, as configured (%s)", v.Reason)
 		}
@@ -86,9 +90,9 @@ func accelCheck(opts Options, conf config.Config) doctor.Check {
 			return doctor.Pass("kvm: %s", v.Reason)
 		}
 		if conf.QEMU.Accel == config.AccelKVM {
-			return doctor.Fail(v.Hint, "kvm is configured and does not work: %s", v.Reason)
+			return doctor.Fail(fix, "kvm is configured and does not work: %s", v.Reason)
 		}
-		return doctor.Warn(v.Hint, "tcg, software emulation: %s", v.Reason)
+		return doctor.Warn(fix, "tcg, software emulation: %s", v.Reason)
 	}}
 }
 
@@ -101,7 +105,7 @@ func qemuCheck(opts Options, conf config.Config) doctor.Check {
 		})
 		info, err := d.Info(ctx)
 		if err != nil {
-			return doctor.Fail(errdefs.HintOf(err), "%v", err)
+			return doctor.FailErr("try "+conf.QEMU.Binary+" --version, and set qemu.binary in the configuration", err)
 		}
 		return doctor.Pass("%s %s, machine %s", info.Binary, info.Version, info.Machine)
 	}}
@@ -119,9 +123,31 @@ func isolationCheck() doctor.Check {
 		case err == nil:
 			return doctor.Pass("a VMM has a network and IPC of its own, and few system calls")
 		case root:
-			return doctor.Warn("", "a VMM has a user of its own and few system calls, but sees the host's network: %v", err)
+			return doctor.Warn("start the daemon outside this container, or give it CAP_SYS_ADMIN", "a VMM has a user of its own and few system calls, but sees the host's network: %v", err)
 		}
 		return doctor.Warn(doctor.NamespaceFix(), "a VMM has few system calls, but sees the host's network: %v", err)
+	}}
+}
+
+// diskCheck tells how root disks are made.
+func diskCheck(opts Options, conf config.Config) doctor.Check {
+	return doctor.Check{Name: "root disks", Run: func(context.Context) doctor.Result {
+		format := hypervisor.FormatQcow2
+		if conf.Driver == config.DriverFake {
+			format = hypervisor.FormatRaw
+		}
+		return doctor.Pass("%s", rootdisk.Method(format, opts.Layout.State))
+	}}
+}
+
+// archiveCheck tells where kernels and images are made from.
+func archiveCheck() doctor.Check {
+	return doctor.Check{Name: "Debian archive", Run: func(context.Context) doctor.Result {
+		from, err := imagemgr.Archive()
+		if err != nil {
+			return doctor.FailErr("check /etc/apt/sources.list and /etc/apt/sources.list.d", err)
+		}
+		return doctor.Pass("%s", from)
 	}}
 }
 
@@ -146,7 +172,7 @@ func databaseCheck(opts Options) doctor.Check {
 		case errors.Is(err, errdefs.ErrNotFound):
 			return doctor.Pass("none yet")
 		case err != nil:
-			return doctor.Fail("banger daemon start puts one that cannot be read aside and begins a new one", "%v", err)
+			return doctor.FailErr("banger daemon start puts one that cannot be read aside and begins a new one", err)
 		}
 		return doctor.Pass("%s", file)
 	}}
@@ -201,5 +227,6 @@ func absent(found doctor.Result, err error, kind, name string) doctor.Result {
 	case errors.Is(err, errdefs.ErrNotFound):
 		return doctor.Warn("banger "+kind+" pull "+name, "%q is not here yet; the first vm run fetches it", name)
 	}
-	return doctor.Fail("", "%v", err)
+	// A daemon looks through all of the database when it starts.
+	return doctor.FailErr("restart the daemon, which keeps a damaged database aside: banger daemon stop; banger daemon start", err)
 }

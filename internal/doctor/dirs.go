@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/paths"
 )
 
 // remote holds the file systems on which locks and shared memory maps, and so
@@ -27,6 +29,9 @@ var remote = map[int64]string{
 	0x47504653:            "GPFS",
 }
 
+// elsewhere is the remedy for a place that does not serve.
+const elsewhere = "choose a local directory of your own with " + paths.EnvStateDir
+
 // StateDir checks the directory that holds everything banger keeps: it exists or
 // can be made, belongs to this user, nobody else may look into it, and its file
 // system is local.
@@ -34,18 +39,18 @@ func StateDir(dir string) Check {
 	return Check{Name: "state directory", Run: func(context.Context) Result {
 		existing, err := nearestExisting(dir)
 		if err != nil {
-			return Fail("", "%v", err)
+			return FailErr(elsewhere, err)
 		}
 		var sfs unix.Statfs_t
 		if err := unix.Statfs(existing, &sfs); err != nil {
-			return Fail("", "read file system of %s: %v", existing, err)
+			return Fail(elsewhere, "read file system of %s: %v", existing, err)
 		}
 		if kind, bad := remote[int64(sfs.Type)]; bad {
-			return Fail("choose a local directory with BANGER_STATE_DIR", "%s is on %s, a network file system", existing, kind)
+			return Fail(elsewhere, "%s is on %s, a network file system", existing, kind)
 		}
 		if existing != dir {
 			if err := unix.Faccessat(unix.AT_FDCWD, existing, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-				return Fail("choose another directory with BANGER_STATE_DIR", "%s does not exist and cannot be made in %s: %v", dir, existing, err)
+				return Fail(elsewhere, "%s does not exist and cannot be made in %s: %v", dir, existing, err)
 			}
 			return Pass("%s will be made", dir)
 		}
@@ -56,15 +61,12 @@ func StateDir(dir string) Check {
 func checkOwn(dir string) Result {
 	info, err := os.Stat(dir)
 	if err != nil {
-		return Fail("", "%v", err)
+		return FailErr(elsewhere, err)
 	}
 	if !info.IsDir() {
 		return Fail("move the file away, or set BANGER_STATE_DIR", "%s is not a directory", dir)
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return Fail("", "%s: no owner to read", dir)
-	}
+	st, _ := info.Sys().(*syscall.Stat_t) // it always is one on Linux
 	if uid := os.Geteuid(); int(st.Uid) != uid {
 		return Fail(fmt.Sprintf("sudo chown -R %d %s, or set BANGER_STATE_DIR", uid, quote(dir)),
 			"%s belongs to user %d, not to %d", dir, st.Uid, uid)
@@ -94,11 +96,11 @@ func DiskSpace(dir string, warn, fail int64) Check {
 	return Check{Name: "disk space", Run: func(context.Context) Result {
 		existing, err := nearestExisting(dir)
 		if err != nil {
-			return Fail("", "%v", err)
+			return FailErr(elsewhere, err)
 		}
 		var sfs unix.Statfs_t
 		if err := unix.Statfs(existing, &sfs); err != nil {
-			return Fail("", "read file system of %s: %v", existing, err)
+			return Fail(elsewhere, "read file system of %s: %v", existing, err)
 		}
 		free := int64(sfs.Bavail) * sfs.Bsize
 		const fix = "free some space, delete VMs and images not needed, or set BANGER_STATE_DIR to a directory elsewhere"

@@ -4,9 +4,12 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
+
+	"banger/internal/errdefs"
 )
 
 // Status is the verdict of a check.
@@ -24,7 +27,7 @@ type Result struct {
 	Name   string `json:"name"` // filled in by Run
 	Status Status `json:"status"`
 	Detail string `json:"detail"`        // what was found
-	Fix    string `json:"fix,omitempty"` // what to do; a command line where there is one
+	Fix    string `json:"fix,omitempty"` // what to do, never empty but for a pass; a command line where there is one
 }
 
 // Check is one question about the host.
@@ -42,14 +45,19 @@ func Pass(format string, args ...any) Result {
 	return Result{Status: StatusPass, Detail: fmt.Sprintf(format, args...)}
 }
 
-// Warn reports something that works badly; fix may be empty.
+// Warn reports something that works badly, and how to mend it.
 func Warn(fix, format string, args ...any) Result {
 	return Result{Status: StatusWarn, Detail: fmt.Sprintf(format, args...), Fix: fix}
 }
 
-// Fail reports something that does not work; fix may be empty.
+// Fail reports something that does not work, and how to mend it.
 func Fail(fix, format string, args ...any) Result {
 	return Result{Status: StatusFail, Detail: fmt.Sprintf(format, args...), Fix: fix}
+}
+
+// FailErr reports err, with the hint that it carries, or else with fix.
+func FailErr(fix string, err error) Result {
+	return Fail(cmp.Or(errdefs.HintOf(err), fix), "%v", err)
 }
 
 // Run runs all checks at the same time and returns their results in the order of
@@ -88,7 +96,7 @@ func start(ctx context.Context, c Check) <-chan Result {
 			case r := <-found: // it noticed the deadline itself and may say more
 				out <- r
 			default:
-				out <- Fail("", "gave no answer within %v", timeout)
+				out <- Fail("look for a network mount that hangs, or a host with too much to do, and try again", "gave no answer within %v", timeout)
 			}
 		}
 	}()

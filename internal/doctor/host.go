@@ -3,6 +3,7 @@ package doctor
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,12 +18,18 @@ import (
 // block, which 5.10 brought.
 const minMajor, minMinor = 5, 10
 
+// The remedies here.
+const (
+	supported = "use an x86-64 machine with Linux 5.10 or newer"
+	mountProc = "mount what is missing: mount -t proc proc /proc"
+)
+
 // Kernel checks the host's own kernel and architecture.
 func Kernel() Check {
 	return Check{Name: "host", Run: func(context.Context) Result {
 		var u unix.Utsname
 		if err := unix.Uname(&u); err != nil {
-			return Fail("", "read kernel version: %v", err)
+			return FailErr(supported, fmt.Errorf("read kernel version: %w", err))
 		}
 		return kernelVerdict(unix.ByteSliceToString(u.Release[:]), runtime.GOARCH)
 	}}
@@ -30,16 +37,16 @@ func Kernel() Check {
 
 func kernelVerdict(release, arch string) Result {
 	if arch != "amd64" {
-		return Fail("use an x86-64 machine", "%s is not supported", arch)
+		return Fail(supported, "%s is not supported", arch)
 	}
 	parts := strings.FieldsFunc(release, func(r rune) bool { return r < '0' || r > '9' })
 	if len(parts) < 2 {
-		return Warn("", "Linux %s: no version to read", release)
+		return Warn(supported, "Linux %s: no version to read", release)
 	}
 	major, _ := strconv.Atoi(parts[0])
 	minor, _ := strconv.Atoi(parts[1])
 	if major < minMajor || major == minMajor && minor < minMinor {
-		return Fail("upgrade the host's kernel", "Linux %s is older than %d.%d", release, minMajor, minMinor)
+		return Fail(supported, "Linux %s is older than %d.%d", release, minMajor, minMinor)
 	}
 	return Pass("Linux %s, %s", release, arch)
 }
@@ -56,7 +63,7 @@ func memory(file string, need int64) Result {
 	kib := map[string]int64{}
 	f, err := os.Open(file)
 	if err != nil {
-		return Warn("", "%v", err)
+		return Warn(mountProc, "%v", err)
 	}
 	defer func() { _ = f.Close() }()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
@@ -67,7 +74,7 @@ func memory(file string, need int64) Result {
 	total, ok := kib["MemTotal"]
 	free, ok2 := kib["MemAvailable"]
 	if !ok || !ok2 {
-		return Warn("", "%s does not say how much memory there is", file)
+		return Warn(mountProc, "%s does not say how much memory there is", file)
 	}
 	if free*1024 < need {
 		return Warn("stop something, or lower vm.memory in the configuration",
@@ -93,7 +100,7 @@ const (
 func cgroup(self, root string) Result {
 	data, err := os.ReadFile(self)
 	if err != nil {
-		return Warn("", "%v", err)
+		return Warn(mountProc, "%v", err)
 	}
 	var groups []string // directories that may hold a limit of this process
 	version := "v1"

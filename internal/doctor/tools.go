@@ -77,7 +77,8 @@ func (t Tool) Check(d Distro) Check {
 	}}
 }
 
-// Tools checks several tools as one, for a short report.
+// Tools checks several tools as one, for a short report. The remedy installs all
+// that are missing.
 func Tools(name string, d Distro, tools ...Tool) Check {
 	return Check{Name: name, Run: func(ctx context.Context) Result {
 		var missing, packages []string

@@ -22,6 +22,7 @@ import (
 	"banger/internal/model"
 	"banger/internal/paths"
 	"banger/internal/store"
+	"banger/internal/sysexec"
 )
 
 // real opens the service on a state directory that lives on between runs, with
@@ -32,8 +33,10 @@ func real(t *testing.T) (*imagemgr.Service, paths.Layout) {
 	if testing.Short() {
 		t.Skip("makes a Debian image")
 	}
-	if missing := imagemgr.Missing(); len(missing) > 0 {
-		t.Skipf("programs are missing: %v", missing)
+	for _, tool := range imagemgr.Tools() {
+		if _, err := sysexec.Look(tool.Program); err != nil {
+			t.Skip(err)
+		}
 	}
 	base := os.Getenv("BANGER_TEST_CACHE")
 	if base == "" {

@@ -23,6 +23,7 @@ import (
 	"banger/internal/api/bangerv1"
 	"banger/internal/daemon/imagemgr/debian"
 	"banger/internal/daemon/imagemgr/initramfs"
+	"banger/internal/doctor"
 	"banger/internal/errdefs"
 	"banger/internal/model"
 	"banger/internal/paths"
@@ -161,8 +162,18 @@ func (s *Service) reportBroken(ctx context.Context) error {
 	return nil
 }
 
-// Missing returns the programs that pulls need and this host has not.
-func Missing() []debian.Tool { return debian.Missing() }
+// Tools lists the programs that pulls need on this host.
+func Tools() []doctor.Tool { return debian.Tools() }
+
+// Archive says, for people, where pulls take packages from and which keys must
+// have signed them. It errors with a hint when they cannot.
+func Archive() (string, error) {
+	src, err := debian.HostSources("/", "")
+	if err != nil {
+		return "", err
+	}
+	return src.Describe() + ", signed by " + src.Keyring, nil
+}
 
 // newID returns 12 random hex digits.
 func newID() string {

@@ -116,10 +116,10 @@ func (s Sources) writeSources(path string) error {
 	return nil
 }
 
-// describe says where packages come from, for people, without credentials.
-func (s Sources) describe() string {
+// Describe says where packages come from, for people, without credentials.
+func (s Sources) Describe() string {
 	if len(s.Archives) == 0 {
-		return "Debian " + s.Suite
+		return "Debian " + s.Suite + " from mmdebstrap's default mirror"
 	}
 	host := ""
 	if u, err := url.Parse(s.Archives[0].URI); err == nil {

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strings"
 
+	"banger/internal/doctor"
 	"banger/internal/errdefs"
 	"banger/internal/sysexec"
 )
@@ -27,55 +28,30 @@ type Progress interface {
 	Count(done, total int64, unit string)
 }
 
-// Tool is a program that pulls need.
-type Tool struct {
-	Name    string
-	Package string // Debian and Ubuntu name
-	Why     string
-}
-
-// Tools lists what pulling needs on this host.
-func Tools() []Tool {
-	t := []Tool{
-		{"mmdebstrap", "mmdebstrap", "makes kernels and images from Debian packages"},
-		{"apt-get", "apt", "fetches and verifies Debian packages"},
-		{"dpkg-deb", "dpkg", "unpacks Debian packages"},
-		{"mke2fs", "e2fsprogs", "writes ext4 filesystems"},
-		{"debugfs", "e2fsprogs", "sets owners in ext4 filesystems"},
-		{"depmod", "kmod", "indexes kernel modules"},
+// Tools lists the programs that pulling needs on this host.
+func Tools() []doctor.Tool {
+	t := []doctor.Tool{
+		{Program: "mmdebstrap", Package: "mmdebstrap", Purpose: "make kernels and images from Debian packages"},
+		{Program: "apt-get", Package: "apt", Purpose: "fetch and verify Debian packages"},
+		{Program: "apt-config", Package: "apt", Purpose: "read how apt reaches its archives"},
+		{Program: "dpkg-deb", Package: "dpkg", Purpose: "unpack Debian packages"},
+		{Program: "mke2fs", Package: "e2fsprogs", Purpose: "write ext4 filesystems"},
+		{Program: "debugfs", Package: "e2fsprogs", Purpose: "set owners in ext4 filesystems"},
+		{Program: "depmod", Package: "kmod", Purpose: "index kernel modules"},
 	}
 	if os.Geteuid() != 0 {
-		t = append(t, Tool{"newuidmap", "uidmap", "builds images without root"})
+		t = append(t, doctor.Tool{Program: "newuidmap", Package: "uidmap", Purpose: "build images without root"})
 	}
 	return t
 }
 
-// Missing returns the tools of Tools that are not installed.
-func Missing() []Tool {
-	var out []Tool
-	for _, t := range Tools() {
-		if _, err := sysexec.Look(t.Name); err != nil {
-			out = append(out, t)
-		}
-	}
-	return out
-}
-
 // checkTools errors when one is missing, with the command that installs them.
-func checkTools() error {
-	missing := Missing()
-	if len(missing) == 0 {
+func checkTools(ctx context.Context) error {
+	r := doctor.Tools("", doctor.HostDistro(), Tools()...).Run(ctx)
+	if r.Status == doctor.StatusPass {
 		return nil
 	}
-	var names, packages []string
-	for _, t := range missing {
-		names = append(names, t.Name)
-		if !strings.Contains(" "+strings.Join(packages, " ")+" ", " "+t.Package+" ") {
-			packages = append(packages, t.Package)
-		}
-	}
-	return errdefs.Unsupported("missing programs: %s", strings.Join(names, ", ")).
-		WithHint("sudo apt-get install %s", strings.Join(packages, " "))
+	return errdefs.Unsupported("%s", r.Detail).WithHint("%s", r.Fix)
 }
 
 var diagnoses = []struct {

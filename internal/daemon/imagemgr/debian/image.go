@@ -37,7 +37,7 @@ func BuildImage(ctx context.Context, src Sources, dir string, size int64, p Prog
 }
 
 func build(ctx context.Context, src Sources, dir string, size int64, p Progress, variant string, packages []string) (Image, error) {
-	if err := checkTools(); err != nil {
+	if err := checkTools(ctx); err != nil {
 		return Image{}, err
 	}
 	p.Stage("resolve")
@@ -72,7 +72,7 @@ func build(ctx context.Context, src Sources, dir string, size int64, p Progress,
 	if err != nil {
 		return Image{}, fmt.Errorf("read the package list: %w", err)
 	}
-	return Image{Path: filepath.Join(s.dir, paths.RootfsFile), User: imageUser, Digest: digest, Source: src.describe()}, nil
+	return Image{Path: filepath.Join(s.dir, paths.RootfsFile), User: imageUser, Digest: digest, Source: src.Describe()}, nil
 }
 
 // Left out of an image: what nobody reads in a machine without a terminal of its

@@ -51,7 +51,7 @@ apt-get -o APT::Sandbox::User=root download "$real"`
 // must be a fresh directory. It needs neither root nor user namespaces: nothing
 // of the package is run.
 func FetchKernel(ctx context.Context, src Sources, dir string, p Progress) (Kernel, error) {
-	if err := checkTools(); err != nil {
+	if err := checkTools(ctx); err != nil {
 		return Kernel{}, err
 	}
 	p.Stage("resolve")
@@ -68,7 +68,7 @@ func FetchKernel(ctx context.Context, src Sources, dir string, p Progress) (Kern
 	if err != nil {
 		return k, errdefs.Wrap(err, "unpack %s", filepath.Base(deb))
 	}
-	k.Source = src.describe()
+	k.Source = src.Describe()
 	k.Package = strings.TrimSuffix(filepath.Base(deb), ".deb")
 	return k, os.Remove(deb)
 }

@@ -154,8 +154,8 @@ func TestGuestSourcesHaveNoLogins(t *testing.T) {
 	if strings.Contains(guest, "secret") || !strings.Contains(guest, "https://m.example/debian") || strings.Contains(guest, "/host/path") {
 		t.Errorf("for the guest: %s", guest)
 	}
-	if strings.Contains(s.describe(), "secret") {
-		t.Errorf("described as %s", s.describe())
+	if strings.Contains(s.Describe(), "secret") {
+		t.Errorf("described as %s", s.Describe())
 	}
 }
 
