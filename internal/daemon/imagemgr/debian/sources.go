@@ -3,6 +3,7 @@ package debian
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"fmt"
 	"net/url"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"sort"
 	"strings"
 
+	"banger/internal/doctor"
 	"banger/internal/errdefs"
 )
 
@@ -29,8 +31,8 @@ type entry struct {
 type Sources struct {
 	Suite   string // code name, or "stable"
 	Keyring string // file that must sign everything
-	// Archives is empty when the machine's apt names no Debian archive;
-	// mmdebstrap's own default is used then.
+	// Archives is empty when the machine's apt names no Debian archive, as that of
+	// another distribution does not; mmdebstrap's own default is used then.
 	Archives []Archive
 }
 
@@ -59,11 +61,13 @@ func CheckSuite(s string) error {
 
 // HostSources works out where the packages of suite come from, from the apt
 // configuration below root ("/" but in tests). An empty suite means the release
-// of the machine when it runs Debian, else stable.
+// of the machine when it runs Debian, else the one that its apt knows Debian's
+// archive for, else stable.
 //
 // Only entries that are the Debian archive are used: signed by its keyring, or
-// without a key of their own and known by their Release file or their path. Other
-// vendors' entries often use Debian's suite names, so the suite alone says nothing.
+// without a key of their own and known by their Release file or, on Debian, their
+// path. Other vendors' entries often use Debian's suite names, so the suite alone
+// says nothing; on another distribution the path does not either.
 func HostSources(root, suite string) (Sources, error) {
 	s := Sources{Suite: suite}
 	for _, k := range keyrings {
@@ -74,33 +78,42 @@ func HostSources(root, suite string) (Sources, error) {
 	}
 	if s.Keyring == "" {
 		return s, errdefs.Unsupported("the keys that sign Debian's packages are not installed").
-			WithHint("sudo apt-get install debian-archive-keyring")
-	}
-	host := hostCodename(root)
-	if suite == "" {
-		s.Suite = host
-		if host == "" {
-			s.Suite = "stable"
-		}
-	}
-	if host == "" {
-		return s, nil // not Debian: its mirrors carry something else
+			WithHint("%s", doctor.HostDistro().Install("them", "debian-archive-keyring"))
 	}
 	entries, err := readEntries(root)
 	if err != nil {
 		return s, err
 	}
-	s.Archives = choose(entries, host, s.Suite, func(e entry) bool { return isDebian(root, e) })
+	host := hostCodename(root)
+	byPath := host != ""
+	entries = slices.DeleteFunc(entries, func(e entry) bool { return !isDebian(root, e, byPath) })
+	if host == "" {
+		host = firstRelease(entries)
+	}
+	if suite == "" {
+		s.Suite = cmp.Or(host, "stable")
+	}
+	s.Archives = choose(entries, host, s.Suite)
 	return s, nil
 }
 
+// firstRelease is the release that the first of Debian's entries is for, or "".
+func firstRelease(entries []entry) string {
+	for _, e := range entries {
+		if base, _, ok := splitSuite(e.suite); ok {
+			return base
+		}
+	}
+	return ""
+}
+
 // choose maps the machine's Debian entries onto the wanted suite.
-func choose(entries []entry, host, suite string, debian func(entry) bool) []Archive {
+func choose(entries []entry, host, suite string) []Archive {
 	pick := func(accept func(base string) bool) []Archive {
 		var out []Archive
 		for _, e := range entries {
 			base, pocket, ok := splitSuite(e.suite)
-			if !ok || !accept(base) || !debian(e) {
+			if !ok || !accept(base) {
 				continue
 			}
 			if suite != host {
@@ -157,8 +170,9 @@ func hostCodename(root string) string {
 	return "stable"
 }
 
-// isDebian reports whether e is the Debian archive.
-func isDebian(root string, e entry) bool {
+// isDebian reports whether e is the Debian archive; byPath lets its path decide
+// where nothing else says what it is.
+func isDebian(root string, e entry, byPath bool) bool {
 	if e.signedBy != "" {
 		return strings.HasPrefix(filepath.Base(e.signedBy), "debian-archive-")
 	}
@@ -166,7 +180,7 @@ func isDebian(root string, e entry) bool {
 		return origin == "Debian"
 	}
 	u, err := url.Parse(e.uri)
-	if err != nil {
+	if err != nil || !byPath {
 		return false
 	}
 	for _, part := range strings.Split(u.Path, "/") {

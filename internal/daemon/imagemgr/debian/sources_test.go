@@ -31,6 +31,11 @@ const (
 	keyring  = "usr/share/keyrings/debian-archive-keyring.gpg"
 	bookworm = "ID=debian\nVERSION_CODENAME=bookworm\n"
 	trixie   = "ID=\"debian\"\nVERSION_CODENAME=trixie\n"
+	noble    = "ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"24.04\"\nVERSION_CODENAME=noble\nUBUNTU_CODENAME=noble\n"
+
+	ubuntuSources = "Types: deb\nURIs: http://m.example/ubuntu/\nSuites: noble noble-updates noble-backports\nComponents: main universe restricted multiverse\n" +
+		"Signed-By: /usr/share/keyrings/ubuntu-archive-keyring.gpg\n\nTypes: deb\nURIs: http://sec.example/ubuntu/\nSuites: noble-security\n" +
+		"Components: main universe restricted multiverse\nSigned-By: /usr/share/keyrings/ubuntu-archive-keyring.gpg\n"
 )
 
 func TestHostSources(t *testing.T) {
@@ -103,12 +108,42 @@ func TestHostSources(t *testing.T) {
 			files: map[string]string{"etc/os-release": trixie, "etc/apt/sources.list": "deb http://m.example/debian testing main\n"},
 			in:    "trixie", want: []Archive{{"http://m.example/debian", "testing"}},
 		},
-		"not Debian": {
+		// As Ubuntu 24.04 comes, and a vendor whose path says "debian".
+		"Ubuntu": {
 			files: map[string]string{
-				"etc/os-release":       "ID=ubuntu\nID_LIKE=debian\nVERSION_CODENAME=noble\n",
-				"etc/apt/sources.list": "deb http://m.example/ubuntu noble main\n",
+				"etc/os-release":                        noble,
+				"etc/apt/sources.list":                  "# Ubuntu sources have moved to the /etc/apt/sources.list.d/ubuntu.sources\n",
+				"etc/apt/sources.list.d/ubuntu.sources": ubuntuSources,
+				"etc/apt/sources.list.d/vendor.list":    "deb [arch=amd64] https://vendor.example/debian/12/prod bookworm main\n",
+				"etc/apt/sources.list.d/docker.list":    "deb [arch=amd64 signed-by=/etc/apt/keyrings/docker.asc] https://docker.example/linux/ubuntu noble stable\n",
 			},
 			in: "stable",
+		},
+		"Ubuntu that knows a mirror of Debian too": {
+			files: map[string]string{
+				"etc/os-release":                        noble,
+				"etc/apt/sources.list.d/ubuntu.sources": ubuntuSources,
+				"etc/apt/sources.list.d/zdebian.list": "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://m.example/debian trixie main\n" +
+					"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://m.example/debian-security trixie-security main\n",
+			},
+			in:   "trixie",
+			want: []Archive{{"http://m.example/debian", "trixie"}, {"http://m.example/debian-security", "trixie-security"}},
+		},
+		"another suite from it": {
+			files: map[string]string{
+				"etc/os-release":                      noble,
+				"etc/apt/sources.list.d/zdebian.list": "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://m.example/debian trixie main\n",
+			},
+			suite: "bookworm", in: "bookworm",
+			want: []Archive{{"http://m.example/debian", "bookworm"}},
+		},
+		"a relative of Debian's that uses its archive": {
+			files: map[string]string{
+				"etc/os-release":       "ID=linuxmint\nID_LIKE=debian\nVERSION_CODENAME=faye\nDEBIAN_CODENAME=bookworm\n",
+				"etc/apt/sources.list": "deb http://mint.example/ faye main\ndeb http://m.example/debian bookworm main\n",
+				"var/lib/apt/lists/m.example_debian_dists_bookworm_InRelease": "Origin: Debian\n",
+			},
+			in: "bookworm", want: []Archive{{"http://m.example/debian", "bookworm"}},
 		},
 		"nothing configured": {files: map[string]string{"etc/os-release": bookworm}, in: "bookworm"},
 	} {
@@ -170,5 +205,21 @@ func TestGuestOptions(t *testing.T) {
 	}
 	if got := guestOptions(nil, []string{"http_proxy=http://other.example:1/"}); len(got) != 1 {
 		t.Errorf("from the environment: %v", got)
+	}
+}
+
+// Without sources of its own, mmdebstrap takes its default for Debian, and is told
+// whose signature counts: on Ubuntu its own keys would.
+func TestDefaultMirror(t *testing.T) {
+	src, err := HostSources(machine(t, map[string]string{"etc/os-release": noble, "etc/apt/sources.list.d/ubuntu.sources": ubuntuSources, keyring: "key"}), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := strings.Join(bootstrap{sources: src, mode: "root", variant: "minbase", target: "/tmp/root"}.args(), " ")
+	if !strings.HasSuffix(args, "--keyring="+src.Keyring+" -- stable /tmp/root") {
+		t.Errorf("arguments: %s", args)
+	}
+	if !strings.Contains(src.Describe(), "mmdebstrap's default") {
+		t.Errorf("described as %s", src.Describe())
 	}
 }
