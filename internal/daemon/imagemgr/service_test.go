@@ -1,9 +1,7 @@
 package imagemgr
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,9 +35,11 @@ type world struct {
 	during func(ctx context.Context) error
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return worldAt(t, t.TempDir()) }
+
+func worldAt(t *testing.T, state string) *world {
 	t.Helper()
-	layout, err := paths.At(t.TempDir())
+	layout, err := paths.At(state)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -511,71 +511,6 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// ext4File writes a superblock that says the filesystem has that many blocks.
-func (w *world) ext4File(blocks uint32, size int64) string {
-	w.t.Helper()
-	path := filepath.Join(w.t.TempDir(), "mine.ext4")
-	sb := make([]byte, 2048)
-	le := binary.LittleEndian
-	le.PutUint32(sb[1024+4:], blocks)
-	le.PutUint32(sb[1024+0x18:], 2)
-	le.PutUint16(sb[1024+0x38:], 0xef53)
-	le.PutUint32(sb[1024+0x60:], 0x40)
-	w.write(path, string(sb))
-	if err := os.Truncate(path, size); err != nil {
-		w.t.Fatal(err)
-	}
-	return path
-}
-
-func TestRegister(t *testing.T) {
-	w := newWorld(t)
-	k := w.kernel("debian")
-	path := w.ext4File(256, 1<<20)
-	i, err := w.s.Register(t.Context(), Registration{Name: "mine", Rootfs: path, Kernel: "debian", User: "me", Workdir: "/src"})
-	if err != nil || i.Managed || i.Path != path || i.SizeBytes != 1<<20 || i.KernelID != k.ID || i.Config.User != "me" {
-		t.Fatalf("%+v, %v", i, err)
-	}
-	if got := w.image("mine"); got.ID != i.ID {
-		t.Errorf("ensure gives %+v", got)
-	}
-	if err := w.s.RemoveKernel(t.Context(), "debian"); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "mine") {
-		t.Errorf("removing the kernel it boots with: %v", err)
-	}
-	k2, err := w.s.PullKernel(t.Context(), "debian", true, nobody{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := w.image("mine"); got.KernelID != k2.ID {
-		t.Error("the image still wants the kernel that was replaced")
-	}
-	for name, r := range map[string]Registration{
-		"taken":          {Name: "mine", Rootfs: path},
-		"reserved":       {Name: "debian:mine", Rootfs: path},
-		"relative":       {Name: "x", Rootfs: "mine.ext4"},
-		"absent":         {Name: "x", Rootfs: path + "x"},
-		"a directory":    {Name: "x", Rootfs: filepath.Dir(path)},
-		"no filesystem":  {Name: "x", Rootfs: filepath.Join(w.layout.State, "agent")},
-		"cut short":      {Name: "x", Rootfs: w.ext4File(1<<20, 1<<20)},
-		"empty":          {Name: "x", Rootfs: w.ext4File(0, 1<<20)},
-		"unknown kernel": {Name: "x", Rootfs: path, Kernel: "nope"},
-		"workdir":        {Name: "x", Rootfs: path, Workdir: "src"},
-	} {
-		if got, err := w.s.Register(t.Context(), r); err == nil || errdefs.ClassOf(err) == errdefs.ClassInternal {
-			t.Errorf("%s: %+v, %v", name, got, err)
-		}
-	}
-	if _, err := w.s.PullImage(t.Context(), "mine", true, nobody{}); !errors.Is(err, errdefs.ErrInvalidArgument) {
-		t.Errorf("pulling it: %v", err)
-	}
-	if err := w.s.RemoveImage(t.Context(), "mine"); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Error("removing the image took the user's file:", err)
-	}
-}
-
 func TestHandlers(t *testing.T) {
 	w := newWorld(t)
 	images, kernels := w.s.ImageHandlers(), w.s.KernelHandlers()
@@ -614,52 +549,5 @@ func TestHandlers(t *testing.T) {
 	_, err = images.Register(t.Context(), connect.NewRequest(&bangerv1.RegisterImageRequest{Name: "x", Rootfs: "/nowhere"}))
 	if err := api.FromConnect(err); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("register: %v", err)
-	}
-}
-
-func TestImportKernel(t *testing.T) {
-	w := newWorld(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	elf, err := os.ReadFile(self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	elf = append(elf, bytes.Repeat([]byte{0}, 100)...)
-	elf = append(elf, "Linux version 6.9.0-mine (me@here) "...)
-	dir := filepath.Join(t.TempDir(), "a [strange] name")
-	w.write(filepath.Join(dir, "vmlinux"), string(elf))
-	w.write(filepath.Join(dir, ".config"), "CONFIG_X=y")
-	k, err := w.s.ImportKernel(t.Context(), "mine", dir, nobody{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The test program is the stand-in for a kernel; its own banner may be an earlier string.
-	if k.ModulesPath != "" || k.BzImagePath != "" || k.Release == "" {
-		t.Errorf("%+v", k)
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := os.ReadFile(k.VmlinuxPath); err != nil || !bytes.Equal(got, elf) {
-		t.Errorf("it was not copied: %v", err)
-	}
-	two := t.TempDir()
-	w.write(filepath.Join(two, "vmlinuz-1"), "x")
-	w.write(filepath.Join(two, "vmlinuz-2"), "x")
-	bad := t.TempDir()
-	w.write(filepath.Join(bad, "vmlinux"), "no ELF")
-	for name, dir := range map[string]string{"gone": dir, "empty": t.TempDir(), "two kernels": two, "no kernel": bad, "relative": "x"} {
-		if _, err := w.s.ImportKernel(t.Context(), "other", dir, nobody{}); err == nil || errdefs.ClassOf(err) == errdefs.ClassInternal {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	if _, err := w.s.ImportKernel(t.Context(), "debian", bad, nobody{}); !errors.Is(err, errdefs.ErrInvalidArgument) {
-		t.Errorf("a reserved name: %v", err)
-	}
-	if got := w.files(); got != "kernels/"+k.ID {
-		t.Errorf("files %s", got)
 	}
 }
