@@ -2,6 +2,7 @@ package imagemgr
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -57,6 +58,9 @@ func (s *Service) retire(dir string, remove func() error, users func() ([]string
 	}
 	s.imageOpsMu.Unlock()
 	s.removeAll(aside)
+	if errdefs.ClassOf(err) == errdefs.ClassExhausted {
+		err = s.retireFull(dir, remove, users)
+	}
 	if err != nil {
 		if now, uerr := users(); uerr == nil && len(now) > 0 {
 			return inUse(kind, name, now)
@@ -64,6 +68,27 @@ func (s *Service) retire(dir string, remove func() error, users func() ([]string
 		return errdefs.Wrap(err, "remove %s %q", kind, name)
 	}
 	return nil
+}
+
+// retireFull retires on a disk that has not even room to forget a row: files first.
+// A crash in between leaves a row without files, which is reported as broken.
+func (s *Service) retireFull(dir string, remove func() error, users func() ([]string, error)) error {
+	s.imageOpsMu.Lock()
+	aside, err := setAside(dir)
+	if err == nil && aside != "" {
+		// A VM that has its disk by now has its row too; one that is being made does
+		// not find the files from here on, and is undone.
+		if now, uerr := users(); uerr != nil || len(now) > 0 {
+			err = errors.Join(uerr, os.Rename(aside, dir))
+			aside = ""
+		}
+	}
+	s.imageOpsMu.Unlock()
+	s.removeAll(aside)
+	if err != nil {
+		return err
+	}
+	return remove() // which refuses when there are users
 }
 
 // collect removes rows that lost their name and their last user, and directories
