@@ -14,6 +14,8 @@ import (
 	"banger/internal/paths"
 )
 
+const pullHint = "banger doctor checks what a pull needs; another release may do, e.g. debian:SUITE, or one of your own: see banger image register, banger kernel import"
+
 // madeImage is a root filesystem that is ready to be published.
 type madeImage struct {
 	path   string // in the staging directory
@@ -42,7 +44,8 @@ func (s *Service) PullImage(ctx context.Context, name string, force bool, p mode
 	if !force || !known {
 		i, err := s.presentImage(ctx, name, known)
 		if err == nil && force {
-			return i, errdefs.Invalid("image %q is your own file; there is nothing to pull it from", name)
+			return i, errdefs.Invalid("image %q is your own file; there is nothing to pull it from", name).
+				WithHint("put a new file in its place, or remove it and register another: banger image rm %s", name)
 		}
 		if err == nil || !errors.Is(err, errdefs.ErrNotFound) {
 			return i, err
@@ -59,7 +62,7 @@ func (s *Service) PullImage(ctx context.Context, name string, force bool, p mode
 		}
 		i, err := s.pullImage(ctx, name, suite, p)
 		if err != nil {
-			return i, errdefs.Wrap(err, "pull image %q", name)
+			return i, orTry(errdefs.Wrap(err, "pull image %q", name), pullHint)
 		}
 		return i, nil
 	})

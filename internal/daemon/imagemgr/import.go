@@ -26,6 +26,8 @@ type found struct {
 	vmlinux, bzImage, config, modules string
 }
 
+const importHint = "give a directory with an x86-64 vmlinux or bzImage, and lib/modules/RELEASE when the kernel has modules"
+
 // ImportKernel takes a kernel from a directory on the host: vmlinux or bzImage
 // (also vmlinuz, and with a release after a dash), optionally config, and the
 // modules as lib/modules/RELEASE or modules. Files are copied. A kernel of that
@@ -33,7 +35,7 @@ type found struct {
 func (s *Service) ImportKernel(ctx context.Context, name, dir string, p model.Progress) (model.Kernel, error) {
 	src, err := checkImport(name, dir)
 	if err != nil {
-		return model.Kernel{}, err
+		return model.Kernel{}, orTry(err, importHint)
 	}
 	k, err := s.kernelPulls.do(ctx, name, p, func(ctx context.Context, p model.Progress) (model.Kernel, error) {
 		return s.addKernel(ctx, name, p, func(staging string) (madeKernel, error) {
@@ -42,7 +44,7 @@ func (s *Service) ImportKernel(ctx context.Context, name, dir string, p model.Pr
 		})
 	})
 	if err != nil {
-		return k, errdefs.Wrap(err, "import kernel %q", name)
+		return k, orTry(errdefs.Wrap(err, "import kernel %q", name), importHint)
 	}
 	return k, nil
 }
@@ -80,8 +82,7 @@ func look(dir string) (found, error) {
 		return f, err
 	}
 	if f.vmlinux == "" && f.bzImage == "" {
-		return f, errdefs.NotFound("%s holds neither vmlinux nor bzImage", dir).
-			WithHint("give a directory with vmlinux or bzImage, and lib/modules/RELEASE when the kernel has modules")
+		return f, errdefs.NotFound("%s holds neither vmlinux nor bzImage", dir)
 	}
 	for _, parent := range []string{"lib/modules", "usr/lib/modules", "modules"} {
 		if f.modules, err = one(filepath.Join(dir, parent), "*/modules.order", "modules.order", "*/kernel", "kernel"); err != nil {
@@ -146,7 +147,8 @@ func copyKernel(ctx context.Context, src found, staging string, p model.Progress
 		return made, nil
 	}
 	if rel := filepath.Base(src.modules); rel != made.release && strings.Contains(src.modules, "lib/modules/") {
-		return made, errdefs.Invalid("the modules are of release %s, the kernel is %s", rel, made.release)
+		return made, errdefs.Invalid("the modules are of release %s, the kernel is %s", rel, made.release).
+			WithHint("give the modules of the kernel beside it: lib/modules/%s", made.release)
 	}
 	made.modules = filepath.Join(staging, "tree")
 	return made, b.copyModules(src.modules, filepath.Join(made.modules, "lib/modules", made.release), p)

@@ -60,7 +60,7 @@ func (s *Service) PullKernel(ctx context.Context, name string, force bool, p mod
 		}
 		k, err := s.addKernel(ctx, name, p, func(dir string) (madeKernel, error) { return s.makeKernel(ctx, suite, dir, p) })
 		if err != nil {
-			return k, errdefs.Wrap(err, "pull kernel %q", name)
+			return k, orTry(errdefs.Wrap(err, "pull kernel %q", name), pullHint)
 		}
 		return k, nil
 	})

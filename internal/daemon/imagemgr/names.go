@@ -78,6 +78,15 @@ func spaceError(err error, what string) error {
 	return errdefs.Wrap(err, "%s", what)
 }
 
+// orTry gives err a hint when nothing below has a better one. What was cancelled
+// needs none.
+func orTry(err error, hint string) error {
+	if err == nil || errdefs.HintOf(err) != "" || errdefs.ClassOf(err) == errdefs.ClassCanceled {
+		return err
+	}
+	return errdefs.New(errdefs.ClassOf(err), "%w", err).WithHint("%s", hint)
+}
+
 // inUse refuses to remove what VMs use.
 func inUse(kind, name string, users []string) error {
 	return errdefs.Precondition("%s %q is used by %s", kind, name, strings.Join(users, ", ")).

@@ -62,11 +62,11 @@ func TestRegister(t *testing.T) {
 		"unknown kernel": {Name: "x", Rootfs: path, Kernel: "nope"},
 		"workdir":        {Name: "x", Rootfs: path, Workdir: "src"},
 	} {
-		if got, err := w.s.Register(t.Context(), r); err == nil || errdefs.ClassOf(err) == errdefs.ClassInternal {
-			t.Errorf("%s: %+v, %v", name, got, err)
+		if got, err := w.s.Register(t.Context(), r); err == nil || errdefs.ClassOf(err) == errdefs.ClassInternal || errdefs.HintOf(err) == "" {
+			t.Errorf("%s: %+v, %v (%s)", name, got, err, errdefs.HintOf(err))
 		}
 	}
-	if _, err := w.s.PullImage(t.Context(), "mine", true, nobody{}); !errors.Is(err, errdefs.ErrInvalidArgument) {
+	if _, err := w.s.PullImage(t.Context(), "mine", true, nobody{}); !errors.Is(err, errdefs.ErrInvalidArgument) || errdefs.HintOf(err) == "" {
 		t.Errorf("pulling it: %v", err)
 	}
 	if err := w.s.RemoveImage(t.Context(), "mine"); err != nil {
@@ -111,9 +111,16 @@ func TestImportKernel(t *testing.T) {
 	w.write(filepath.Join(two, "vmlinuz-2"), "x")
 	bad := t.TempDir()
 	w.write(filepath.Join(bad, "vmlinux"), "no ELF")
-	for name, dir := range map[string]string{"gone": dir, "empty": t.TempDir(), "two kernels": two, "no kernel": bad, "relative": "x"} {
-		if _, err := w.s.ImportKernel(t.Context(), "other", dir, nobody{}); err == nil || errdefs.ClassOf(err) == errdefs.ClassInternal {
-			t.Errorf("%s: %v", name, err)
+	other := t.TempDir()
+	w.write(filepath.Join(other, "vmlinux"), string(elf))
+	w.write(filepath.Join(other, "lib/modules/1.2.3-other/modules.order"), "")
+	device := t.TempDir()
+	if err := os.Symlink("/dev/null", filepath.Join(device, "vmlinux")); err != nil {
+		t.Fatal(err)
+	}
+	for name, dir := range map[string]string{"modules of another": other, "a device": device, "gone": dir, "empty": t.TempDir(), "two kernels": two, "no kernel": bad, "relative": "x"} {
+		if _, err := w.s.ImportKernel(t.Context(), "other", dir, nobody{}); err == nil || errdefs.ClassOf(err) == errdefs.ClassInternal || errdefs.HintOf(err) == "" {
+			t.Errorf("%s: %v (%s)", name, err, errdefs.HintOf(err))
 		}
 	}
 	if _, err := w.s.ImportKernel(t.Context(), "debian", bad, nobody{}); !errors.Is(err, errdefs.ErrInvalidArgument) {

@@ -22,6 +22,8 @@ type Registration struct {
 	Workdir string
 }
 
+const registerHint = "give the path of a file on this host that holds a bare ext4 filesystem, without a partition table; mkfs.ext4 makes one"
+
 // Register makes the user's file known as an image. It only points at the file:
 // VMs write to views of it, and removing the image leaves it alone.
 func (s *Service) Register(ctx context.Context, r Registration) (model.Image, error) {
@@ -33,11 +35,12 @@ func (s *Service) Register(ctx context.Context, r Registration) (model.Image, er
 			WithHint("choose another name")
 	}
 	if r.Workdir != "" && !filepath.IsAbs(r.Workdir) {
-		return model.Image{}, errdefs.Invalid("working directory %q is not absolute", r.Workdir)
+		return model.Image{}, errdefs.Invalid("working directory %q is not absolute", r.Workdir).
+			WithHint("give the path as commands in the guest see it, e.g. /home/me")
 	}
 	size, err := checkExt4(r.Rootfs)
 	if err != nil {
-		return model.Image{}, errdefs.Wrap(err, "register image %q", r.Name)
+		return model.Image{}, orTry(errdefs.Wrap(err, "register image %q", r.Name), registerHint)
 	}
 	i := model.Image{
 		ID: newID(), Name: r.Name, Path: filepath.Clean(r.Rootfs), SizeBytes: size,
@@ -108,8 +111,7 @@ func checkExt4(path string) (int64, error) {
 	le := binary.LittleEndian
 	incompat := le.Uint32(b[offIncompat:])
 	if le.Uint16(b[offMagic:]) != ext4Magic || incompat&incompatExtents == 0 || incompat&incompatJournalDev != 0 {
-		return 0, errdefs.Invalid("%s is no ext4 filesystem", path).
-			WithHint("it must be the bare filesystem, without a partition table; make one with mkfs.ext4")
+		return 0, errdefs.Invalid("%s is no ext4 filesystem", path)
 	}
 	blocks := uint64(le.Uint32(b[offBlocksLo:]))
 	if incompat&incompat64Bit != 0 {

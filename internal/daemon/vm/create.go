@@ -163,10 +163,11 @@ func parseEnv(list []string) (map[string]string, error) {
 	for _, kv := range list {
 		key, value, ok := strings.Cut(kv, "=")
 		if !ok || key == "" || strings.ContainsRune(kv, 0) {
-			return nil, errdefs.Invalid("environment entry %q is not KEY=VALUE", kv)
+			return nil, errdefs.Invalid("environment entry %q is not KEY=VALUE", kv).WithHint("write it as --env NAME=VALUE")
 		}
 		if total += len(kv) + 1; total > maxEnvBytes {
-			return nil, errdefs.Invalid("the environment is larger than %d bytes", maxEnvBytes)
+			return nil, errdefs.Invalid("the environment is larger than %d bytes", maxEnvBytes).
+				WithHint("put what is large into a file and copy it in: banger cp FILE NAME:PATH")
 		}
 		env[key] = value
 	}

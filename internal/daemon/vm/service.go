@@ -222,7 +222,8 @@ func (s *Service) nextChange(id string) <-chan struct{} {
 func (s *Service) driver(v *model.VM) (hypervisor.Driver, error) {
 	d, ok := s.Drivers[v.Spec.Driver]
 	if !ok {
-		return nil, errdefs.Unsupported("vm %q needs driver %q, which this bangerd does not have", v.Name, v.Spec.Driver)
+		return nil, errdefs.Unsupported("vm %q needs driver %q, which this bangerd does not have", v.Name, v.Spec.Driver).
+			WithHint("install a bangerd that has it, such as the one that made this VM")
 	}
 	return d, nil
 }
