@@ -1,8 +1,12 @@
 package archtest
 
 import (
+	"errors"
 	"go/ast"
 	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -177,15 +181,43 @@ func TestFileLength(t *testing.T) {
 var marker = regexp.MustCompile(`\b(TODO|FIXME|XXX)\b`)
 
 func TestNoMarkers(t *testing.T) {
+	const instead = "do it, or say in docs/decisions.md why not"
 	files, fset := goFiles(t)
 	for _, f := range files {
 		for _, group := range f.ast.Comments {
 			for _, c := range group.List {
 				if m := marker.FindString(c.Text); m != "" && f.pkg != "internal/archtest" {
-					t.Errorf("%s:%d: %s; do it, or say in docs/decisions.md why not", f.path, fset.Position(c.Pos()).Line, m)
+					t.Errorf("%s:%d: %s; %s", f.path, fset.Position(c.Pos()).Line, m, instead)
 				}
 			}
 		}
+	}
+	others := 0
+	for _, dir := range []string{".ci", "docs", "examples", "internal", "scripts", "test", "Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() || strings.HasSuffix(path, ".go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // an editor's temporary file, gone again
+			}
+			others++
+			n := 0
+			for line := range strings.Lines(string(text)) {
+				n++
+				if m := marker.FindString(line); m != "" {
+					t.Errorf("%s:%d: %s; %s", strings.TrimPrefix(path, root+"/"), n, m, instead)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if others < 40 {
+		t.Errorf("only %d files that are not Go were looked at", others)
 	}
 }
 
