@@ -96,9 +96,12 @@ func open(ctx context.Context, path string) (*Store, error) {
 	if err == nil {
 		err = migrate(ctx, db)
 	}
+	if err == nil {
+		err = reserve(ctx, db)
+	}
 	if err != nil {
 		_ = db.Close()
-		return nil, fmt.Errorf("open database %s: %w", path, err)
+		return nil, fmt.Errorf("open database %s: %w", path, full(err))
 	}
 	s := &Store{db: db}
 	if err := s.prepare(ctx); err != nil {
@@ -215,32 +218,69 @@ func missingOn(err error) bool {
 // hint; other errors stay as they are.
 func full(err error) error {
 	var se *sqlite.Error
-	if errors.As(err, &se) && se.Code()&0xff == sqlite3.SQLITE_FULL {
+	if errors.As(err, &se) && (se.Code()&0xff == sqlite3.SQLITE_FULL || se.Code() == sqlite3.SQLITE_IOERR_SHMSIZE) {
 		return fmt.Errorf("%w: %w", err, syscall.ENOSPC)
 	}
 	return err
 }
 
-// tx runs fn in one write transaction.
+// reserved is how much space the database and its log keep for writes on a full
+// disk, in bytes: many times what one takes.
+const reserved = 64 << 10
+
+// reserve makes both files larger by that. SQLite keeps free pages and writes its
+// log from the beginning again, so this lasts. Without space it is left to the next
+// start.
+func reserve(ctx context.Context, db *sql.DB) error {
+	_, err := db.ExecContext(ctx, fmt.Sprintf(`CREATE TABLE IF NOT EXISTS reserved (x);
+		INSERT INTO reserved VALUES (zeroblob(%d));
+		DROP TABLE reserved;
+		PRAGMA wal_checkpoint(RESTART)`, reserved))
+	if err = full(err); errors.Is(err, syscall.ENOSPC) {
+		return nil
+	}
+	return err
+}
+
+// write runs a write. Where the disk has no space for it, it runs once more into
+// what is reserved: the log, emptied. Undoing and deleting, which make space, must
+// not fail for the want of it.
+func (s *Store) write(ctx context.Context, do func() error) error {
+	err := full(do())
+	if !errors.Is(err, syscall.ENOSPC) {
+		return err
+	}
+	if _, cerr := s.db.ExecContext(ctx, `PRAGMA wal_checkpoint(RESTART)`); cerr != nil {
+		return err
+	}
+	return full(do())
+}
+
+// tx runs fn in one write transaction; on a full disk perhaps twice.
 func (s *Store) tx(ctx context.Context, fn func(*sql.Tx) error) error {
-	tx, err := s.db.BeginTx(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("begin transaction: %w", full(err))
-	}
-	defer func() { _ = tx.Rollback() }()
-	if err := fn(tx); err != nil {
-		return full(err)
-	}
-	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", full(err))
-	}
-	return nil
+	return s.write(ctx, func() error {
+		tx, err := s.db.BeginTx(ctx, nil)
+		if err != nil {
+			return fmt.Errorf("begin transaction: %w", err)
+		}
+		defer func() { _ = tx.Rollback() }()
+		if err := fn(tx); err != nil {
+			return err
+		}
+		if err := tx.Commit(); err != nil {
+			return fmt.Errorf("commit: %w", err)
+		}
+		return nil
+	})
 }
 
 // exec runs one statement that writes.
-func (s *Store) exec(ctx context.Context, statement string, args ...any) (sql.Result, error) {
-	res, err := s.db.ExecContext(ctx, statement, args...)
-	return res, full(err)
+func (s *Store) exec(ctx context.Context, statement string, args ...any) (res sql.Result, err error) {
+	err = s.write(ctx, func() error {
+		res, err = s.db.ExecContext(ctx, statement, args...)
+		return err
+	})
+	return res, err
 }
 
 func toUnix(t time.Time) int64 {

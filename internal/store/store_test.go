@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"banger/internal/disktest"
 	"banger/internal/errdefs"
 	"banger/internal/model"
 	"banger/internal/store"
@@ -236,5 +237,55 @@ func TestNewerDatabaseIsRefused(t *testing.T) {
 	_, aside, err := store.Open(context.Background(), path)
 	if !errors.Is(err, errdefs.ErrFailedPrecondition) || errdefs.HintOf(err) == "" || aside != "" {
 		t.Errorf("newer database: %v (aside %q)", err, aside)
+	}
+}
+
+// On a full disk rows still come and go: whoever makes space deletes some.
+func TestWritesOnAFullDisk(t *testing.T) {
+	ctx := context.Background()
+	dir, leave := disktest.Small(t, 16<<20)
+	path := filepath.Join(dir, "banger.db")
+	for round := range 3 {
+		leave(1 << 20)
+		s := open(t, path)
+		must(t, s.PutKernel(ctx, model.Kernel{ID: "k1", Name: "debian"}))
+		must(t, s.PutImage(ctx, model.Image{ID: "i1", Name: "debian", Managed: true}))
+		leave(0)
+		for n := range 30 {
+			v := newVM("aaaa00000001", "calm-otter")
+			if err := s.InsertVM(ctx, v, 0); err != nil {
+				t.Fatalf("round %d: insert %d: %v", round, n, err)
+			}
+			v.State = model.StateDeleting
+			if err := s.UpdateVM(ctx, v); err != nil {
+				t.Fatalf("round %d: update %d: %v", round, n, err)
+			}
+			if err := s.DeleteVM(ctx, v.ID); err != nil {
+				t.Fatalf("round %d: delete %d: %v", round, n, err)
+			}
+		}
+		// What nobody undoes does use it up, and then it is said.
+		var err error
+		for n := 0; err == nil && n < 1000; n++ {
+			v := newVM(fmt.Sprintf("aaaa%08d", n), fmt.Sprint("otter-", n))
+			v.Spec.Env["LARGE"] = strings.Repeat("x", 4000)
+			err = s.InsertVM(ctx, v, 0)
+		}
+		if errdefs.ClassOf(err) != errdefs.ClassExhausted || errdefs.HintOf(err) == "" {
+			t.Errorf("round %d: without end: %v", round, err)
+		}
+		leave(1 << 20)
+		all, err := s.ListVMs(ctx)
+		must(t, err)
+		for _, v := range all {
+			must(t, s.DeleteVM(ctx, v.ID))
+		}
+		must(t, s.Close())
+	}
+	leave(0)
+	if s, _, err := store.Open(ctx, path); err == nil {
+		must(t, s.Close())
+	} else if errdefs.ClassOf(err) != errdefs.ClassExhausted {
+		t.Errorf("opened without space: %v", err)
 	}
 }

@@ -3,10 +3,12 @@
 package e2e_test
 
 import (
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -177,7 +179,8 @@ func TestMissingQEMU(t *testing.T) {
 	}
 }
 
-// TestFullDisk creates a VM on a file system that has no space left for it.
+// TestFullDisk creates VMs on a file system that has some or no space left for it:
+// whatever the step that finds it full, the world is as before.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a small file system takes root")
@@ -197,30 +200,66 @@ func TestFullDisk(t *testing.T) {
 	w.ok(t, "image", "register", "--rootfs", ext4(t, "full", tree), "--kernel", "e2e-kernel", "e2e-full")
 	create := []string{"vm", "create", "--name", "e2e-full", "--image", "e2e-full", "--disk", "128M", "--memory", "192M", "--net", "none"}
 	filler := filepath.Join(base, "filler")
-	fill(t, filler)
-	for range 2 { // the second one is no worse off
-		r := w.fails(t, 1, []string{"no space left on device", "try: ", "free some space"}, create...)
-		if strings.Contains(r.stderr, "internal") {
-			t.Errorf("%s", r)
+	const kib, mib = int64(1) << 10, int64(1) << 20
+	// First there is no initramfs yet, then only the VM's own files are to be made.
+	for _, round := range []string{"first", "second"} {
+		before, failed := w.files(t), 0
+		for _, free := range []int64{0, 0, 4 * kib, 64 * kib, 128 * kib, 192 * kib, 256 * kib, 320 * kib, 384 * kib, 512 * kib, mib, 2 * mib, 16 * mib} {
+			fill(t, filler, free)
+			r := w.run(t, create...)
+			if r.code == 0 {
+				t.Logf("%s round: %d KiB suffice", round, free>>10)
+				break
+			}
+			failed++
+			r.check(t, 1, "no space left on device", "try: ", "free some space")
+			if strings.Contains(r.stderr, "internal") {
+				t.Errorf("%s round, %d KiB free: %s", round, free>>10, r)
+			}
+			w.noVM(t, "e2e-full")
+			if after := w.files(t); !slices.Equal(after, before) {
+				t.Errorf("%s round, %d KiB free: there is %q, was %q", round, free>>10, after, before)
+			}
 		}
+		if failed < 3 {
+			t.Errorf("%s round: only %d sizes were too small", round, failed)
+		}
+		if t.Failed() {
+			return
+		}
+		// What the hint says to do works although nothing is free.
+		w.ok(t, "daemon", "status")
+		fill(t, filler, 0)
+		w.ok(t, "vm", "delete", "--force", "e2e-full")
+		w.noVM(t, "e2e-full")
 	}
-	if left := w.vmDirs(); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
-	w.ok(t, "daemon", "status")
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	w.noVM(t, "e2e-full")
 	w.ok(t, create...)
-	// What the hint says to do works although nothing is free.
-	fill(t, filler)
 	w.ok(t, "vm", "delete", "--force", "e2e-full")
-	w.noVM(t, "e2e-full")
 }
 
-// fill makes a file that leaves nothing free on its file system.
-func fill(t *testing.T, file string) {
+// files lists what lies in the state directory, but for what a daemon keeps there
+// for its own life.
+func (w *world) files(t *testing.T) []string {
+	t.Helper()
+	var all []string
+	err := filepath.WalkDir(w.state, func(path string, d fs.DirEntry, err error) error {
+		name := strings.TrimPrefix(path, w.state)
+		if !strings.HasPrefix(name, "/banger") && name != "/accel.json" && name != "/vms" {
+			all = append(all, name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// fill makes a file that leaves so many bytes free on its file system.
+func fill(t *testing.T, file string, free int64) {
 	t.Helper()
 	f, err := os.Create(file)
 	if err != nil {
@@ -231,7 +270,7 @@ func fill(t *testing.T, file string) {
 	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(fs.Bfree)*fs.Bsize); err != nil {
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(fs.Bfree)*fs.Bsize-free); err != nil {
 		t.Fatalf("fill %s: %v", file, err)
 	}
 }

@@ -12,55 +12,13 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
+	"banger/internal/disktest"
 	"banger/internal/errdefs"
 	"banger/internal/model"
 	"banger/internal/sysexec"
 )
 
 const kib, mib = int64(1) << 10, int64(1) << 20
-
-// space makes a file system of size bytes, and a function that leaves so much of
-// it free.
-func space(t *testing.T, size int64) (dir string, leave func(free int64)) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount a small file system")
-	}
-	dir = t.TempDir()
-	if err := unix.Mount("small", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
-		t.Skipf("mount: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	filler, err := os.Create(filepath.Join(dir, "filler"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = filler.Close() }) // before it is unmounted
-	if err := os.Remove(filler.Name()); err != nil {
-		t.Fatal(err)
-	}
-	return dir, func(free int64) {
-		t.Helper()
-		if err := filler.Truncate(0); err != nil {
-			t.Fatal(err)
-		}
-		var fs unix.Statfs_t
-		if err := unix.Statfs(dir, &fs); err != nil {
-			t.Fatal(err)
-		}
-		if n := int64(fs.Bfree)*fs.Bsize - free; n > 0 {
-			if err := unix.Fallocate(int(filler.Fd()), 0, 0, n); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-}
 
 // state is all that a failure must leave as it was: rows, and names of files.
 func (w *world) state() []string {
@@ -182,7 +140,7 @@ func TestNoSpace(t *testing.T) {
 					t.Skip(err)
 				}
 			}
-			dir, leave := space(t, 32*mib)
+			dir, leave := disktest.Small(t, 32*mib)
 			from := kernelTree(t)
 			w := worldAt(t, dir)
 			w.write(w.s.AgentPath, strings.Repeat("agent", 100_000))
@@ -236,7 +194,7 @@ func (w *world) fill(size int64) {
 
 // What the hint says to do works although nothing is free.
 func TestRemoveWithoutSpace(t *testing.T) {
-	dir, leave := space(t, 32*mib)
+	dir, leave := disktest.Small(t, 32*mib)
 	w := worldAt(t, dir)
 	w.fill(512 * kib)
 	v := w.vm("box", w.image("debian"), w.kernel("debian"))

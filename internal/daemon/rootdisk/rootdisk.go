@@ -164,16 +164,12 @@ func syncDir(dir string) error {
 // wrap gives the errors of the operating system their class and remedy.
 func wrap(err error, what string) error {
 	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return errdefs.Exhausted("%s: %w", what, err).WithHint("free some disk space: delete VMs or images that are not needed")
 	case errors.Is(err, os.ErrNotExist):
 		return errdefs.NotFound("%s: %w", what, err).WithHint("the image's file is gone: pull it again")
 	case errors.Is(err, os.ErrExist):
 		return errdefs.AlreadyExists("%s: %w", what, err)
 	case errors.Is(err, os.ErrPermission):
 		return errdefs.Permission("%s: %w", what, err)
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return errdefs.Wrap(err, "%s", what)
 	}
-	return fmt.Errorf("%s: %w", what, err)
+	return errdefs.Wrap(err, "%s", what) // a full disk and a lost context have a class of their own
 }

@@ -10,9 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"banger/internal/daemon/rootdisk"
+	"banger/internal/disktest"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/sysexec"
@@ -250,57 +249,16 @@ func TestMethod(t *testing.T) {
 		t.Errorf("trying left %v, %v", entries, err)
 	}
 	// Memory shares no blocks.
-	small, _ := space(t, 1*mib)
+	small, _ := disktest.Small(t, 1*mib)
 	if got := rootdisk.Method(hypervisor.FormatRaw, small); !strings.HasPrefix(got, "sparse copies") || !strings.Contains(got, "not supported") {
 		t.Errorf("in memory: %s", got)
-	}
-}
-
-// space makes a file system of size bytes, and a function that leaves so much of
-// it free.
-func space(t *testing.T, size int64) (dir string, leave func(free int64)) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount a small file system")
-	}
-	dir = t.TempDir()
-	if err := unix.Mount("small", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
-		t.Skipf("mount: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	filler, err := os.Create(filepath.Join(dir, "filler"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = filler.Close() }) // before it is unmounted
-	if err := os.Remove(filler.Name()); err != nil {
-		t.Fatal(err)
-	}
-	return dir, func(free int64) {
-		t.Helper()
-		if err := filler.Truncate(0); err != nil {
-			t.Fatal(err)
-		}
-		var fs unix.Statfs_t
-		if err := unix.Statfs(dir, &fs); err != nil {
-			t.Fatal(err)
-		}
-		if n := int64(fs.Bfree)*fs.Bsize - free; n > 0 {
-			if err := unix.Fallocate(int(filler.Fd()), 0, 0, n); err != nil {
-				t.Fatal(err)
-			}
-		}
 	}
 }
 
 // With any amount of space too little a disk is an error with a remedy, and leaves
 // nothing; with enough it is made.
 func TestNoSpace(t *testing.T) {
-	dir, leave := space(t, 32*mib)
+	dir, leave := disktest.Small(t, 32*mib)
 	img := filepath.Join(t.TempDir(), "image")
 	if err := os.WriteFile(img, bytes.Repeat([]byte("full"), mib), 0o600); err != nil {
 		t.Fatal(err)

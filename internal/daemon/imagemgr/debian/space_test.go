@@ -7,8 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
+	"banger/internal/disktest"
 	"banger/internal/errdefs"
 	"banger/internal/sysexec"
 )
@@ -16,24 +15,13 @@ import (
 // A root filesystem that does not fit is an error that says so, however much of
 // it did fit: mke2fs writes a sparse file, whose size promises nothing.
 func TestRootImageNoSpace(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount a small file system")
-	}
 	if _, err := sysexec.Look("mke2fs"); err != nil {
 		t.Skip(err)
 	}
 	const mib = 1 << 20
 	fit := 0
 	for _, size := range []int{6, 7, 8, 9, 10, 12, 16, 24, 48, 80} { // MiB; the tree takes 4 of them
-		dir := t.TempDir()
-		if err := unix.Mount("small", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", size)); err != nil {
-			t.Skipf("mount: %v", err)
-		}
-		t.Cleanup(func() {
-			if err := unix.Unmount(dir, 0); err != nil {
-				t.Error(err)
-			}
-		})
+		dir, _ := disktest.Small(t, int64(size)*mib)
 		s, err := newSandbox(t.Context(), filepath.Join(dir, buildDir))
 		if err != nil {
 			t.Fatal(err)

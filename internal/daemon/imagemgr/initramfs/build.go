@@ -2,6 +2,7 @@ package initramfs
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -254,7 +255,7 @@ func write(out io.Writer, inputs []input) (string, error) {
 		_ = f.Close()
 		fmt.Fprintf(h, "%s %o %d %x\n", in.name, in.perm, st.Size(), sum.Sum(nil))
 	}
-	if err := errors.Join(c.close(), buf.Flush()); err != nil {
+	if err := cmp.Or(c.close(), buf.Flush()); err != nil { // the same error, if both
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)) + suffix, nil
