@@ -179,8 +179,10 @@ func arguments(s hypervisor.Spec, accel hypervisor.Accel, out *outside) ([]strin
 		if err != nil {
 			return nil, err
 		}
+		// A full host disk is the guest's error: left to itself QEMU stops the guest, and
+		// nobody would know why, nor start it again.
 		args = append(args, "-blockdev", node,
-			"-device", fmt.Sprintf("%s,drive=disk%d,serial=%s", device("virtio-blk-pci", slotDisk0+i), i, d.Serial))
+			"-device", fmt.Sprintf("%s,drive=disk%d,serial=%s,werror=report", device("virtio-blk-pci", slotDisk0+i), i, d.Serial))
 	}
 	return append(args, out.args...), nil
 }
