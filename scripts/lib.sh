@@ -29,3 +29,28 @@ distro() {
 	# shellcheck disable=SC1091
 	(. /etc/os-release 2>/dev/null && printf '%s' "${PRETTY_NAME:-Linux}") || printf 'Linux'
 }
+
+# skip ends a script whose part cannot run here, and says why; under CI, where
+# everything must run, that is an error.
+skip() {
+	[ -z "${CI:-}" ] || die "this must run under CI: $*"
+	note "skipped: $*"
+	exit 0
+}
+
+# image_key prints a hash of what makes kernels and images.
+image_key() {
+	find internal/daemon/imagemgr -name '*.go' ! -name '*_test.go' -print0 | sort -z | xargs -0 cat | sha256sum | cut -c 1-12
+}
+
+# test_cache KEY: makes and prints the directory of this user that lives on between
+# runs of tests, which keep a kernel and an image there. Those of other keys go.
+test_cache() {
+	local cache=$HOME/.cache/banger-test old
+	[ "$(id -u)" -ne 0 ] || cache=/var/cache/banger-test
+	mkdir -p "$cache/$1" && chmod 700 "$cache"
+	for old in "$cache"/*; do
+		[ "$old" = "$cache/$1" ] || rm -rf -- "$old"
+	done
+	printf '%s\n' "$cache/$1"
+}
