@@ -13,11 +13,8 @@ import (
 	"testing"
 )
 
-// How long a file may be. Tests get a little more: tables are long and simple.
-const (
-	maxLines     = 600
-	maxTestLines = 700
-)
+// maxLines is how long a file may be.
+const maxLines = 600
 
 // maxMain is how long all of a main package may be; the rest is testable elsewhere.
 const maxMain = 60
@@ -160,12 +157,8 @@ func TestFileLength(t *testing.T) {
 	files, _ := goFiles(t)
 	mains := map[string]int{}
 	for _, f := range files {
-		limit := maxLines
-		if f.test {
-			limit = maxTestLines
-		}
-		if f.lines > limit {
-			t.Errorf("%s has %d lines, more than %d", f.path, f.lines, limit)
+		if f.lines > maxLines {
+			t.Errorf("%s has %d lines, more than %d", f.path, f.lines, maxLines)
 		}
 		if within(f.pkg, "cmd") && !f.test {
 			mains[f.pkg] += f.lines
