@@ -10,7 +10,8 @@
 //
 // Life: Driver.Start launches a detached process and returns once the guest's
 // CPUs run; it never ties the process to ctx, which bounds the launch only. A
-// daemon that restarts calls Driver.Attach with the stored Handle. Machine.Done
+// daemon that restarts calls Driver.Attach with the stored Handle, or with what
+// Driver.Find makes out when that is lost. Machine.Done
 // closes when the VMM process has ended, whoever ended it. A failed Start leaves
 // no process behind. The driver owns the sockets and the logs it makes in
 // Spec.Dir and replaces stale ones at Start; the VM service owns the directory,
@@ -67,8 +68,13 @@ type Driver interface {
 	Start(ctx context.Context, spec Spec) (Machine, error)
 	// Attach finds a VMM started earlier. It errors with class not_found when that
 	// process is gone (or its pid now belongs to another), after which Cleanup may
-	// be called. It must not disturb the guest.
+	// be called, and with class unavailable when another process serves in the
+	// directory, or none answers. It must not disturb the guest.
 	Attach(ctx context.Context, spec Spec, h Handle) (Machine, error)
+	// Find identifies the VMM that serves the API socket in dir, for a daemon that
+	// has lost its handle. It errors with class not_found when there is none. What
+	// of the handle only a connection can tell is missing; Attach adds it.
+	Find(ctx context.Context, dir string) (Handle, error)
 	// Cleanup kills what a lost or half-started VMM of this VM may have left,
 	// found by handle and by API socket in dir, and removes its sockets.
 	// It is idempotent, and safe when nothing was ever started (zero Handle).

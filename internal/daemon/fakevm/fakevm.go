@@ -18,12 +18,10 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
@@ -188,11 +186,40 @@ func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.
 	if err == nil {
 		err = m.control(ctx, command{Verb: verbPing})
 	}
+	if err == nil {
+		err = servedBy(ctx, spec.Dir, h.PID)
+	}
 	if err != nil {
 		_ = m.Close()
 		return nil, err
 	}
 	return m, nil
+}
+
+// servedBy makes sure that it was process pid that answered in dir.
+func servedBy(ctx context.Context, dir string, pid int) error {
+	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
+	if err != nil {
+		return errdefs.Unavailable("attach to the fake VM: %w", err)
+	}
+	defer conn.Close()
+	if peer, err := dirsock.PeerPID(conn); err != nil || peer != pid {
+		return errdefs.Unavailable("attach to the fake VM: process %d answers on %s, not %d (%v)", peer, paths.QMPSocket, pid, err)
+	}
+	return nil
+}
+
+// Find implements hypervisor.Driver.
+func (d *Driver) Find(ctx context.Context, dir string) (hypervisor.Handle, error) {
+	ctx, cancel := context.WithTimeout(ctx, launchTime)
+	defer cancel()
+	pid, start, err := dirsock.Find(ctx, dir, paths.QMPSocket, func(ctx context.Context, conn *net.UnixConn) error {
+		return ask(ctx, conn, command{Verb: verbPing})
+	})
+	if err != nil {
+		return hypervisor.Handle{}, errdefs.Wrap(err, "find the fake VM by its socket")
+	}
+	return hypervisor.Handle{Driver: Name, PID: pid, StartTime: start, Accel: hypervisor.AccelTCG, Version: version}, nil
 }
 
 // Cleanup implements hypervisor.Driver.
@@ -202,7 +229,12 @@ func (d *Driver) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) e
 			return errdefs.Wrap(err, "clean up after the fake VM")
 		}
 	}
-	if err := killListener(ctx, dir); err != nil {
+	switch found, err := d.Find(ctx, dir); {
+	case err == nil:
+		if err := killFound(ctx, found.PID, found.StartTime); err != nil {
+			return errdefs.Wrap(err, "clean up after the fake VM")
+		}
+	case !errors.Is(err, errdefs.ErrNotFound):
 		return errdefs.Wrap(err, "clean up after the fake VM")
 	}
 	return removeSockets(dir)
@@ -218,50 +250,6 @@ func killFound(ctx context.Context, pid int, start uint64) error {
 	}
 	defer proc.Release()
 	return proc.Kill(ctx)
-}
-
-// killListener ends the process that listens in dir and works there.
-func killListener(ctx context.Context, dir string) error {
-	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
-	if dirsock.NoListener(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	// Its answer comes after its own listen(2), from when on the kernel names it.
-	if err := ask(ctx, conn, command{Verb: verbPing}); err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return nil // it went away while we looked
-	}
-	again, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
-	if err != nil {
-		if dirsock.NoListener(err) {
-			return nil
-		}
-		return err
-	}
-	defer again.Close()
-	pid, err := dirsock.PeerPID(again)
-	if err != nil {
-		return err
-	}
-	if pid == os.Getpid() || !sameDir("/proc/"+strconv.Itoa(pid)+"/cwd", dir) {
-		return errdefs.Internal("process %d listens in %s but is no fake VM", pid, dir)
-	}
-	start, err := sysexec.StartTime(pid)
-	if err != nil {
-		return nil //nolint:nilerr // it has just ended
-	}
-	return killFound(ctx, pid, start)
-}
-
-func sameDir(a, b string) bool {
-	var x, y unix.Stat_t
-	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil && x.Dev == y.Dev && x.Ino == y.Ino
 }
 
 func removeSockets(dir string) error {

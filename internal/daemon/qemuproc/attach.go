@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"net"
 	"path/filepath"
-	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"banger/internal/daemon/qemuproc/qmp"
 	"banger/internal/errdefs"
@@ -46,6 +43,9 @@ func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec
 	client, err := d.connect(greet, spec.Dir, h.PID)
 	if err == nil {
 		err = started(greet, client)
+		if err == nil && h.Version == "" {
+			err = describe(greet, client, &h)
+		}
 		if err != nil {
 			_ = client.Close()
 		}
@@ -99,6 +99,36 @@ func (d *Driver) connect(ctx context.Context, dir string, pid int) (*qmp.Client,
 	return qmp.New(ctx, conn, d.onEvent(filepath.Base(dir)))
 }
 
+// Find implements hypervisor.Driver.
+func (d *Driver) Find(ctx context.Context, dir string) (hypervisor.Handle, error) {
+	greet, cancel := context.WithTimeout(ctx, greetTime)
+	defer cancel()
+	pid, start, err := dirsock.Find(greet, dir, paths.QMPSocket, func(ctx context.Context, conn *net.UnixConn) error {
+		client, err := qmp.New(ctx, conn, nil)
+		if err == nil {
+			_ = client.Close()
+		}
+		return err
+	})
+	if err != nil {
+		return hypervisor.Handle{}, errdefs.Wrap(err, "find QEMU by its socket")
+	}
+	return hypervisor.Handle{Driver: Name, PID: pid, StartTime: start}, nil
+}
+
+// describe adds to the handle of a QEMU that was found what only itself can tell.
+func describe(ctx context.Context, c *qmp.Client, h *hypervisor.Handle) error {
+	var kvm struct{ Enabled bool }
+	if err := c.Execute(ctx, "query-kvm", nil, &kvm); err != nil {
+		return err
+	}
+	h.Version, h.Accel = c.Version().String(), hypervisor.AccelTCG
+	if kvm.Enabled {
+		h.Accel = hypervisor.AccelKVM
+	}
+	return nil
+}
+
 // Cleanup implements hypervisor.Driver.
 func (d *Driver) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) error {
 	if h.PID > 0 {
@@ -106,7 +136,12 @@ func (d *Driver) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) e
 			return errdefs.Wrap(err, "clean up after QEMU")
 		}
 	}
-	if err := d.killListener(ctx, dir); err != nil {
+	switch found, err := d.Find(ctx, dir); {
+	case err == nil:
+		if err := killFound(ctx, found.PID, found.StartTime); err != nil {
+			return errdefs.Wrap(err, "clean up after QEMU")
+		}
+	case !errors.Is(err, errdefs.ErrNotFound):
 		return errdefs.Wrap(err, "clean up after QEMU")
 	}
 	if err := removeSockets(dir); err != nil {
@@ -125,55 +160,4 @@ func killFound(ctx context.Context, pid int, start uint64) error {
 	}
 	defer proc.Release()
 	return proc.Kill(ctx)
-}
-
-// killListener ends the process that serves the monitor socket in dir, if any.
-// It is known by two things: the kernel names it as the listener, and it works in
-// dir. A QEMU that was started but has not come to listen yet is named only after
-// its greeting: until then the name is that of the daemon that made the socket.
-func (d *Driver) killListener(ctx context.Context, dir string) error {
-	greet, cancel := context.WithTimeout(ctx, greetTime)
-	defer cancel()
-	for {
-		conn, err := dirsock.Dial(greet, dir, paths.QMPSocket)
-		if dirsock.NoListener(err) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		pid, err := dirsock.PeerPID(conn)
-		if err != nil {
-			_ = conn.Close()
-			return err
-		}
-		if worksIn(pid, dir) {
-			// The connection is open, so the process is not gone, and the pid its own.
-			start, err := sysexec.StartTime(pid)
-			if err == nil {
-				err = killFound(ctx, pid, start)
-			}
-			_ = conn.Close()
-			return err
-		}
-		client, err := qmp.New(greet, conn, nil)
-		if err == nil {
-			_ = client.Close()
-			continue
-		}
-		if greet.Err() != nil {
-			return fmt.Errorf("somebody listens on %s in %s but does not answer: %w", paths.QMPSocket, dir, context.Cause(greet))
-		}
-		// It hung up: it ended while we looked. Look again.
-	}
-}
-
-// worksIn reports whether dir is the working directory of another process pid.
-func worksIn(pid int, dir string) bool {
-	if pid <= 0 || pid == os.Getpid() {
-		return false
-	}
-	var cwd, want unix.Stat_t
-	return unix.Stat("/proc/"+strconv.Itoa(pid)+"/cwd", &cwd) == nil && unix.Stat(dir, &want) == nil &&
-		cwd.Dev == want.Dev && cwd.Ino == want.Ino
 }

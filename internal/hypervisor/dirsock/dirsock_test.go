@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/errdefs"
 	"banger/internal/hypervisor/dirsock"
 )
 
@@ -68,6 +69,28 @@ func TestLongDirectory(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "x.sock")); !errors.Is(err, os.ErrNotExist) {
 		t.Error("the socket is still there")
+	}
+}
+
+// Who serves a socket in a directory and does not work there is not taken for a VMM.
+func TestFindOfAStranger(t *testing.T) {
+	dir := t.TempDir()
+	greet := func(context.Context, *net.UnixConn) error { return nil }
+	if _, _, err := dirsock.Find(t.Context(), dir, "x.sock", greet); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("nobody: %v", err)
+	}
+	f, err := dirsock.Listen(dir, "x.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if pid, _, err := dirsock.Find(t.Context(), dir, "x.sock", greet); errdefs.ClassOf(err) != errdefs.ClassInternal {
+		t.Errorf("found %d, %v", pid, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	silent := func(context.Context, *net.UnixConn) error { cancel(); return errors.New("no answer") }
+	if pid, _, err := dirsock.Find(ctx, dir, "x.sock", silent); !errors.Is(err, context.Canceled) {
+		t.Errorf("found %d, %v", pid, err)
 	}
 }
 

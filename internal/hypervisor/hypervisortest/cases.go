@@ -252,8 +252,46 @@ func testAttachToTheDead(t *testing.T, h Harness) {
 	_, err = h.New().Attach(w.ctx(), w.spec, hypervisor.Handle{})
 	wantClass(t, err, errdefs.ClassNotFound)
 	w.alive(m)
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// A process that lives and is another: the handle came from elsewhere.
+	start, err := sysexec.StartTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = h.New().Attach(w.ctx(), w.spec, hypervisor.Handle{Driver: handle.Driver, PID: os.Getpid(), StartTime: start})
+	wantClass(t, err, errdefs.ClassUnavailable)
+	m = w.attach(h.New(), handle)
+	w.alive(m)
 	w.kill(m)
 	_, err = h.New().Attach(w.ctx(), w.spec, handle)
+	wantClass(t, err, errdefs.ClassNotFound)
+}
+
+// The handle is lost, and who it belongs to is not.
+func testFind(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	for _, dir := range []string{w.dir, filepath.Join(w.dir, "none")} {
+		_, err := h.New().Find(w.ctx(), dir)
+		wantClass(t, err, errdefs.ClassNotFound)
+	}
+	m := w.start(h.New())
+	want := m.Handle()
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	found, err := h.New().Find(w.ctx(), w.dir)
+	if err != nil || found.PID != want.PID || found.StartTime != want.StartTime {
+		t.Fatalf("found %+v, %v; want %+v", found, err, want)
+	}
+	again := w.attach(h.New(), found)
+	if got := again.Handle(); got != want {
+		t.Errorf("attached to %+v, want %+v", got, want)
+	}
+	w.alive(again)
+	w.kill(again)
+	_, err = h.New().Find(w.ctx(), w.dir)
 	wantClass(t, err, errdefs.ClassNotFound)
 }
 

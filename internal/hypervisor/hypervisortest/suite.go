@@ -63,6 +63,7 @@ func Run(t *testing.T, h Harness) {
 		{"CloseAndAttach", testCloseAndAttach},
 		{"DaemonDies", testDaemonDies},
 		{"AttachToTheDead", testAttachToTheDead},
+		{"Find", testFind},
 		{"CleanupByHandle", testCleanupByHandle},
 		{"CleanupBySocket", testCleanupBySocket},
 		{"CleanupOfNothing", testCleanupOfNothing},
