@@ -48,9 +48,12 @@ func TestTransitions(t *testing.T) {
 		if s.CanBecome(model.StateCreating) {
 			t.Errorf("%s can become creating", s)
 		}
-		if s.CanBecome(model.StateRunning) != (s == model.StateStarting) {
+		if s.CanBecome(model.StateRunning) != (s == model.StateStarting || s == model.StateCreating) {
 			t.Errorf("%s can become running", s)
 		}
+	}
+	if model.StateCreating.CanBecome(model.StateStarting) {
+		t.Error("what is being made can be started")
 	}
 	v := model.VM{Name: "x", State: model.StateStopped}
 	if err := v.Transition(model.StateRunning); !errors.Is(err, errdefs.ErrFailedPrecondition) || v.State != model.StateStopped {

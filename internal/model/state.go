@@ -4,16 +4,19 @@ import "banger/internal/errdefs"
 
 // State is where a VM is in its life.
 //
-//	          create            start            ready
-//	(none) ──────────► creating ─────► starting ───────► running
-//	                      │ │             │ ▲               │ stop
-//	                      │ └► stopped ◄──┘ │               ▼
-//	                      │      ▲ └────────┘            stopping
-//	                      ▼      └──────────────────────────┘
-//	                    error ◄── a step failed and the VM is kept for post-mortem
+//	          create                 made and ready
+//	(none) ──────────► creating ────────────────────────► running
+//	                      │ made                  ready ▲    │ stop
+//	                      ▼             start           │    ▼
+//	                   stopped ──────────────► starting ┘ stopping
+//	                      ▲ └──────────────────────┘         │
+//	                      └──────────────────────────────────┘
 //
-// Any state but creating may be deleted; deleting removes the row last, so a
-// crash half way leaves a row in deleting that recovery finishes.
+// A VM that is made and started in one go is creating until it runs: before that
+// nobody knows of it, so a crash undoes it. error is for a VM of which a step
+// failed and that is kept for post-mortem. Any state may be deleted; deleting
+// removes the row last, so a crash half way leaves a row in deleting that recovery
+// finishes.
 type State string
 
 // The states.
@@ -29,7 +32,7 @@ const (
 
 // transitions is the table that code and tests both use.
 var transitions = map[State][]State{
-	StateCreating: {StateStarting, StateStopped, StateError, StateDeleting},
+	StateCreating: {StateRunning, StateStopped, StateError, StateDeleting},
 	StateStarting: {StateRunning, StateStopped, StateError, StateDeleting},
 	StateRunning:  {StateStopping, StateStopped, StateError, StateDeleting},
 	StateStopping: {StateStopped, StateError, StateDeleting},

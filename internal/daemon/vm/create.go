@@ -38,8 +38,8 @@ type creation struct {
 	kernel model.Kernel
 	driver hypervisor.Driver
 	qcow   bool
-	boot   *boot // set by the start steps
-	from   model.State
+	boot   *boot    // set by the start steps
+	was    model.VM // what it was before
 }
 
 // begin checks a create request and returns its operation. Nothing is changed
@@ -181,7 +181,7 @@ func (s *Service) create(ctx context.Context, v *model.VM, kernel string, start 
 		return err
 	}
 	defer held.Release()
-	c := &creation{held: held, vm: v, from: model.StateCreating}
+	c := &creation{held: held, vm: v, was: *v}
 	p.Stage("image")
 	if err := s.resolve(ctx, c, kernel, p); err != nil {
 		return err
@@ -196,7 +196,7 @@ func (s *Service) create(ctx context.Context, v *model.VM, kernel string, start 
 	} else {
 		list = append(list, steps.Step[*creation]{Name: "settle", Do: func(ctx context.Context, c *creation) error {
 			return s.setState(ctx, c.held, c.vm, model.StateStopped)
-		}})
+		}, Undo: s.unmarkStarting})
 	}
 	if err := steps.Run(ctx, s.runner(v, "create", p), c, list); err != nil {
 		return errdefs.Wrap(err, "create vm %q", v.Name)

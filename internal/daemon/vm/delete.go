@@ -87,12 +87,9 @@ func (s *Service) unmarkDeleting(ctx context.Context, e *ending) error {
 	if e.gone || e.from == model.StateDeleting {
 		return nil
 	}
-	e.vm.State = e.from
-	if err := s.Store.UpdateVM(ctx, e.vm); err != nil {
-		return err
-	}
-	s.notify(e.vm.ID)
-	return nil
+	was := *e.vm
+	was.State = e.from
+	return s.putBack(ctx, e.held, e.vm, was)
 }
 
 // renameTimeout bounds how long a guest may take to accept its name.

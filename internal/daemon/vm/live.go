@@ -23,7 +23,6 @@ import (
 // entry of the handle cache; handles.json is what it is rebuilt from.
 type live struct {
 	machine hypervisor.Machine
-	bootID  string
 	// turn holds a token while nobody is connecting to the agent. It is held over
 	// I/O, so it is a channel that a waiter can leave, not a mutex.
 	turn    chan struct{}
@@ -31,8 +30,8 @@ type live struct {
 	lease   *lease         // nil: the VM stays when its client goes; set before it is shared
 }
 
-func newLive(m hypervisor.Machine, bootID string) *live {
-	l := &live{machine: m, bootID: bootID, turn: make(chan struct{}, 1)}
+func newLive(m hypervisor.Machine) *live {
+	l := &live{machine: m, turn: make(chan struct{}, 1)}
 	l.turn <- struct{}{}
 	return l
 }
@@ -132,7 +131,7 @@ type handles struct {
 }
 
 // writeHandles records a started VMM. The file is scratch: it is not synced, and
-// a lost one is made up for by Driver.Cleanup.
+// a lost one is made up for by Driver.Find.
 func writeHandles(dir string, h handles) error {
 	b, err := json.MarshalIndent(h, "", "  ")
 	if err != nil {
@@ -149,7 +148,7 @@ func writeHandles(dir string, h handles) error {
 }
 
 // readHandles returns the recorded handles; zero when there are none or they
-// cannot be read, which Driver.Cleanup copes with.
+// cannot be read, which Driver.Find makes up for.
 func readHandles(dir string) handles {
 	var h handles
 	b, err := os.ReadFile(filepath.Join(dir, paths.HandlesFile))

@@ -18,10 +18,12 @@ import (
 //  1. The row is written before anything is made and removed after everything is
 //     gone, so whatever a VM has can be found from its row.
 //  2. VMMs outlive the daemon. One is ours only if its pid has the recorded start
-//     time and its API socket answers; handles.json is a hint, and when it is lost
-//     or stale Driver.Cleanup finds the VMM by its socket.
-//  3. creating: nobody was told that the VM exists, so it is undone.
-//  4. starting: nobody was told that it runs, so its VMM is ended and it is stopped.
+//     time and its API socket answers; handles.json is a hint, and when it is lost,
+//     damaged or stale Driver.Find knows the VMM by its socket.
+//  3. creating: nobody was told that the VM exists, so it is undone, VMM and all: a
+//     VM that is made and started in one go is creating until it runs.
+//  4. starting: it was there before, and nobody was told that it runs, so its VMM
+//     is ended and it is stopped.
 //  5. running, stopping: if the VMM lives it runs on. A stop that was in progress
 //     either ends the guest, which the watcher sees, or was never acknowledged.
 //  6. deleting: finished now.
@@ -80,7 +82,9 @@ func (s *Service) restore(ctx context.Context, v *model.VM) error {
 		l, err := s.reattach(ctx, v)
 		switch {
 		case errors.Is(err, errdefs.ErrNotFound):
-			v.LastError = "the VMM was gone when the daemon started"
+			if v.State != model.StateStopping { // then it was to go
+				v.LastError = "the VMM was gone when the daemon started"
+			}
 			return s.settle(ctx, &ending{held: held, vm: v, from: v.State})
 		case err != nil:
 			return err
@@ -105,25 +109,37 @@ func (s *Service) underClaim(ctx context.Context, v *model.VM, fn func(context.C
 	return fn(ctx, held, v)
 }
 
-// reattach finds the VMM of a VM again. ErrNotFound: it is gone.
+// reattach finds the VMM of a VM again: by its handle, else by its socket.
+// ErrNotFound: it is gone.
 func (s *Service) reattach(ctx context.Context, v *model.VM) (*live, error) {
 	d, err := s.driver(v)
 	if err != nil {
 		return nil, err
 	}
 	dir := s.Layout.VM(v.ID)
-	h := readHandles(dir)
-	if h.VMM.PID == 0 {
-		return nil, errdefs.NotFound("vm %q has no recorded VMM", v.Name)
-	}
 	k, err := s.Store.KernelByID(ctx, v.KernelID)
 	if err != nil {
 		return nil, err
 	}
-	files := model.BootFiles{Vmlinux: k.VmlinuxPath, BzImage: k.BzImagePath, Modules: k.ModulesPath}
-	m, err := d.Attach(ctx, s.spec(v, dir, files), h.VMM)
-	if err != nil {
+	spec := s.spec(v, dir, model.BootFiles{Vmlinux: k.VmlinuxPath, BzImage: k.BzImagePath, Modules: k.ModulesPath})
+	h := readHandles(dir).VMM
+	m, err := d.Attach(ctx, spec, h)
+	if err == nil {
+		return newLive(m), nil
+	}
+	found, ferr := d.Find(ctx, dir)
+	switch {
+	case ferr != nil && !errors.Is(ferr, errdefs.ErrNotFound):
+		return nil, ferr // somebody is there: not gone, whatever the handle says
+	case ferr != nil || found.PID == h.PID && found.StartTime == h.StartTime:
 		return nil, err
 	}
-	return newLive(m, h.BootID), nil
+	s.Log.Warn("the handle of a vm was lost; its vmm is known by its socket", "vm", v.ID, "pid", found.PID)
+	if m, err = d.Attach(ctx, spec, found); err != nil {
+		return nil, err
+	}
+	if err := writeHandles(dir, handles{BootID: v.BootID, VMM: m.Handle()}); err != nil {
+		s.Log.Warn("record a found vmm", "vm", v.ID, "err", err) // found again the same way
+	}
+	return newLive(m), nil
 }

@@ -196,6 +196,17 @@ func (s *Service) setState(ctx context.Context, _ *vmlock.Held, v *model.VM, nex
 	return nil
 }
 
+// putBack makes v what it was before a change that is undone, which no transition
+// allows.
+func (s *Service) putBack(ctx context.Context, _ *vmlock.Held, v *model.VM, was model.VM) error {
+	*v = was
+	if err := s.Store.UpdateVM(ctx, v); err != nil {
+		return err
+	}
+	s.notify(v.ID)
+	return nil
+}
+
 // notify wakes the waiters of a VM.
 func (s *Service) notify(id string) {
 	s.mu.Lock()

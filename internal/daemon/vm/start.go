@@ -53,7 +53,7 @@ func (s *Service) start(ctx context.Context, id string, p model.Progress) error 
 			return err
 		}
 	}
-	c := &creation{held: held, vm: &v, from: v.State}
+	c := &creation{held: held, vm: &v, was: v}
 	return s.startHeld(ctx, c, p)
 }
 
@@ -91,11 +91,17 @@ func (s *Service) startSteps() []steps.Step[*creation] {
 	}
 }
 
-// markStarting writes the intent and gathers what the VMM must be told.
+// markStarting writes the intent and gathers what the VMM must be told. A VM that
+// is being made stays in creating until it runs: what a crash leaves of it is then
+// undone, not taken for a stopped VM that somebody knows of.
 func (s *Service) markStarting(ctx context.Context, c *creation) error {
 	v := c.vm
 	v.BootID, v.LastError = rand.Text(), ""
-	if err := s.setState(ctx, c.held, v, model.StateStarting); err != nil {
+	next := model.StateStarting
+	if c.was.State == model.StateCreating {
+		next = model.StateCreating
+	}
+	if err := s.setState(ctx, c.held, v, next); err != nil {
 		return err
 	}
 	files, err := s.Artifacts.BootFiles(ctx, c.kernel)
@@ -162,17 +168,10 @@ func (s *Service) spec(v *model.VM, dir string, files model.BootFiles) hyperviso
 // unmarkStarting puts the row back. Undoing a create removes it right after: a
 // crash in between must not leave a VM that looks whole.
 func (s *Service) unmarkStarting(ctx context.Context, c *creation) error {
-	back := model.StateStopped
-	switch c.from {
-	case model.StateError:
-		back = model.StateError
-	case model.StateCreating:
-		back = model.StateDeleting
+	if c.was.State == model.StateCreating {
+		return s.setState(ctx, c.held, c.vm, model.StateDeleting)
 	}
-	if c.vm.State == back {
-		return nil
-	}
-	return s.setState(ctx, c.held, c.vm, back)
+	return s.putBack(ctx, c.held, c.vm, c.was)
 }
 
 func (s *Service) launch(ctx context.Context, c *creation) error {
@@ -182,7 +181,7 @@ func (s *Service) launch(ctx context.Context, c *creation) error {
 		return err
 	}
 	b.machine = m
-	b.live = newLive(m, c.vm.BootID)
+	b.live = newLive(m)
 	return writeHandles(b.spec.Dir, handles{BootID: c.vm.BootID, VMM: m.Handle()})
 }
 

@@ -86,12 +86,9 @@ func (s *Service) unmarkStopping(ctx context.Context, e *ending) error {
 	if e.live.ended() {
 		return nil
 	}
-	e.vm.State = model.StateRunning
-	if err := s.Store.UpdateVM(ctx, e.vm); err != nil {
-		return err
-	}
-	s.notify(e.vm.ID)
-	return nil
+	was := *e.vm
+	was.State = model.StateRunning // also for one that an earlier stop left in stopping
+	return s.putBack(ctx, e.held, e.vm, was)
 }
 
 // shutDown does not fail when the guest will not go: the next step ends its VMM.
@@ -218,5 +215,5 @@ func (s *Service) restart(ctx context.Context, id string, timeout time.Duration,
 	if err := s.stopHeld(ctx, held, &v, timeout, p); err != nil {
 		return err
 	}
-	return s.startHeld(ctx, &creation{held: held, vm: &v, from: v.State}, p)
+	return s.startHeld(ctx, &creation{held: held, vm: &v, was: v}, p)
 }

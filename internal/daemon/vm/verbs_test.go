@@ -189,13 +189,51 @@ func TestVMsRunOnWithoutTheDaemon(t *testing.T) {
 	if now := w.snapshot(); now != was {
 		t.Errorf("after a restart\n%swas\n%s", now, was)
 	}
-	// Without its handles the VMM cannot be known again; it is not left running.
-	w.must(os.Remove(filepath.Join(w.layout.VM(w.vms()[0].ID), paths.HandlesFile)))
-	w.restart()
-	w.checkLegal()
-	if v := w.vms()[0]; v.State != model.StateStopped || v.LastError == "" {
-		t.Errorf("vm is %s: %q", v.State, v.LastError)
+}
+
+// Whatever becomes of its handle, a running VM runs on, and is written down anew.
+func TestLostHandles(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	w.must(w.create("other", true))
+	was, pid := w.snapshot(), w.pid("dev")
+	path := func(name string) string {
+		v, err := w.db.FindVM(context.Background(), name)
+		w.must(err)
+		return filepath.Join(w.layout.VM(v.ID), paths.HandlesFile)
 	}
+	whole, err := os.ReadFile(path("dev"))
+	w.must(err)
+	others, err := os.ReadFile(path("other"))
+	w.must(err)
+	for name, text := range map[string]string{
+		"gone": "", "damaged": "{nonsense", "cut off": string(whole[:len(whole)/2]), "of another VM": string(others),
+		"stale": strings.Replace(string(whole), `"start_time": `, `"start_time": 1`, 1),
+	} {
+		w.must(os.Remove(path("dev")))
+		if text != "" {
+			w.must(os.WriteFile(path("dev"), []byte(text), 0o600))
+		}
+		w.restart()
+		if now := w.snapshot(); now != was || w.pid("dev") != pid {
+			t.Errorf("%s: after a restart with pid %d\n%swas with %d\n%s", name, w.pid("dev"), now, pid, was)
+		}
+		if again, err := os.ReadFile(path("dev")); err != nil || string(again) != string(whole) {
+			t.Errorf("%s: the handle is now %s, %v; was %s", name, again, err, whole)
+		}
+		w.checkLegal()
+	}
+	dev := path("dev")
+	// One that ended meanwhile is not found, and its VM says what happened.
+	w.close()
+	w.must(unix.Kill(pid, unix.SIGKILL))
+	w.must(os.Remove(dev))
+	w.open()
+	w.must(w.svc.Restore(context.Background()))
+	if v, err := w.db.FindVM(context.Background(), "dev"); err != nil || v.State != model.StateStopped || v.LastError == "" {
+		t.Errorf("vm is %s: %q, %v", v.State, v.LastError, err)
+	}
+	w.checkLegal()
 }
 
 func TestAutoRemovedVMsGoWithTheirClient(t *testing.T) {
