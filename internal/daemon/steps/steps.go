@@ -28,10 +28,11 @@ type Observer interface {
 type Runner struct {
 	Log      *slog.Logger // nil: silent
 	Observer Observer     // nil: nobody
-	// After is a seam for fault tests: it is called when the named step has
-	// succeeded. An error fails the step; ErrCrash stops at once, undoing nothing,
-	// as if the daemon had died.
-	After func(step string) error
+	// Faults is a seam for fault tests: it is called before the named step and, with
+	// done, when that has succeeded. An error fails the step, having done nothing or
+	// all; ErrCrash, of a step too, stops at once, undoing nothing, as if the daemon
+	// had died.
+	Faults func(step string, done bool) error
 }
 
 // ErrCrash makes a Runner stop as a crash would.
@@ -55,9 +56,7 @@ func Run[M any](ctx context.Context, r Runner, m M, list []Step[M]) error {
 			if r.Observer != nil {
 				r.Observer.Stage(s.Name)
 			}
-			if err = s.Do(ctx, m); err == nil && r.After != nil {
-				err = r.After(s.Name)
-			}
+			err = do(ctx, r, m, s)
 		}
 		if err == nil {
 			log.Debug("step done", "step", s.Name, "ms", time.Since(began).Milliseconds())
@@ -74,6 +73,19 @@ func Run[M any](ctx context.Context, r Runner, m M, list []Step[M]) error {
 		return errors.Join(err, undo(ctx, log, m, list[:i+1]))
 	}
 	return nil
+}
+
+func do[M any](ctx context.Context, r Runner, m M, s Step[M]) error {
+	if r.Faults == nil {
+		return s.Do(ctx, m)
+	}
+	if err := r.Faults(s.Name, false); err != nil {
+		return err
+	}
+	if err := s.Do(ctx, m); err != nil {
+		return err
+	}
+	return r.Faults(s.Name, true)
 }
 
 func undo[M any](ctx context.Context, log *slog.Logger, m M, list []Step[M]) error {

@@ -60,17 +60,37 @@ func TestCancelledContextUndoes(t *testing.T) {
 }
 
 func TestCrashUndoesNothing(t *testing.T) {
+	for done, want := range map[bool][]string{false: {"do0"}, true: {"do0", "do1"}} {
+		w := &world{}
+		err := steps.Run(context.Background(), steps.Runner{Faults: func(s string, d bool) error {
+			if s == "1" && d == done {
+				return steps.ErrCrash
+			}
+			return nil
+		}}, w, list(3))
+		if !errors.Is(err, steps.ErrCrash) {
+			t.Errorf("error %v", err)
+		}
+		if !reflect.DeepEqual(w.log, want) {
+			t.Errorf("ran %v, want %v", w.log, want)
+		}
+	}
+}
+
+// A step that is made to fail before it did anything is undone like any other.
+func TestFaultBeforeAStep(t *testing.T) {
 	w := &world{}
-	err := steps.Run(context.Background(), steps.Runner{After: func(s string) error {
-		if s == "1" {
-			return steps.ErrCrash
+	boom := errors.New("boom")
+	err := steps.Run(context.Background(), steps.Runner{Faults: func(s string, done bool) error {
+		if s == "1" && !done {
+			return boom
 		}
 		return nil
 	}}, w, list(3))
-	if !errors.Is(err, steps.ErrCrash) {
+	if !errors.Is(err, boom) {
 		t.Errorf("error %v", err)
 	}
-	if want := []string{"do0", "do1"}; !reflect.DeepEqual(w.log, want) {
+	if want := []string{"do0", "undo1", "undo0"}; !reflect.DeepEqual(w.log, want) {
 		t.Errorf("ran %v, want %v", w.log, want)
 	}
 }

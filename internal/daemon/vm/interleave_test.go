@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -74,13 +75,17 @@ func TestStartOfAVMWhoseVMMHasJustEnded(t *testing.T) {
 // The daemon ends while it undoes a create: recovery goes on undoing.
 func TestCrashWhileACreateIsUndone(t *testing.T) {
 	w := newWorld(t)
-	w.inject(func(step string) error {
-		if step == "boot" {
+	failed := false
+	w.injectAt(func(p point) error {
+		switch {
+		case p == point{"boot", "", true}:
+			failed = true
+			return errInjected
+		case failed && p.call == "DeleteVM" && !p.done:
 			return errInjected
 		}
 		return nil
 	})
-	w.rows.deletes.Store(1)
 	if err := w.create("dev", true); !errors.Is(err, errdefs.ErrInternal) {
 		t.Fatalf("create: %v", err)
 	}
@@ -95,7 +100,13 @@ func TestCrashWhileACreateIsUndone(t *testing.T) {
 func TestEndOfAVMMIsNotedInTheEnd(t *testing.T) {
 	w := newWorld(t)
 	w.must(w.create("dev", true))
-	w.rows.updates.Store(1)
+	var once sync.Once
+	w.injectAt(func(p point) (err error) {
+		if p.call == "UpdateVM" && !p.done {
+			once.Do(func() { err = errInjected })
+		}
+		return err
+	})
 	w.must(unix.Kill(w.pid("dev"), unix.SIGKILL))
 	if got := w.settled("dev"); got != model.StateStopped {
 		t.Errorf("settled as %s", got)

@@ -99,8 +99,8 @@ type Deps struct {
 	// Lease is how long a VM that is to vanish with its client may be without
 	// one; 0: two minutes.
 	Lease time.Duration
-	// Faults is a seam for tests: called after every named step, see steps.Runner.
-	Faults func(step string) error
+	// Faults is a seam for tests: see steps.Runner.
+	Faults func(step string, done bool) error
 }
 
 // Service owns the VMs of one daemon.
@@ -241,7 +241,7 @@ func (s *Service) driver(v *model.VM) (hypervisor.Driver, error) {
 
 // runner runs the steps of one verb.
 func (s *Service) runner(v *model.VM, verb string, p model.Progress) steps.Runner {
-	r := steps.Runner{Log: s.Log.With("vm", v.ID, "verb", verb), After: s.Faults}
+	r := steps.Runner{Log: s.Log.With("vm", v.ID, "verb", verb), Faults: s.Faults}
 	if p != nil {
 		r.Observer = p
 	}

@@ -2,6 +2,7 @@ package vm_test
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -10,100 +11,183 @@ import (
 	"banger/internal/model"
 )
 
-// verbs are swept: each begins in a world its before has made.
-var verbs = []struct {
+// verb is swept: it begins in a world its before has made.
+type verb struct {
 	name   string
 	before func(w *world)
 	do     func(w *world) error
-	// restores says that a failure leaves the world as it was. A verb that has
-	// ended a VMM cannot; its VM is then stopped, or being deleted.
-	restores bool
-}{
-	{name: "create", before: func(*world) {}, do: func(w *world) error { return w.create("dev", true) }, restores: true},
-	{name: "create without start", before: func(*world) {}, do: func(w *world) error { return w.create("dev", false) }, restores: true},
-	{
-		name: "start", before: func(w *world) { w.must(w.create("dev", false)) },
-		do: func(w *world) error { return w.start("dev") }, restores: true,
-	},
-	{
-		name: "stop", before: func(w *world) { w.must(w.create("dev", true)) },
-		do: func(w *world) error { return w.stop("dev") },
-	},
-	{
-		name: "delete", before: func(w *world) { w.must(w.create("dev", false)) },
-		do: func(w *world) error { return w.delete("dev", false) },
-	},
-	{
-		name: "delete a running one", before: func(w *world) { w.must(w.create("dev", true)) },
-		do: func(w *world) error { return w.delete("dev", true) },
-	},
+	// after is the state of the VM when the verb has succeeded; "": it is gone.
+	after model.State
+	// final is the first point after which a failure does not put everything back:
+	// something was destroyed. The zero point: there is none.
+	final point
+	// commit is the point from which on the verb holds although the daemon dies.
+	commit point
 }
 
-// recorder fails, or crashes after, the n-th step of a verb, once.
+func verbs() []verb {
+	create := func(start bool) func(w *world) error {
+		return func(w *world) error { return w.create("dev", start) }
+	}
+	nothing := func(*world) {}
+	running := func(w *world) { w.must(w.create("dev", true)) }
+	stopped := func(w *world) {
+		w.must(w.create("dev", true)) // its logs and its guest's files are there
+		w.must(w.stop("dev"))
+	}
+	remove := func(w *world) error { return w.delete("dev", true) }
+	return []verb{
+		{
+			name: "create", before: nothing, do: create(true), after: model.StateRunning,
+			commit: point{"publish", "UpdateVM", true},
+		}, {
+			name: "create without start", before: nothing, do: create(false), after: model.StateStopped,
+			commit: point{"settle", "UpdateVM", true},
+		}, {
+			name: "start", before: stopped, do: func(w *world) error { return w.start("dev") }, after: model.StateRunning,
+			commit: point{"publish", "UpdateVM", true},
+		}, {
+			name: "stop", before: running, do: func(w *world) error { return w.stop("dev") }, after: model.StateStopped,
+			final: point{"shut down", "", true}, commit: point{"shut down", "", true},
+		}, {
+			name: "delete", before: stopped, do: remove,
+			final: point{"remove files", "", true}, commit: point{"mark", "UpdateVM", true},
+		}, {
+			name: "delete a running one", before: running, do: remove,
+			final: point{"end vmm", "Cleanup", false}, commit: point{"mark", "UpdateVM", true},
+		},
+	}
+}
+
+// recorder notes the points a verb passes, and fails, or crashes, at one of them.
 type recorder struct {
-	mu    sync.Mutex
-	at    int // -1: never
-	err   error
-	steps []string
+	mu     sync.Mutex
+	at     int // -1: never
+	err    error
+	points []point
+	over   bool // the daemon has died: nothing it does reaches the world any more
 }
 
-func (r *recorder) after(step string) error {
+func (r *recorder) hit(p point) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.steps = append(r.steps, step)
-	if r.at == len(r.steps)-1 {
-		return r.err
+	if r.over {
+		return steps.ErrCrash
 	}
-	return nil
+	r.points = append(r.points, p)
+	if r.at != len(r.points)-1 {
+		return nil
+	}
+	r.over = errors.Is(r.err, steps.ErrCrash)
+	return r.err
 }
 
-// stepsOf runs the verb undisturbed and returns the names of its steps.
-func stepsOf(t *testing.T, before func(*world), do func(*world) error) []string {
+// passed returns the points so far. The watcher of a VMM may still pass some.
+func (r *recorder) passed() []point {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.points)
+}
+
+// passed runs the verb undisturbed and returns the points it passes, and which of
+// them is the final and which the committing one.
+func (v verb) passed(t *testing.T) (points []point, final, commit int) {
 	t.Helper()
-	w := newWorld(t)
-	before(w)
+	w := newSweptWorld(t)
+	v.before(w)
 	r := &recorder{at: -1}
-	w.inject(r.after)
-	w.must(do(w))
+	w.injectAt(r.hit)
+	w.must(v.do(w))
 	w.inject(nil)
 	w.checkLegal()
-	if len(r.steps) < 2 {
-		t.Fatalf("only steps %v were seen: the sweep would prove nothing", r.steps)
+	v.check(t, w)
+	points = r.passed()
+	final, commit = slices.Index(points, v.final), slices.Index(points, v.commit)
+	if v.final == (point{}) {
+		final = len(points)
 	}
-	return r.steps
+	if final < 0 || commit < 0 {
+		t.Fatalf("the final or the committing point is not among %v: the sweep would prove nothing", points)
+	}
+	return points, final, commit
+}
+
+// newSweptWorld makes a world with one turn to boot: one that is not given back is
+// missed by the next start.
+func newSweptWorld(t *testing.T) *world {
+	return newWorldWith(t, func(w *world) { w.boots = 1 })
+}
+
+// check verifies that the world is as after the verb.
+func (v verb) check(t *testing.T, w *world) {
+	t.Helper()
+	switch all := w.vms(); {
+	case v.after == "" && len(all) == 0:
+	case v.after != "" && len(all) == 1 && all[0].State == v.after:
+	default:
+		t.Errorf("VMs %+v are left, want one that is %q", all, v.after)
+	}
 }
 
 var errInjected = errors.New("injected fault")
 
-// Every step of every verb fails once: the world is legal afterwards, and as it
-// was where the verb promises that.
-func TestFailAtEveryStep(t *testing.T) {
-	for _, verb := range verbs {
-		t.Run(verb.name, func(t *testing.T) {
-			for i, step := range stepsOf(t, verb.before, verb.do) {
-				t.Run(step, func(t *testing.T) {
-					w := newWorld(t)
-					verb.before(w)
+func (p point) String() string {
+	when := "before"
+	if p.done {
+		when = "after"
+	}
+	return fmt.Sprintf("%s %s %s", when, p.step, p.call)
+}
+
+// sweep runs fn once for every point of every verb, in a world of its own.
+func sweep(t *testing.T, err error, fn func(t *testing.T, w *world, v verb, was string, final, commit bool)) {
+	for _, v := range verbs() {
+		t.Run(v.name, func(t *testing.T) {
+			t.Parallel()
+			points, final, commit := v.passed(t)
+			for i, p := range points {
+				// Before a step and before the first call it makes is the same moment; so is,
+				// to one that dies, before something and after what came last.
+				first := i+1 < len(points) && !p.done && p.call == "" && !points[i+1].done
+				if first || !p.done && i > 0 && errors.Is(err, steps.ErrCrash) {
+					continue
+				}
+				t.Run(p.String(), func(t *testing.T) {
+					w := newSweptWorld(t)
+					v.before(w)
 					was := w.snapshot()
-					r := &recorder{at: i, err: errInjected}
-					w.inject(r.after)
-					err := verb.do(w)
-					w.inject(nil)
-					if err == nil {
-						t.Fatal("the verb succeeded although a step failed")
+					r := &recorder{at: i, err: err}
+					w.injectAt(r.hit)
+					if v.do(w) == nil {
+						t.Fatal("the verb succeeded")
 					}
-					switch now := w.snapshot(); {
-					case verb.restores && now != was:
-						t.Errorf("the world is\n%swas\n%s", now, was)
-					case verb.restores:
-						w.checkLegal()
-					default:
-						finish(t, w)
+					if got := r.passed(); len(got) <= i || !slices.Equal(got[:i+1], points[:i+1]) {
+						t.Fatalf("the verb passed %v, undisturbed %v", got, points)
 					}
+					fn(t, w, v, was, i >= final, i >= commit)
 				})
 			}
 		})
 	}
+}
+
+// Every step of every verb fails, having done nothing, half of it (around each call
+// it makes) or all: the world is as it was, or where something was destroyed legal,
+// and the verb can be done again.
+func TestFailAtEveryStep(t *testing.T) {
+	sweep(t, errInjected, func(t *testing.T, w *world, v verb, was string, final, _ bool) {
+		w.inject(nil)
+		if final {
+			finish(t, w)
+			return
+		}
+		if now := w.snapshot(); now != was {
+			t.Errorf("the world is\n%swas\n%s", now, was)
+		}
+		w.must(v.do(w))
+		v.check(t, w)
+		w.checkLegal()
+	})
 }
 
 // finish lets what was interrupted come to its end: the watcher settles a VM whose
@@ -124,33 +208,21 @@ func finish(t *testing.T, w *world) {
 	w.checkLegal()
 }
 
-// The daemon dies after every step of every verb; the next one finds its way.
-func TestCrashAfterEveryStep(t *testing.T) {
-	for _, verb := range verbs {
-		t.Run(verb.name, func(t *testing.T) {
-			for i, step := range stepsOf(t, verb.before, verb.do) {
-				t.Run(step, func(t *testing.T) {
-					w := newWorld(t)
-					verb.before(w)
-					r := &recorder{at: i, err: steps.ErrCrash}
-					w.inject(r.after)
-					if err := verb.do(w); err == nil {
-						t.Fatal("the verb succeeded although the daemon died")
-					}
-					w.restart()
-					w.checkLegal()
-					// Nothing half-made stands in the way of doing it all again.
-					for _, v := range w.vms() {
-						if v.State == model.StateStopped {
-							w.must(w.start(v.Name))
-						}
-					}
-					if len(w.vms()) == 0 {
-						w.must(w.create("dev", true))
-					}
-					w.checkLegal()
-				})
-			}
-		})
-	}
+// The daemon dies at every one of these points: for the next one either nothing has
+// happened or all of it.
+func TestCrashAtEveryStep(t *testing.T) {
+	sweep(t, steps.ErrCrash, func(t *testing.T, w *world, v verb, was string, _, commit bool) {
+		w.restart()
+		w.checkLegal()
+		if commit {
+			v.check(t, w)
+			return
+		}
+		if now := w.snapshot(); now != was {
+			t.Errorf("the world is\n%swas\n%s", now, was)
+		}
+		w.must(v.do(w))
+		v.check(t, w)
+		w.checkLegal()
+	})
 }

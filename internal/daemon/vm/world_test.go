@@ -3,13 +3,12 @@ package vm_test
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -49,47 +48,12 @@ type world struct {
 	svc   *vm.Service
 	fake  *watchedDriver
 	locks *vmlock.Set
-	fault atomic.Pointer[func(step string) error]
-	rows  rowFaults
+	fault atomic.Pointer[func(point) error]
+	step  atomic.Pointer[string] // the step that runs, or ran last
 	lease time.Duration
 	uids  int
-}
-
-// watchedDriver remembers the machine it started last.
-type watchedDriver struct {
-	hypervisor.Driver
-	last atomic.Pointer[hypervisor.Machine]
-}
-
-func (d *watchedDriver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Machine, error) {
-	m, err := d.Driver.Start(ctx, spec)
-	if err == nil {
-		d.last.Store(&m)
-	}
-	return m, err
-}
-
-// rowFaults are writes to the database that are to fail, by kind.
-type rowFaults struct{ updates, deletes atomic.Int32 }
-
-// faultyStore is the database of a world, with a disk that is full now and then.
-type faultyStore struct {
-	*store.Store
-	faults *rowFaults
-}
-
-func (s faultyStore) UpdateVM(ctx context.Context, v *model.VM) error {
-	if s.faults.updates.Add(-1) >= 0 {
-		return errInjected
-	}
-	return s.Store.UpdateVM(ctx, v)
-}
-
-func (s faultyStore) DeleteVM(ctx context.Context, id string) error {
-	if s.faults.deletes.Add(-1) >= 0 {
-		return errInjected
-	}
-	return s.Store.DeleteVM(ctx, id)
+	max   int // how many VMs may exist
+	boots int // how many may boot at once
 }
 
 func newWorld(t *testing.T) *world { return newWorldWith(t, func(*world) {}) }
@@ -101,7 +65,8 @@ func newWorldWith(t *testing.T, option func(*world)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, layout: layout, net: &network{attached: map[string]bool{}}}
+	w := &world{t: t, layout: layout, max: 100, boots: 4}
+	w.net = &network{w: w, attached: map[string]bool{}}
 	option(w)
 	w.open()
 	ctx := context.Background()
@@ -139,23 +104,21 @@ func (w *world) open() {
 		w.t.Fatal(err)
 	}
 	w.db, w.ops = db, opstate.New(log)
-	w.fake = &watchedDriver{Driver: fakevm.New(fakevm.Deps{Command: []string{self, "fakevm"}, Log: log})}
+	w.fake = &watchedDriver{w: w, Driver: fakevm.New(fakevm.Deps{Command: []string{self, "fakevm"}, Log: log})}
 	w.locks = &vmlock.Set{Noun: "vm"}
 	w.svc = vm.New(vm.Deps{
-		Store: faultyStore{db, &w.rows}, Layout: w.layout, Log: log, Ops: w.ops, Network: w.net,
+		Store: faultyStore{db, w}, Layout: w.layout, Log: log, Ops: w.ops, Network: w.net,
 		Drivers:   map[string]hypervisor.Driver{w.fake.Name(): w.fake},
 		Pick:      func(context.Context) (hypervisor.Driver, error) { return w.fake, nil },
-		Artifacts: artifacts{db}, Disks: disks{},
+		Artifacts: artifacts{db, w}, Disks: disks{w},
 		Defaults: vm.Defaults{
 			CPUs: 1, MemoryMiB: 128, DiskBytes: 64 << 20, Image: "debian", Kernel: "debian",
 			Net: model.NetUser, StopTimeout: 20 * time.Second, BootTimeout: 30 * time.Second,
 		},
-		MaxVMs: 100, MaxBoots: 4, Locks: w.locks, Lease: w.lease, UIDBase: w.uids,
-		Faults: func(step string) error {
-			if fault := w.fault.Load(); fault != nil {
-				return (*fault)(step)
-			}
-			return nil
+		MaxVMs: w.max, MaxBoots: w.boots, Locks: w.locks, Lease: w.lease, UIDBase: w.uids,
+		Faults: func(step string, done bool) error {
+			w.step.Store(&step)
+			return w.at("", done)
 		},
 	})
 }
@@ -166,27 +129,33 @@ func (w *world) close() {
 	w.must(w.ops.Close(ctx))
 	w.must(w.svc.Close())
 	w.must(w.db.Close())
-	w.rows.updates.Store(0)
-	w.rows.deletes.Store(0)
+	w.inject(nil)
 }
 
 // restart is a daemon that ends and another that begins on the same host.
 func (w *world) restart() {
 	w.t.Helper()
 	w.close()
-	w.inject(nil)
 	w.open()
 	w.must(w.svc.Restore(context.Background()))
 }
 
-// inject makes the service call fault after every step; nil: nothing.
+// inject makes fault be asked after every step; nil: nothing.
 func (w *world) inject(fault func(step string) error) {
 	if fault == nil {
 		w.fault.Store(nil)
 		return
 	}
-	w.fault.Store(&fault)
+	w.injectAt(func(p point) error {
+		if p.call != "" || !p.done {
+			return nil
+		}
+		return fault(p.step)
+	})
 }
+
+// injectAt makes fault be asked at every point.
+func (w *world) injectAt(fault func(point) error) { w.fault.Store(&fault) }
 
 func (w *world) must(err error) {
 	w.t.Helper()
@@ -260,19 +229,41 @@ func (w *world) processes() []string {
 	return out
 }
 
-// snapshot describes the world: rows, directories, processes, network.
+// logs are files whose size says nothing, handles are those of a VM that runs.
+var (
+	logs    = []string{paths.ConsoleLog, paths.VMMLog}
+	handles = []string{paths.HandlesFile, paths.QMPSocket, paths.AgentSocket, paths.NetSocket}
+)
+
+// snapshot describes the world: rows, files, processes, network. What is new at
+// every start (its id and time) and what a log holds are left out.
 func (w *world) snapshot() string {
 	w.t.Helper()
 	var b strings.Builder
-	running := w.processes()
 	for _, v := range w.vms() {
-		fmt.Fprintf(&b, "row %s %s\n", v.Name, v.State)
+		fmt.Fprintf(&b, "row %s %s %s, image %s %s, kernel %s, uid %d, error %q, %+v\n",
+			v.ID, v.Name, v.State, v.ImageID, v.ImageRef, v.KernelID, v.VMMUID, v.LastError, v.Spec)
 	}
-	entries, _ := os.ReadDir(w.layout.VMs())
-	for _, e := range entries {
-		fmt.Fprintf(&b, "dir %s\n", e.Name())
-	}
-	fmt.Fprintf(&b, "processes %v\n", running)
+	w.must(filepath.WalkDir(w.layout.State, func(path string, d fs.DirEntry, err error) error {
+		name := strings.TrimPrefix(path, w.layout.State+"/")
+		if strings.HasPrefix(name, paths.DatabaseFile) || d.IsDir() && path == w.layout.VMs() {
+			return nil // SQLite's files come and go; the directory of all VMs stays
+		}
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b, "file %s %s", name, info.Mode())
+		if info.Mode().IsRegular() && !slices.Contains(logs, d.Name()) {
+			fmt.Fprintf(&b, " %d", info.Size())
+		}
+		b.WriteByte('\n')
+		return nil
+	}))
+	fmt.Fprintf(&b, "processes %v\n", w.processes())
 	fmt.Fprintf(&b, "network %v\n", w.net.list())
 	return b.String()
 }
@@ -289,6 +280,12 @@ func (w *world) checkLegal() {
 		case model.StateStopped:
 		default:
 			w.t.Errorf("vm %s is left %s", v.Name, v.State)
+		}
+		for _, name := range handles {
+			_, err := os.Lstat(filepath.Join(w.layout.VM(v.ID), name))
+			if exists := err == nil; exists != (v.State == model.StateRunning) {
+				w.t.Errorf("vm %s is %s; %s exists: %v", v.Name, v.State, name, exists)
+			}
 		}
 		dirs = append(dirs, v.ID)
 		if _, err := os.Stat(filepath.Join(w.layout.VM(v.ID), paths.RootDiskFile)); err != nil {
@@ -318,65 +315,4 @@ type testLog struct{ t *testing.T }
 func (l testLog) Write(p []byte) (int, error) {
 	l.t.Log(strings.TrimSpace(string(p)))
 	return len(p), nil
-}
-
-// artifacts stands for the image service: what is asked for is there.
-type artifacts struct{ db *store.Store }
-
-func (a artifacts) EnsureImage(ctx context.Context, name string, _ model.Progress) (model.Image, error) {
-	return a.db.ImageByName(ctx, name)
-}
-
-func (a artifacts) EnsureKernel(ctx context.Context, name string, _ model.Progress) (model.Kernel, error) {
-	return a.db.KernelByName(ctx, name)
-}
-
-func (artifacts) BootFiles(context.Context, model.Kernel) (model.BootFiles, error) {
-	return model.BootFiles{Vmlinux: "/vmlinux", Initramfs: "/initramfs"}, nil
-}
-
-type disks struct{}
-
-func (disks) Create(_ context.Context, image model.Image, dest string, _ int64, _ bool) (hypervisor.DiskFormat, error) {
-	b, err := os.ReadFile(image.Path)
-	if err != nil {
-		return "", err
-	}
-	return hypervisor.FormatRaw, os.WriteFile(dest, b, 0o600)
-}
-
-// network remembers who is attached.
-type network struct {
-	mu       sync.Mutex
-	attached map[string]bool
-}
-
-func (n *network) Attach(_ context.Context, id, _ string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.attached[id] = true
-	return nil
-}
-
-func (n *network) Detach(_ context.Context, id string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	delete(n.attached, id)
-	return nil
-}
-
-func (n *network) Restore(_ context.Context, sockets map[string]string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.attached = map[string]bool{}
-	for id := range sockets {
-		n.attached[id] = true
-	}
-	return nil
-}
-
-func (n *network) list() []string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return slices.Sorted(maps.Keys(n.attached))
 }

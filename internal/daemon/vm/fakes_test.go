@@ -1,0 +1,162 @@
+package vm_test
+
+import (
+	"context"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"banger/internal/hypervisor"
+	"banger/internal/model"
+	"banger/internal/store"
+)
+
+// point is a place in a verb where a fault can be: around a step, or around a call
+// that a step makes of another part.
+type point struct {
+	step string
+	call string // "": around the step itself
+	done bool   // after it was done, as opposed to before
+}
+
+// at asks the injected fault, if there is one, about a point.
+func (w *world) at(call string, done bool) error {
+	fault := w.fault.Load()
+	if fault == nil {
+		return nil
+	}
+	p := point{call: call, done: done}
+	if step := w.step.Load(); step != nil {
+		p.step = *step
+	}
+	return (*fault)(p)
+}
+
+// around makes a call that can fail without doing anything, and after doing all.
+func (w *world) around(call string, do func() error) error {
+	if err := w.at(call, false); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return w.at(call, true)
+}
+
+// watchedDriver is the fake driver; it remembers the machine it started last.
+type watchedDriver struct {
+	hypervisor.Driver
+	w    *world
+	last atomic.Pointer[hypervisor.Machine]
+}
+
+func (d *watchedDriver) Start(ctx context.Context, spec hypervisor.Spec) (m hypervisor.Machine, err error) {
+	err = d.w.around("Start", func() error {
+		m, err = d.Driver.Start(ctx, spec)
+		if err == nil {
+			d.last.Store(&m)
+		}
+		return err
+	})
+	if err != nil && m != nil {
+		// The worst a driver can do: the VMM runs, and nobody has a handle.
+		_ = m.Close()
+		m = nil
+	}
+	return m, err
+}
+
+func (d *watchedDriver) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) error {
+	return d.w.around("Cleanup", func() error { return d.Driver.Cleanup(ctx, dir, h) })
+}
+
+// faultyStore is the database of a world.
+type faultyStore struct {
+	*store.Store
+	w *world
+}
+
+func (s faultyStore) InsertVM(ctx context.Context, v *model.VM, uidBase int) error {
+	return s.w.around("InsertVM", func() error { return s.Store.InsertVM(ctx, v, uidBase) })
+}
+
+func (s faultyStore) UpdateVM(ctx context.Context, v *model.VM) error {
+	return s.w.around("UpdateVM", func() error { return s.Store.UpdateVM(ctx, v) })
+}
+
+func (s faultyStore) DeleteVM(ctx context.Context, id string) error {
+	return s.w.around("DeleteVM", func() error { return s.Store.DeleteVM(ctx, id) })
+}
+
+// artifacts stands for the image service: what is asked for is there.
+type artifacts struct {
+	db *store.Store
+	w  *world
+}
+
+func (a artifacts) EnsureImage(ctx context.Context, name string, _ model.Progress) (model.Image, error) {
+	return a.db.ImageByName(ctx, name)
+}
+
+func (a artifacts) EnsureKernel(ctx context.Context, name string, _ model.Progress) (model.Kernel, error) {
+	return a.db.KernelByName(ctx, name)
+}
+
+func (a artifacts) BootFiles(context.Context, model.Kernel) (model.BootFiles, error) {
+	return model.BootFiles{Vmlinux: "/vmlinux", Initramfs: "/initramfs"}, a.w.around("BootFiles", func() error { return nil })
+}
+
+type disks struct{ w *world }
+
+func (d disks) Create(_ context.Context, image model.Image, dest string, _ int64, _ bool) (hypervisor.DiskFormat, error) {
+	return hypervisor.FormatRaw, d.w.around("CreateDisk", func() error {
+		b, err := os.ReadFile(image.Path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(dest, b, 0o600)
+	})
+}
+
+// network remembers who is attached.
+type network struct {
+	w        *world
+	mu       sync.Mutex
+	attached map[string]bool
+}
+
+func (n *network) Attach(_ context.Context, id, _ string) error {
+	return n.w.around("Attach", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.attached[id] = true
+		return nil
+	})
+}
+
+func (n *network) Detach(_ context.Context, id string) error {
+	return n.w.around("Detach", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.attached, id)
+		return nil
+	})
+}
+
+func (n *network) Restore(_ context.Context, sockets map[string]string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.attached = map[string]bool{}
+	for id := range sockets {
+		n.attached[id] = true
+	}
+	return nil
+}
+
+func (n *network) list() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Sorted(maps.Keys(n.attached))
+}
