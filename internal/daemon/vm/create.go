@@ -105,14 +105,14 @@ func (s *Service) reserveName(ctx context.Context, v *model.VM) error {
 	if err != nil {
 		return err
 	}
-	if len(all)+len(s.pending) >= s.MaxVMs {
-		return errdefs.Exhausted("there are %d VMs already", len(all)).WithHint("delete some (banger vm list --all), or raise limits.vms in the config")
-	}
 	taken := make(map[string]bool, len(all)+len(s.pending))
 	for _, o := range all {
 		taken[o.Name] = true
 	}
-	maps.Copy(taken, s.pending)
+	maps.Copy(taken, s.pending) // of which some have a row by now
+	if len(taken) >= s.MaxVMs {
+		return errdefs.Exhausted("there are %d VMs already", len(taken)).WithHint("delete some (banger vm list --all), or raise limits.vms in the config")
+	}
 	if v.Name == "" {
 		v.Name = friendlyName(taken)
 	}

@@ -152,6 +152,33 @@ func TestManyCreatesAtOnce(t *testing.T) {
 	w.checkLegal()
 }
 
+// A create in progress counts as one VM, before it has a row and after.
+func TestLimitCountsACreateOnce(t *testing.T) {
+	w := newWorldWith(t, func(w *world) { w.max = 2 })
+	for _, step := range []string{"directory", "reserve"} {
+		there, goOn := make(chan struct{}), make(chan struct{})
+		w.injectAt(func(p point) error {
+			if p == (point{step, "", step == "directory"}) {
+				close(there)
+				<-goOn
+			}
+			return nil
+		})
+		first := make(chan error, 1)
+		go func() { first <- w.create("first", false) }()
+		<-there
+		w.inject(nil)
+		w.must(w.create("second", false))
+		if err := w.create("third", false); !errors.Is(err, errdefs.ErrExhausted) {
+			t.Errorf("beyond the limit: %v", err)
+		}
+		close(goOn)
+		w.must(<-first)
+		w.must(w.delete("first", false))
+		w.must(w.delete("second", false))
+	}
+}
+
 func TestOneNameIsGivenOnce(t *testing.T) {
 	w := newWorld(t)
 	var wg sync.WaitGroup
