@@ -44,11 +44,16 @@ func runConfigShow(a *app, asJSON bool) error {
 	if err != nil {
 		return err
 	}
+	layout, err := a.layout()
+	if err != nil {
+		return err
+	}
+	host := config.DetectHost(layout.State)
 	if !asJSON {
-		return loaded.Show(a.out, config.DetectHost())
+		return loaded.Show(a.out, host)
 	}
 	v := configView{File: loaded.File, Exists: loaded.Exists}
-	if v.Config, v.Sources, err = loaded.Values(config.DetectHost()); err != nil {
+	if v.Config, v.Sources, err = loaded.Values(host); err != nil {
 		return err
 	}
 	return printJSON(a.out, v)

@@ -7,6 +7,8 @@
 package config
 
 import (
+	"errors"
+	"path/filepath"
 	"runtime"
 	"time"
 
@@ -29,7 +31,7 @@ type Config struct {
 type VM struct {
 	CPUs        Count     `yaml:"cpus"`   // auto: half the host's, 1 to 4
 	Memory      AutoSize  `yaml:"memory"` // auto: an eighth of the host's, 1G to 8G
-	Disk        Size      `yaml:"disk"`   // size the root filesystem grows to
+	Disk        AutoSize  `yaml:"disk"`   // size the root filesystem grows to; auto: what the state's file system holds, 4G to 16G
 	Image       string    `yaml:"image"`
 	Kernel      string    `yaml:"kernel"`
 	Net         model.Net `yaml:"net"`
@@ -65,7 +67,7 @@ func Default() Config {
 		VM: VM{
 			CPUs:        0,
 			Memory:      0,
-			Disk:        16 * GiB,
+			Disk:        0,
 			Image:       "debian",
 			Kernel:      "debian",
 			Net:         model.NetUser,
@@ -86,16 +88,28 @@ func Default() Config {
 type Host struct {
 	CPUs        int
 	MemoryBytes int64
+	DiskBytes   int64 // size of the file system that holds the state directory
 }
 
-// DetectHost reads this machine's size. Memory is zero where the kernel does not say.
-func DetectHost() Host {
+// DetectHost reads the size of this machine, and of the file system where the
+// directory state is or would be made. What the kernel does not say is zero.
+func DetectHost(state string) Host {
 	h := Host{CPUs: runtime.NumCPU()}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {
 		h.MemoryBytes = int64(info.Totalram) * int64(info.Unit)
 	}
-	return h
+	for {
+		var fs unix.Statfs_t
+		err := unix.Statfs(state, &fs)
+		if err == nil {
+			h.DiskBytes = int64(fs.Blocks) * fs.Bsize
+		}
+		if !errors.Is(err, unix.ENOENT) || state == filepath.Dir(state) {
+			return h
+		}
+		state = filepath.Dir(state)
+	}
 }
 
 // Resolve returns c with every auto value replaced by the one for host h.
@@ -108,6 +122,11 @@ func (c Config) Resolve(h Host) Config {
 		// Whole MiB: a VM's memory is counted in them.
 		eighth := AutoSize(h.MemoryBytes / 8 / MiB * MiB)
 		c.VM.Memory = min(max(eighth, 1*GiB), 8*GiB)
+	}
+	if c.VM.Disk == 0 {
+		// A disk larger than what it lies on is refused, and so would be every VM.
+		holds := AutoSize(h.DiskBytes / GiB * GiB)
+		c.VM.Disk = min(max(holds, 4*GiB), 16*GiB)
 	}
 	if c.Limits.Boots == 0 {
 		c.Limits.Boots = Count(max(h.CPUs, 2))

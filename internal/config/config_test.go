@@ -135,29 +135,34 @@ func TestEnvironmentOverridesLogLevel(t *testing.T) {
 
 func TestResolve(t *testing.T) {
 	for _, tc := range []struct {
-		host   config.Host
-		cpus   config.Count
-		memory config.AutoSize
-		boots  config.Count
+		host         config.Host
+		cpus         config.Count
+		memory, disk config.AutoSize
+		boots        config.Count
 	}{
-		{config.Host{CPUs: 1, MemoryBytes: 1 * config.GiB}, 1, 1 * config.GiB, 2},
-		{config.Host{CPUs: 2, MemoryBytes: 24*config.GiB + 12345}, 1, 3 * config.GiB, 2},
-		{config.Host{CPUs: 6, MemoryBytes: 32 * config.GiB}, 3, 4 * config.GiB, 6},
-		{config.Host{CPUs: 64, MemoryBytes: 512 * config.GiB}, 4, 8 * config.GiB, 64},
+		{config.Host{CPUs: 1, MemoryBytes: 1 * config.GiB}, 1, 1 * config.GiB, 4 * config.GiB, 2},
+		{config.Host{CPUs: 2, MemoryBytes: 24*config.GiB + 12345, DiskBytes: 3 * config.GiB}, 1, 3 * config.GiB, 4 * config.GiB, 2},
+		{config.Host{CPUs: 6, MemoryBytes: 32 * config.GiB, DiskBytes: 10_000_000_000}, 3, 4 * config.GiB, 9 * config.GiB, 6},
+		{config.Host{CPUs: 64, MemoryBytes: 512 * config.GiB, DiskBytes: config.TiB}, 4, 8 * config.GiB, 16 * config.GiB, 64},
 	} {
 		got := config.Default().Resolve(tc.host)
-		if got.VM.CPUs != tc.cpus || got.VM.Memory != tc.memory || got.Limits.Boots != tc.boots {
-			t.Errorf("%+v: got %v, %v, %v", tc.host, got.VM.CPUs, got.VM.Memory, got.Limits.Boots)
+		if got.VM.CPUs != tc.cpus || got.VM.Memory != tc.memory || got.VM.Disk != tc.disk || got.Limits.Boots != tc.boots {
+			t.Errorf("%+v: got %v, %v, %v, %v", tc.host, got.VM.CPUs, got.VM.Memory, got.VM.Disk, got.Limits.Boots)
 		}
 		if err := got.Validate(); err != nil {
 			t.Errorf("%+v: %v", tc.host, err)
 		}
 	}
-	if h := config.DetectHost(); h.CPUs < 1 || h.MemoryBytes < 64*config.MiB {
+	dir := t.TempDir()
+	h := config.DetectHost(dir)
+	if h.CPUs < 1 || h.MemoryBytes < 64*config.MiB || h.DiskBytes < config.MiB {
 		t.Errorf("this host: %+v", h)
 	}
+	if later := config.DetectHost(filepath.Join(dir, "not", "yet")); later != h {
+		t.Errorf("with a directory that is not there yet: %+v, want %+v", later, h)
+	}
 	set := config.Default()
-	set.VM.CPUs, set.VM.Memory = 7, 5*config.GiB
+	set.VM.CPUs, set.VM.Memory, set.VM.Disk = 7, 5*config.GiB, 20*config.GiB
 	if got := set.Resolve(config.Host{CPUs: 2, MemoryBytes: config.GiB}); got.VM != set.VM {
 		t.Errorf("set values were replaced: %+v", got.VM)
 	}

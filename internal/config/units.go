@@ -114,13 +114,6 @@ func (d Duration) String() string {
 // Std is the duration as the standard library has it.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
 
-// UnmarshalYAML reads "16G".
-func (s *Size) UnmarshalYAML(n *yaml.Node) error {
-	v, err := ParseSize(n.Value)
-	*s = v
-	return err
-}
-
 // UnmarshalYAML reads "auto" or "2G".
 func (s *AutoSize) UnmarshalYAML(n *yaml.Node) error {
 	if n.Value == Auto {
@@ -160,10 +153,7 @@ func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
-// MarshalYAML and its namesakes print what UnmarshalYAML reads.
-func (s Size) MarshalYAML() (any, error) { return s.String(), nil }
-
-// MarshalYAML prints "auto" or "2G".
+// MarshalYAML and its namesakes print what UnmarshalYAML reads: "auto" or "2G".
 func (s AutoSize) MarshalYAML() (any, error) { return s.String(), nil }
 
 // MarshalYAML prints "auto" or the number.

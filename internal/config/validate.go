@@ -34,7 +34,7 @@ func (c Config) Validate() error {
 		{"log_level", oneOf(c.LogLevel, "debug", "info", "warn", "error")},
 		{"vm.cpus", between(c.VM.CPUs, 0, maxCPUs)},
 		{"vm.memory", autoOr(c.VM.Memory, minMemory, maxMemory)},
-		{"vm.disk", between(c.VM.Disk, minDisk, maxDisk)},
+		{"vm.disk", autoOr(c.VM.Disk, minDisk, maxDisk)},
 		{"vm.image", artifact("image", c.VM.Image)},
 		{"vm.kernel", artifact("kernel", c.VM.Kernel)},
 		{"vm.net", oneOf(string(c.VM.Net), string(model.NetUser), string(model.NetNone))},

@@ -58,7 +58,7 @@ func Doctor(ctx context.Context, opts Options) []doctor.Result {
 		doctor.StateDir(state),
 		databaseCheck(opts),
 		doctor.DiskSpace(state, warnFree, failFree),
-		doctor.Memory(resolved.Resolve(config.DetectHost()).VM.Memory.Bytes()),
+		doctor.Memory(resolved.Resolve(config.DetectHost(state)).VM.Memory.Bytes()),
 		doctor.Cgroup(),
 		diskCheck(opts, resolved),
 		doctor.Tools("image tools", distro, imagemgr.Tools()...),

@@ -37,8 +37,8 @@ type services struct {
 // wire makes the services. It touches the disk only to open the database; each
 // service's own I/O waits for restore.
 func (d *Daemon) wire(ctx context.Context) (*services, error) {
-	conf := d.conf.Config.Resolve(config.DetectHost())
 	layout := d.opts.Layout
+	conf := d.conf.Config.Resolve(config.DetectHost(layout.State))
 
 	db, aside, err := store.Open(ctx, layout.Database())
 	if err != nil {

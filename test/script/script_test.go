@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/sysexec"
 )
@@ -102,7 +103,13 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: ".", Setup: setup, UpdateScripts: *update, RequireUniqueNames: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "world": world, "kill-daemon": killDaemon,
+			"exits": exits, "world": world, "kill-daemon": killDaemon, "small-state": smallState,
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "root" {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			return os.Geteuid() == 0, nil
 		},
 	})
 }
@@ -130,6 +137,7 @@ func setup(env *testscript.Env) error {
 	}
 	env.Defer(func() {
 		end(env.T().(reporter), env.Getenv("BANGER_STATE_DIR"), env.Getenv("BANGER_CONFIG"))
+		_ = unix.Unmount(env.Getenv("BANGER_STATE_DIR"), unix.MNT_DETACH) // of small-state
 		_ = os.RemoveAll(dir)
 	})
 	if err := os.MkdirAll(vars["HOME"], 0o755); err != nil {
@@ -203,6 +211,18 @@ func processesOf(state string) []int {
 		}
 	}
 	return pids
+}
+
+// smallState puts a small file system where the state directory will be:
+//
+//	small-state SIZE
+func smallState(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: small-state SIZE")
+	}
+	state := ts.Getenv("BANGER_STATE_DIR")
+	ts.Check(os.Mkdir(state, 0o700))
+	ts.Check(unix.Mount("bs-small", state, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size="+args[0]+",mode=700"))
 }
 
 // exits runs a program that must end with an exit code:

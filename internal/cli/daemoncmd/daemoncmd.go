@@ -232,7 +232,7 @@ func showConfig(args []string, stdout io.Writer) error {
 	if err := parse(f, args[1:]); err != nil {
 		return err
 	}
-	_, file, err := p.resolve()
+	layout, file, err := p.resolve()
 	if err != nil {
 		return err
 	}
@@ -240,7 +240,7 @@ func showConfig(args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return loaded.Show(stdout, config.DetectHost())
+	return loaded.Show(stdout, config.DetectHost(layout.State))
 }
 
 func doctorMain(ctx context.Context, args []string, stdout, stderr io.Writer) int {

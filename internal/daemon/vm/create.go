@@ -49,10 +49,9 @@ func (s *Service) begin(ctx context.Context, req *bangerv1.CreateRequest) (*bang
 	if err != nil {
 		return nil, err
 	}
-	kernel := req.Kernel
 	return s.Ops.Begin("vm.create", v.Name, func(ctx context.Context, p model.Progress) (string, error) {
 		defer s.releaseName(v.Name)
-		return v.ID, s.create(ctx, v, kernel, !req.NoStart, p)
+		return v.ID, s.create(ctx, v, req, p)
 	}), nil
 }
 
@@ -139,13 +138,8 @@ func (s *Service) checkShape(spec *model.VMSpec) error {
 		return errdefs.Invalid("%d MiB of memory asked for; this host can give %d to %d MiB", spec.MemoryMiB, minMemoryMiB, total).
 			WithHint("choose --memory in that range, e.g. --memory 1G")
 	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(s.Layout.State, &fs); err != nil {
-		return fmt.Errorf("measure the disk of the state directory: %w", err)
-	}
-	if size := int64(fs.Blocks) * fs.Bsize; spec.DiskBytes < minDiskBytes || spec.DiskBytes > size {
-		return errdefs.Invalid("a disk of %d MiB asked for; this host can give %d to %d MiB",
-			spec.DiskBytes>>20, minDiskBytes>>20, size>>20).WithHint("choose --disk in that range, e.g. --disk 8G")
+	if err := s.checkDisk(spec.DiskBytes); err != nil {
+		return err
 	}
 	// QEMU's and the guest's tables count in sectors and pages.
 	spec.DiskBytes = spec.DiskBytes &^ 4095
@@ -153,6 +147,18 @@ func (s *Service) checkShape(spec *model.VMSpec) error {
 	case model.NetUser, model.NetNone:
 	default:
 		return errdefs.Invalid("network %q is not known", spec.Net).WithHint("use --net user or --net none")
+	}
+	return nil
+}
+
+func (s *Service) checkDisk(n int64) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.Layout.State, &fs); err != nil {
+		return fmt.Errorf("measure the disk of the state directory: %w", err)
+	}
+	if size := int64(fs.Blocks) * fs.Bsize; n < minDiskBytes || n > size {
+		return errdefs.Invalid("a disk of %d MiB asked for; this host can give %d to %d MiB", n>>20, minDiskBytes>>20, size>>20).
+			WithHint("choose --disk in that range, no smaller than the image, or keep the state where there is more room: set %s", paths.EnvStateDir)
 	}
 	return nil
 }
@@ -175,7 +181,7 @@ func parseEnv(list []string) (map[string]string, error) {
 }
 
 // create makes the VM and starts it if asked. When it fails, nothing is left.
-func (s *Service) create(ctx context.Context, v *model.VM, kernel string, start bool, p model.Progress) error {
+func (s *Service) create(ctx context.Context, v *model.VM, req *bangerv1.CreateRequest, p model.Progress) error {
 	ctx, held, err := s.claim(ctx, v.ID, "create")
 	if err != nil {
 		return err
@@ -183,7 +189,10 @@ func (s *Service) create(ctx context.Context, v *model.VM, kernel string, start 
 	defer held.Release()
 	c := &creation{held: held, vm: v, was: *v}
 	p.Stage("image")
-	if err := s.resolve(ctx, c, kernel, p); err != nil {
+	if err := s.resolve(ctx, c, req.Kernel, p); err != nil {
+		return err
+	}
+	if err := s.fitImage(c, req.DiskBytes != nil); err != nil {
 		return err
 	}
 	list := []steps.Step[*creation]{
@@ -191,7 +200,7 @@ func (s *Service) create(ctx context.Context, v *model.VM, kernel string, start 
 		{Name: "directory", Do: s.makeDir, Undo: s.removeDir},
 		{Name: "disk", Do: s.makeDisk},
 	}
-	if start {
+	if !req.NoStart {
 		list = append(list, s.startSteps()...)
 	} else {
 		list = append(list, steps.Step[*creation]{Name: "settle", Do: func(ctx context.Context, c *creation) error {
@@ -237,13 +246,27 @@ func (s *Service) resolve(ctx context.Context, c *creation, kernel string, p mod
 		return err
 	}
 	v.KernelID = c.kernel.ID
-	if v.Spec.DiskBytes < c.image.SizeBytes {
-		return errdefs.Invalid("a disk of %d MiB is smaller than image %q, which has %d MiB",
-			v.Spec.DiskBytes>>20, c.image.Name, c.image.SizeBytes>>20).
-			WithHint("choose --disk %dG or more", (c.image.SizeBytes+1<<30-1)>>30)
-	}
 	return nil
 }
+
+// fitImage makes sure that the image fits on the disk: the default one grows to
+// its size.
+func (s *Service) fitImage(c *creation, asked bool) error {
+	spec, image := &c.vm.Spec, &c.image
+	if spec.DiskBytes >= image.SizeBytes {
+		return nil
+	}
+	if asked {
+		return errdefs.Invalid("a disk of %d MiB is smaller than image %q, which has %d MiB",
+			spec.DiskBytes>>20, image.Name, mib(image.SizeBytes)).
+			WithHint("choose --disk %dM or more, or leave --disk out", mib(image.SizeBytes))
+	}
+	spec.DiskBytes = mib(image.SizeBytes) << 20
+	return errdefs.Wrap(s.checkDisk(spec.DiskBytes), "make room for image %q", image.Name)
+}
+
+// mib is n in MiB, rounded up.
+func mib(n int64) int64 { return (n + 1<<20 - 1) >> 20 }
 
 // reserve writes the row: from here on the name is taken and a crash is seen.
 func (s *Service) reserve(ctx context.Context, c *creation) error {

@@ -320,6 +320,40 @@ func TestBadRequestsChangeNothing(t *testing.T) {
 	}
 }
 
+// The default disk grows to an image that is larger; one that was asked for is what
+// it is, and the answer to one that is too large or too small is one that will do.
+func TestDiskFitsTheImage(t *testing.T) {
+	w := newWorld(t)
+	image, err := w.db.ImageByName(context.Background(), "debian")
+	w.must(err)
+	create := func(size int64, disk *int64) error {
+		image.SizeBytes = size
+		w.must(w.db.PutImage(context.Background(), image))
+		return w.wait(w.svc.Handlers().Create(context.Background(),
+			connect.NewRequest(&bangerv1.CreateRequest{Name: "dev", NoStart: true, DiskBytes: disk})))
+	}
+	w.must(create(80<<20+1, nil))
+	if got := w.vms()[0].Spec.DiskBytes; got != 81<<20 {
+		t.Errorf("the disk of an image of 81 MiB has %d bytes", got)
+	}
+	w.must(w.delete("dev", false))
+	small := int64(70 << 20)
+	if err := create(80<<20, &small); !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(errdefs.HintOf(err), "--disk 80M or more") {
+		t.Errorf("smaller than the image: %v (%s)", err, errdefs.HintOf(err))
+	}
+	small = 80 << 20
+	w.must(create(80<<20, &small))
+	w.must(w.delete("dev", false))
+	if err := create(1<<60, nil); !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), `image "debian"`) {
+		t.Errorf("an image larger than the host: %v", err)
+	}
+	huge := int64(1 << 60)
+	if err := create(80<<20, &huge); !errors.Is(err, errdefs.ErrInvalidArgument) || strings.Contains(errdefs.HintOf(err), "e.g.") {
+		t.Errorf("larger than the host: %v (%s)", err, errdefs.HintOf(err))
+	}
+	w.checkLegal()
+}
+
 func TestVerbsAreIdempotent(t *testing.T) {
 	w := newWorld(t)
 	w.must(w.create("dev", true))
