@@ -23,6 +23,7 @@ const (
 var rings = map[string]ring{
 	"internal/errdefs": ringWire,
 	"internal/api":     ringWire,
+	"internal/logkey":  ringWire,
 	"internal/version": ringWire,
 
 	"internal/model": ringModel,
@@ -65,6 +66,7 @@ var rings = map[string]ring{
 // only narrows what some packages may import of the project, beyond their ring.
 var only = map[string][]string{
 	"internal/errdefs":  {},
+	"internal/logkey":   {},
 	"internal/version":  {},
 	"internal/model":    {"internal/errdefs"},
 	"internal/paths":    {"internal/errdefs"},

@@ -79,6 +79,86 @@ func TestCalls(t *testing.T) {
 	}
 }
 
+// logged are the methods of a *slog.Logger, and which argument is the first key.
+var logged = map[string]int{
+	"Debug": 1, "Info": 1, "Warn": 1, "Error": 1, "With": 0,
+	"DebugContext": 2, "InfoContext": 2, "WarnContext": 2, "ErrorContext": 2,
+}
+
+// TestLogLines keeps the host's log lines together: the keys are those of package
+// logkey, and where there is a context it is handed over, for it knows the operation.
+func TestLogLines(t *testing.T) {
+	files, fset := goFiles(t)
+	seen := 0
+	for _, f := range files {
+		if f.test || !within(f.pkg, "internal") || within(f.pkg, "internal/guest/agent") {
+			continue
+		}
+		var walk func(n ast.Node, hasContext bool)
+		walk = func(n ast.Node, hasContext bool) {
+			ast.Inspect(n, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.FuncDecl:
+					if n.Body != nil {
+						walk(n.Body, takesContext(n.Type))
+					}
+					return false
+				case *ast.FuncLit:
+					walk(n.Body, hasContext || takesContext(n.Type))
+					return false
+				case *ast.CallExpr:
+					sel, ok := n.Fun.(*ast.SelectorExpr)
+					if !ok || !strings.EqualFold(lastName(sel.X), "log") {
+						return true
+					}
+					first, ok := logged[sel.Sel.Name]
+					if !ok {
+						return true
+					}
+					seen++
+					line := fset.Position(n.Pos()).Line
+					if hasContext && first == 1 {
+						t.Errorf("%s:%d: log.%s where there is a context; use %[3]sContext", f.path, line, sel.Sel.Name)
+					}
+					for i := first; i < len(n.Args); i += 2 {
+						if !f.isOf(n.Args[i], module+"internal/logkey") {
+							t.Errorf("%s:%d: a log key that is not of package logkey", f.path, line)
+						}
+					}
+				}
+				return true
+			})
+		}
+		walk(f.ast, false)
+	}
+	if seen < 20 {
+		t.Errorf("only %d log lines found: is the test looking for the right thing?", seen)
+	}
+}
+
+// lastName is the name an expression ends with: "log" of s.deps.log.
+func lastName(x ast.Expr) string {
+	switch x := x.(type) {
+	case *ast.Ident:
+		return x.Name
+	case *ast.SelectorExpr:
+		return x.Sel.Name
+	}
+	return ""
+}
+
+// takesContext reports whether a function has a parameter called ctx.
+func takesContext(f *ast.FuncType) bool {
+	for _, field := range f.Params.List {
+		for _, name := range field.Names {
+			if name.Name == "ctx" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 var failedTo = regexp.MustCompile(`^(failed to|unable to|could not|cannot [a-z]+ the error)\b`)
 
 func TestErrorTexts(t *testing.T) {

@@ -129,6 +129,16 @@ func (f file) uses(importPath string, report func(name string, at token.Pos)) {
 	})
 }
 
+// isOf reports whether x is something that package importPath exports.
+func (f file) isOf(x ast.Expr, importPath string) bool {
+	sel, ok := x.(*ast.SelectorExpr)
+	if !ok {
+		return false
+	}
+	pkg, ok := sel.X.(*ast.Ident)
+	return ok && f.imports[pkg.Name] == importPath
+}
+
 // deps returns all packages, of the standard library too, that a package is built from.
 func deps(t *testing.T, pkg string) map[string]bool {
 	t.Helper()

@@ -22,6 +22,7 @@ import (
 
 	"banger/internal/config"
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/paths"
 )
 
@@ -55,7 +56,7 @@ const closeTimeout = 45 * time.Second
 // Open takes the state directory, restores everything in it, and listens. When it
 // fails nothing stays open.
 func Open(ctx context.Context, opts Options) (d *Daemon, err error) {
-	d = &Daemon{opts: opts, log: opts.Log, started: time.Now(), stopping: make(chan struct{})}
+	d = &Daemon{opts: opts, log: slog.New(logkey.Handler(opts.Log.Handler())), started: time.Now(), stopping: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -201,7 +202,7 @@ func (d *Daemon) listen() error {
 func (d *Daemon) Serve(ctx context.Context) error {
 	failed := make(chan error, 1)
 	go func() { failed <- d.server.Serve(d.listener) }()
-	d.log.Info("serving", "socket", d.opts.Layout.Socket, "pid", os.Getpid())
+	d.log.InfoContext(ctx, "serving", logkey.Socket, d.opts.Layout.Socket, logkey.PID, os.Getpid())
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serve: %w", err)

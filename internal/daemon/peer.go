@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/logkey"
 )
 
 // peerListener accepts connections of the daemon's own user and of root only. The
@@ -25,7 +27,7 @@ func (l *peerListener) Accept() (net.Conn, error) {
 		if err == nil && (uid == 0 || int(uid) == os.Geteuid()) {
 			return conn, nil
 		}
-		l.log.Warn("refused a connection", "uid", uid, "err", err)
+		l.log.Warn("refused a connection", logkey.UID, uid, logkey.Err, err)
 		_ = conn.Close()
 	}
 }

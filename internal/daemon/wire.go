@@ -18,6 +18,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/accel"
+	"banger/internal/logkey"
 	"banger/internal/model"
 	"banger/internal/store"
 )
@@ -46,7 +47,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	}
 	d.closeLater(func(context.Context) error { return db.Close() })
 	if aside != "" {
-		d.log.Error("the state database was not readable; it is kept and a new one begins", "kept", aside)
+		d.log.ErrorContext(ctx, "the state database was not readable; it is kept and a new one begins", logkey.Kept, aside)
 	}
 	d.kept = store.Kept(layout.Database())
 

@@ -10,6 +10,7 @@ import (
 
 	"banger/internal/daemon/imagemgr/debian"
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/paths"
 )
 
@@ -99,7 +100,7 @@ func (s *Service) collect(ctx context.Context) error {
 	s.imageOpsMu.Unlock()
 	for _, dir := range aside {
 		if err := debian.Remove(ctx, dir); err != nil {
-			s.Log.Warn("leaving an unused directory", "dir", filepath.Base(dir), "err", err)
+			s.Log.WarnContext(ctx, "leaving an unused directory", logkey.Dir, filepath.Base(dir), logkey.Err, err)
 		}
 	}
 	return err
@@ -156,7 +157,7 @@ func (s *Service) rowsAreAll() (bool, error) {
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), paths.DatabaseFile+paths.CorruptSuffix) {
-			s.Log.Warn("unknown images and kernels are kept: a database that could not be read lies here", "file", e.Name())
+			s.Log.Warn("unknown images and kernels are kept: a database that could not be read lies here", logkey.File, e.Name())
 			return false, nil
 		}
 	}

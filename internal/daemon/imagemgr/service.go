@@ -25,6 +25,7 @@ import (
 	"banger/internal/daemon/imagemgr/initramfs"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/model"
 	"banger/internal/paths"
 )
@@ -130,12 +131,12 @@ func (s *Service) Restore(ctx context.Context) error {
 			}
 			// Debris that cannot be removed now costs space; it must not cost the start.
 			if err := debian.Remove(ctx, filepath.Join(dir, e.Name())); err != nil {
-				s.Log.Warn("leaving unfinished work", "dir", e.Name(), "err", err)
+				s.Log.WarnContext(ctx, "leaving unfinished work", logkey.Dir, e.Name(), logkey.Err, err)
 			}
 		}
 	}
 	if err := s.pruneInitramfs(ctx); err != nil {
-		s.Log.Warn("leaving old initramfs files", "err", err)
+		s.Log.WarnContext(ctx, "leaving old initramfs files", logkey.Err, err)
 	}
 	return s.reportBroken(ctx)
 }
@@ -147,7 +148,7 @@ func (s *Service) reportBroken(ctx context.Context) error {
 	}
 	for _, i := range images {
 		if err := checkImage(i); err != nil {
-			s.Log.Warn("image is broken", "image", i.Name, "err", err)
+			s.Log.WarnContext(ctx, "image is broken", logkey.Image, i.Name, logkey.Err, err)
 		}
 	}
 	kernels, err := s.Store.ListKernels(ctx)
@@ -156,7 +157,7 @@ func (s *Service) reportBroken(ctx context.Context) error {
 	}
 	for _, k := range kernels {
 		if err := checkKernel(k); err != nil {
-			s.Log.Warn("kernel is broken", "kernel", k.Name, "err", err)
+			s.Log.WarnContext(ctx, "kernel is broken", logkey.Kernel, k.Name, logkey.Err, err)
 		}
 	}
 	return nil
@@ -191,7 +192,7 @@ func (s *Service) stage(parent string) (dir string, remove func(), err error) {
 	return dir, func() {
 		// The work's context may be over; leaving debris because of that is no option.
 		if err := debian.Remove(context.WithoutCancel(s.ctx), dir); err != nil {
-			s.Log.Warn("leaving unfinished work", "dir", filepath.Base(dir), "err", err)
+			s.Log.Warn("leaving unfinished work", logkey.Dir, filepath.Base(dir), logkey.Err, err)
 		}
 	}, nil
 }
@@ -214,7 +215,7 @@ func (s *Service) removeAll(aside ...string) {
 			continue
 		}
 		if err := os.RemoveAll(dir); err != nil {
-			s.Log.Warn("leaving a replaced directory", "dir", filepath.Base(dir), "err", err)
+			s.Log.Warn("leaving a replaced directory", logkey.Dir, filepath.Base(dir), logkey.Err, err)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package opstate_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"banger/internal/api/bangerv1/bangerv1connect"
 	"banger/internal/daemon/opstate"
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/model"
 )
 
@@ -66,6 +68,25 @@ func TestSucceedsWithStages(t *testing.T) {
 	}
 	if again := watch(t, c, op.Id); again.Result != "result" {
 		t.Errorf("joined again: %v", again)
+	}
+}
+
+// What is shown to a user leads to every line that the work logged.
+func TestLogLinesCarryTheOperation(t *testing.T) {
+	var out bytes.Buffer
+	s := opstate.New(slog.New(logkey.Handler(slog.NewTextHandler(&out, nil))))
+	op := s.Begin("test", "x", func(ctx context.Context, _ model.Progress) (string, error) {
+		slog.New(logkey.Handler(slog.NewTextHandler(&out, nil))).InfoContext(ctx, "at work")
+		return "", nil
+	})
+	if _, err := s.Await(context.Background(), op.Id); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), "op="+op.Id); n != 2 || strings.Count(out.String(), "\n") != 2 {
+		t.Errorf("%d lines name operation %s:\n%s", n, op.Id, out.String())
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"banger/internal/api"
 	"banger/internal/api/bangerv1"
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/model"
 )
 
@@ -39,21 +40,13 @@ func New(log *slog.Logger) *Service {
 	return &Service{log: log, ctx: ctx, cancel: cancel}
 }
 
-type opIDKey struct{}
-
-// OpID returns the id of the operation that ctx belongs to, or "".
-func OpID(ctx context.Context) string {
-	id, _ := ctx.Value(opIDKey{}).(string)
-	return id
-}
-
 // errClosing is why operations end when the daemon does.
 var errClosing = errdefs.New(errdefs.ClassCanceled, "the daemon is stopping")
 
 // Begin starts fn in the background and returns its record at once.
 func (s *Service) Begin(kind, subject string, fn func(ctx context.Context, p model.Progress) (string, error)) *bangerv1.Operation {
 	id := newID()
-	ctx, cancel := context.WithCancelCause(context.WithValue(s.ctx, opIDKey{}, id))
+	ctx, cancel := context.WithCancelCause(logkey.WithOp(s.ctx, id))
 	op := newOperation(id, kind, subject, cancel)
 	s.ops.Insert(op)
 	rec, _ := op.Snapshot()
@@ -67,7 +60,6 @@ func (s *Service) Begin(kind, subject string, fn func(ctx context.Context, p mod
 	}
 	s.wg.Go(func() {
 		defer cancel(nil)
-		log := s.log.With("op", id, "kind", kind, "subject", subject)
 		began := time.Now()
 		result, err := s.guard(ctx, op, fn)
 		if err != nil && ctx.Err() != nil && errdefs.ClassOf(err) != errdefs.ClassCanceled {
@@ -75,7 +67,8 @@ func (s *Service) Begin(kind, subject string, fn func(ctx context.Context, p mod
 			err = &errdefs.Error{Class: errdefs.ClassCanceled, Msg: err.Error(), Err: err}
 		}
 		op.end(result, err)
-		log.Info("operation ended", "ms", time.Since(began).Milliseconds(), "err", err)
+		s.log.InfoContext(ctx, "operation ended", logkey.Kind, kind, logkey.Subject, subject,
+			logkey.Ms, time.Since(began).Milliseconds(), logkey.Err, err)
 	})
 	return rec
 }

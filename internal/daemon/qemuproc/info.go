@@ -17,6 +17,7 @@ import (
 	"banger/internal/daemon/qemuproc/qmp"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
+	"banger/internal/logkey"
 	"banger/internal/sysexec"
 )
 
@@ -94,8 +95,8 @@ func (d *Driver) look(ctx context.Context) (string, hypervisor.Accel, facts, err
 	d.mu.Lock()
 	d.known[id] = f
 	d.mu.Unlock()
-	d.log.Debug("qemu found", "binary", path, "version", f.version.String(), "package", f.version.Package,
-		"machine", f.machine, "cpu", f.model, "accel", accel)
+	d.log.DebugContext(ctx, "qemu found", logkey.Binary, path, logkey.Version, f.version.String(), logkey.Package, f.version.Package,
+		logkey.Machine, f.machine, logkey.CPU, f.model, logkey.Accel, accel)
 	return path, accel, f, nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/logkey"
 	"banger/internal/paths"
 )
 
@@ -84,7 +85,7 @@ func boundLogs(dir string, ended, released <-chan struct{}, log *slog.Logger) {
 	for _, name := range []string{paths.ConsoleLog, paths.VMMLog} {
 		f, err := openLog(dir, name)
 		if err != nil {
-			log.Warn("log is not bounded", "log", name, "error", err)
+			log.Warn("log is not bounded", logkey.Log, name, logkey.Err, err)
 			continue
 		}
 		defer f.Close()
@@ -96,7 +97,7 @@ func boundLogs(dir string, ended, released <-chan struct{}, log *slog.Logger) {
 	written := make(chan struct{}, 1)
 	w, err := watchWrites(written)
 	if err != nil {
-		log.Warn("writes to logs go unnoticed, looking now and then", "dir", dir, "error", err)
+		log.Warn("writes to logs go unnoticed, looking now and then", logkey.Dir, dir, logkey.Err, err)
 	} else {
 		defer w.close()
 	}
@@ -112,7 +113,7 @@ func boundLogs(dir string, ended, released <-chan struct{}, log *slog.Logger) {
 		}
 		for _, f := range logs {
 			if err := cut(f); err != nil {
-				log.Warn("cut log", "log", f.Name(), "error", err)
+				log.Warn("cut log", logkey.Log, f.Name(), logkey.Err, err)
 			}
 		}
 		if w == nil || w.arm(logs) != nil {

@@ -12,6 +12,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/dirsock"
+	"banger/internal/logkey"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
@@ -227,13 +228,13 @@ func (m *machine) monitor(ctx context.Context) (*qmp.Client, error) {
 // onEvent logs what QEMU tells of itself. The end of the process is noticed by
 // its pidfd, so nothing depends on an event that may be lost.
 func (d *Driver) onEvent(vm string) func(qmp.Event) {
-	log := d.log.With("vm", vm)
+	log := d.log.With(logkey.VM, vm)
 	return func(e qmp.Event) {
 		switch e.Name {
 		case "RTC_CHANGE", "NETDEV_STREAM_CONNECTED", "NETDEV_STREAM_DISCONNECTED", "VSERPORT_CHANGE":
 			return // follow from what we or the guest do all the time
 		}
-		log.Debug("qemu event", "event", e.Name, "data", json.RawMessage(e.Data))
+		log.Debug("qemu event", logkey.Event, e.Name, logkey.Data, json.RawMessage(e.Data))
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 )
 
 // Step is one part of a change to M. Undo must be safe when Do failed half way;
@@ -59,7 +60,7 @@ func Run[M any](ctx context.Context, r Runner, m M, list []Step[M]) error {
 			err = do(ctx, r, m, s)
 		}
 		if err == nil {
-			log.Debug("step done", "step", s.Name, "ms", time.Since(began).Milliseconds())
+			log.DebugContext(ctx, "step done", logkey.Step, s.Name, logkey.Ms, time.Since(began).Milliseconds())
 			continue
 		}
 		if errors.Is(err, ErrCrash) {
@@ -69,7 +70,7 @@ func Run[M any](ctx context.Context, r Runner, m M, list []Step[M]) error {
 			// A step that was cancelled may say so in the words of what it was doing.
 			err = &errdefs.Error{Class: errdefs.ClassOf(cause), Msg: err.Error(), Hint: errdefs.HintOf(cause), Err: err}
 		}
-		log.Debug("step failed, undoing", "step", s.Name, "err", err)
+		log.DebugContext(ctx, "step failed, undoing", logkey.Step, s.Name, logkey.Err, err)
 		return errors.Join(err, undo(ctx, log, m, list[:i+1]))
 	}
 	return nil
@@ -97,7 +98,7 @@ func undo[M any](ctx context.Context, log *slog.Logger, m M, list []Step[M]) err
 		}
 		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		if err := s.Undo(uctx, m); err != nil {
-			log.Error("undo", "step", s.Name, "err", err)
+			log.ErrorContext(ctx, "undo", logkey.Step, s.Name, logkey.Err, err)
 			errs = append(errs, fmt.Errorf("undo %s: %w", s.Name, err))
 		}
 		cancel()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/sysexec"
 )
 
@@ -106,7 +107,7 @@ func (a *attachment) run(ctx context.Context, patience time.Duration) error {
 			stack.Close()
 		}
 	}()
-	log := a.host.log.With("vm", a.vm)
+	log := a.host.log.With(logkey.VM, a.vm)
 	for {
 		conn, who, err := a.dialPatiently(ctx, patience)
 		if err != nil {
@@ -138,7 +139,7 @@ func (a *attachment) run(ctx context.Context, patience time.Duration) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		log.Debug("connection to the VMM ended", "err", err)
+		log.DebugContext(ctx, "connection to the VMM ended", logkey.Err, err)
 		if time.Since(began) > steady {
 			failures, pause = 0, firstPause
 			continue

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/sysexec"
 )
 
@@ -342,7 +343,7 @@ func (c *Client) greet(ctx context.Context) (*session, error) {
 	if r.Version == protocolVersion {
 		return s, nil
 	}
-	c.deps.Log.Info("replacing a network helper of another version", "version", r.Version)
+	c.deps.Log.InfoContext(ctx, "replacing a network helper of another version", logkey.Version, r.Version)
 	defer s.close()
 	if _, err := s.call(ctx, request{Op: opExit}); err != nil && !errors.Is(err, errLost) {
 		return nil, err
@@ -450,7 +451,7 @@ func (c *Client) lost(s *session) {
 	if !needed {
 		return
 	}
-	c.deps.Log.Warn("the network helper ended; starting another", "after", time.Since(s.began), "pause", pause)
+	c.deps.Log.Warn("the network helper ended; starting another", logkey.After, time.Since(s.began), logkey.Pause, pause)
 	c.retry()
 }
 
@@ -466,7 +467,7 @@ func (c *Client) retry() {
 		for c.awaitTurn() {
 			err := c.recover()
 			if err != nil && c.ctx.Err() == nil {
-				c.deps.Log.Warn("bringing the networks back", "err", err)
+				c.deps.Log.Warn("bringing the networks back", logkey.Err, err)
 			}
 			c.mu.Lock()
 			// A session that has ended by now left the rest to us.
@@ -526,8 +527,8 @@ func (c *Client) recover() error {
 		return err
 	}
 	if ended != nil {
-		c.deps.Log.Info("a vm ended while it had no network", "err", ended)
+		c.deps.Log.Info("a vm ended while it had no network", logkey.Err, ended)
 	}
-	c.deps.Log.Info("networks are back", "vms", n)
+	c.deps.Log.Info("networks are back", logkey.VMs, n)
 	return nil
 }

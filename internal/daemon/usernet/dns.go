@@ -10,6 +10,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"banger/internal/logkey"
 )
 
 // dnsConnIdle is how long a guest's connection to the resolver may say nothing.
@@ -107,7 +109,7 @@ func (n *network) answer(network string, query []byte) []byte {
 	defer n.files.give()
 	a, err := n.names.resolve(n.ctx, network, query)
 	if err != nil {
-		n.log.Debug("a question without an answer", "err", err)
+		n.log.Debug("a question without an answer", logkey.Err, err)
 		return serverFailure(query)
 	}
 	return a

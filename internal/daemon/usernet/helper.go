@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/paths"
 )
 
@@ -82,7 +83,7 @@ func Serve(ctx context.Context, cfg HelperConfig) error {
 		return err
 	}
 	ready()
-	h.log.Info("serving", "socket", cfg.Socket)
+	h.log.InfoContext(ctx, "serving", logkey.Socket, cfg.Socket)
 	return h.serve(ctx)
 }
 
@@ -138,7 +139,7 @@ func newHelper(cfg HelperConfig) (*helper, error) {
 	if !cfg.Shared {
 		err := settle()
 		if errors.Is(err, errors.ErrUnsupported) {
-			h.log.Warn("keeping privileges that are of no use", "err", err)
+			h.log.Warn("keeping privileges that are of no use", logkey.Err, err)
 		} else if err != nil {
 			return nil, err
 		}
@@ -315,7 +316,7 @@ func (h *helper) accept() error {
 			return fmt.Errorf("accept: %w", err)
 		}
 		if err := checkPeer(conn); err != nil {
-			h.log.Warn("refused a client", "err", err)
+			h.log.Warn("refused a client", logkey.Err, err)
 			_ = conn.Close()
 			continue
 		}
@@ -356,7 +357,7 @@ func (c *client) serve() {
 	for in.Scan() {
 		var q request
 		if err := json.Unmarshal(in.Bytes(), &q); err != nil || q.ID == 0 {
-			c.h.log.Warn("a client sent a malformed request", "err", err)
+			c.h.log.Warn("a client sent a malformed request", logkey.Err, err)
 			return
 		}
 		calls <- struct{}{}
@@ -477,7 +478,7 @@ func (h *helper) gone(a *attachment) {
 	if !h.forget(a) || a.err != nil || errors.Is(a.why, errDetached) {
 		return // who asked knows already
 	}
-	h.log.Info("VM gone", "vm", a.vm, "why", a.why)
+	h.log.Info("VM gone", logkey.VM, a.vm, logkey.Why, a.why)
 	h.mu.Lock()
 	clients := make([]*client, 0, len(h.clients))
 	for c := range h.clients {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/logkey"
 )
 
 // hostAddrs knows which addresses the kernel would deliver to this host: those
@@ -70,7 +72,7 @@ func (h *hostAddrs) IsLocal(addr netip.Addr) bool {
 	}
 	if h.stale {
 		if err := h.refreshLocked(); err != nil {
-			h.log.Warn("reading the host's addresses", "err", err)
+			h.log.Warn("reading the host's addresses", logkey.Err, err)
 			return true
 		}
 		h.stale = false

@@ -18,6 +18,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"banger/internal/logkey"
 )
 
 // Limits bound what one VM can make the helper hold. Zero takes the default.
@@ -102,7 +104,7 @@ type network struct {
 
 func newNetwork(vm string, h host) (*network, error) {
 	n := &network{host: h, vm: vm, link: newLink()}
-	n.log = h.log.With("vm", vm)
+	n.log = h.log.With(logkey.VM, vm)
 	n.tcpFlows.max, n.udpFlows.max = int64(h.limits.TCPFlows), int64(h.limits.UDPFlows)
 	n.queries = make(chan struct{}, h.limits.Queries)
 	n.pings.init(n)
@@ -229,7 +231,7 @@ func (n *network) start(fn func()) bool {
 func (n *network) admit(f Flow) bool {
 	err := n.policy(f)
 	if err != nil {
-		n.log.Debug("refused a flow", "proto", f.Proto, "src", f.Src, "dst", f.Dst, "err", err)
+		n.log.Debug("refused a flow", logkey.Proto, f.Proto, logkey.Src, f.Src, logkey.Dst, f.Dst, logkey.Err, err)
 	}
 	return err == nil
 }

@@ -15,6 +15,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"banger/internal/logkey"
 )
 
 const (
@@ -90,7 +92,7 @@ func (p *pinger) openLocked(key pingKey) *pingFlow {
 		if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
 			p.off.Store(true)
 		}
-		n.log.Debug("no ping", "dst", key.dst, "err", err)
+		n.log.Debug("no ping", logkey.Dst, key.dst, logkey.Err, err)
 		return nil
 	}
 	f := &pingFlow{key: key, conn: conn}

@@ -12,6 +12,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"banger/internal/logkey"
 )
 
 // acceptTCP handles the first segment of a connection, on a goroutine of its
@@ -37,7 +39,7 @@ func (n *network) acceptTCP(r *tcp.ForwarderRequest) {
 	}
 	conn, err := n.dial(f)
 	if err != nil {
-		n.log.Debug("connection refused", "dst", f.Dst, "err", err)
+		n.log.Debug("connection refused", logkey.Dst, f.Dst, logkey.Err, err)
 		r.Complete(true)
 		return
 	}

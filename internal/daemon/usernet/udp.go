@@ -11,6 +11,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"banger/internal/logkey"
 )
 
 // acceptUDP handles the first datagram between two ports, on the goroutine that
@@ -51,7 +53,7 @@ type udpFlow struct {
 func (u *udpFlow) run() {
 	c, err := u.net.dial(u.flow)
 	if err != nil {
-		u.net.log.Debug("no UDP flow", "dst", u.flow.Dst, "err", err)
+		u.net.log.Debug("no UDP flow", logkey.Dst, u.flow.Dst, logkey.Err, err)
 		return
 	}
 	defer u.net.files.give()

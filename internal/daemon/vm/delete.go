@@ -10,6 +10,7 @@ import (
 	"banger/internal/daemon/steps"
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/model"
 )
 
@@ -76,7 +77,7 @@ func (s *Service) markDeleting(ctx context.Context, e *ending) error {
 		// Deleting is what makes room on a full disk, so it goes on without having
 		// written its intent. A crash before its end leaves a stopped VM without
 		// files, which the next delete removes.
-		s.Log.Warn("deleting without a mark: the disk is full", "vm", e.vm.ID, "err", err)
+		s.Log.WarnContext(ctx, "deleting without a mark: the disk is full", logkey.VM, e.vm.ID, logkey.Err, err)
 		return nil
 	}
 	return err

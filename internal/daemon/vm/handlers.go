@@ -15,6 +15,7 @@ import (
 	"banger/internal/api/bangerv1"
 	"banger/internal/api/bangerv1/bangerv1connect"
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/model"
 	"banger/internal/paths"
 )
@@ -143,7 +144,7 @@ func (h Handlers) full(ctx context.Context, v *model.VM) (*connect.Response[bang
 	if err := unix.Stat(filepath.Join(out.Dir, paths.RootDiskFile), &st); err == nil {
 		out.DiskUsedBytes = st.Blocks * 512
 	} else if !errors.Is(err, os.ErrNotExist) {
-		h.s.Log.Warn("measure root disk", "vm", v.ID, "err", err)
+		h.s.Log.WarnContext(ctx, "measure root disk", logkey.VM, v.ID, logkey.Err, err)
 	}
 	return connect.NewResponse(out), nil
 }

@@ -15,6 +15,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
+	"banger/internal/logkey"
 	"banger/internal/model"
 	"banger/internal/paths"
 )
@@ -232,7 +233,7 @@ func (s *Service) reap(id string, l *live) {
 		if err == nil || s.ctx.Err() != nil {
 			return // closing: recovery settles it
 		}
-		s.Log.Error("settle an ended vm", "vm", id, "err", err)
+		s.Log.Error("settle an ended vm", logkey.VM, id, logkey.Err, err)
 		select {
 		case <-time.After(reapRetry):
 		case <-s.ctx.Done():
@@ -263,7 +264,7 @@ func (s *Service) bury(ctx context.Context, held *vmlock.Held, v *model.VM, l *l
 	if exit.Known && (exit.Code != 0 || exit.Signal != 0) {
 		v.LastError = exitText(exit)
 	}
-	s.Log.Info("vmm ended", "vm", v.ID, "code", exit.Code, "signal", exit.Signal, "known", exit.Known)
+	s.Log.InfoContext(ctx, "vmm ended", logkey.VM, v.ID, logkey.Code, exit.Code, logkey.Signal, exit.Signal, logkey.Known, exit.Known)
 	if err := s.settle(ctx, &ending{held: held, vm: v, from: v.State, live: l}); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 	"banger/internal/model"
 	"banger/internal/paths"
 )
@@ -46,7 +47,7 @@ func (s *Service) Restore(ctx context.Context) error {
 		}
 		if err := s.restore(ctx, v); err != nil {
 			// One VM that cannot be settled must not keep the daemon from serving the others.
-			s.Log.Error("recover vm", "vm", v.ID, "state", v.State, "err", err)
+			s.Log.ErrorContext(ctx, "recover vm", logkey.VM, v.ID, logkey.State, v.State, logkey.Err, err)
 		}
 		// One that could not be reached may run all the same.
 		if v.State.Live() && v.Spec.Net == model.NetUser {
@@ -54,7 +55,7 @@ func (s *Service) Restore(ctx context.Context) error {
 		}
 	}
 	if err := s.Network.Restore(ctx, sockets); err != nil {
-		s.Log.Error("recover the network of running vms", "err", err)
+		s.Log.ErrorContext(ctx, "recover the network of running vms", logkey.Err, err)
 	}
 	entries, err := os.ReadDir(s.Layout.VMs())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -62,7 +63,7 @@ func (s *Service) Restore(ctx context.Context) error {
 	}
 	for _, e := range entries {
 		if !known[e.Name()] {
-			s.Log.Warn("vm directory without a row is left alone", "dir", filepath.Join(s.Layout.VMs(), e.Name()))
+			s.Log.WarnContext(ctx, "vm directory without a row is left alone", logkey.Dir, filepath.Join(s.Layout.VMs(), e.Name()))
 		}
 	}
 	return nil
@@ -94,7 +95,7 @@ func (s *Service) restore(ctx context.Context, v *model.VM) error {
 				return err
 			}
 			s.adopt(v, l)
-			s.Log.Info("found a running vm again", "vm", v.ID, "pid", l.machine.Handle().PID)
+			s.Log.InfoContext(ctx, "found a running vm again", logkey.VM, v.ID, logkey.PID, l.machine.Handle().PID)
 		}
 		return nil
 	})
@@ -134,12 +135,12 @@ func (s *Service) reattach(ctx context.Context, v *model.VM) (*live, error) {
 	case ferr != nil || found.PID == h.PID && found.StartTime == h.StartTime:
 		return nil, err
 	}
-	s.Log.Warn("the handle of a vm was lost; its vmm is known by its socket", "vm", v.ID, "pid", found.PID)
+	s.Log.WarnContext(ctx, "the handle of a vm was lost; its vmm is known by its socket", logkey.VM, v.ID, logkey.PID, found.PID)
 	if m, err = d.Attach(ctx, spec, found); err != nil {
 		return nil, err
 	}
 	if err := writeHandles(dir, handles{BootID: v.BootID, VMM: m.Handle()}); err != nil {
-		s.Log.Warn("record a found vmm", "vm", v.ID, "err", err) // found again the same way
+		s.Log.WarnContext(ctx, "record a found vmm", logkey.VM, v.ID, logkey.Err, err) // found again the same way
 	}
 	return newLive(m), nil
 }

@@ -18,6 +18,7 @@ import (
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
+	"banger/internal/logkey"
 	"banger/internal/model"
 	"banger/internal/paths"
 )
@@ -241,7 +242,7 @@ func (s *Service) driver(v *model.VM) (hypervisor.Driver, error) {
 
 // runner runs the steps of one verb.
 func (s *Service) runner(v *model.VM, verb string, p model.Progress) steps.Runner {
-	r := steps.Runner{Log: s.Log.With("vm", v.ID, "verb", verb), Faults: s.Faults}
+	r := steps.Runner{Log: s.Log.With(logkey.VM, v.ID, logkey.Verb, verb), Faults: s.Faults}
 	if p != nil {
 		r.Observer = p
 	}

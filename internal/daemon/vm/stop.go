@@ -9,6 +9,7 @@ import (
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
 	"banger/internal/guest"
+	"banger/internal/logkey"
 	"banger/internal/model"
 )
 
@@ -100,7 +101,7 @@ func (s *Service) shutDown(ctx context.Context, e *ending, timeout time.Duration
 	if context.Cause(ctx) != nil {
 		return err
 	}
-	s.Log.Warn("orderly stop did not finish, ending the vmm", "vm", e.vm.ID, "err", err)
+	s.Log.WarnContext(ctx, "orderly stop did not finish, ending the vmm", logkey.VM, e.vm.ID, logkey.Err, err)
 	s.flush(ctx, e.live)
 	return nil
 }
@@ -131,7 +132,7 @@ func (s *Service) flush(ctx context.Context, l *live) {
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
 	if _, err := l.call(ctx, guest.Request{Kind: guest.KindSync}); err != nil {
-		s.Log.Warn("flush before ending the vmm", "err", err)
+		s.Log.WarnContext(ctx, "flush before ending the vmm", logkey.Err, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"banger/internal/daemon/relay"
 	"banger/internal/errdefs"
 	"banger/internal/guest"
+	"banger/internal/logkey"
 	"banger/internal/model"
 )
 
@@ -32,7 +33,7 @@ func (s *Service) ServeStream(w http.ResponseWriter, r *http.Request) {
 	}
 	client, req, err := relay.Accept(w, r)
 	if err != nil {
-		s.Log.Debug("accept a stream", "vm", v.ID, "err", err)
+		s.Log.Debug("accept a stream", logkey.VM, v.ID, logkey.Err, err)
 		return
 	}
 	defer func() { _ = client.Close() }()

@@ -14,6 +14,7 @@ import (
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
 	"banger/internal/guest"
+	"banger/internal/logkey"
 )
 
 // VMs is what the service needs of the VM service.
@@ -57,7 +58,7 @@ func (s *Service) ServeImport(w http.ResponseWriter, r *http.Request) {
 	defer held.Release()
 	client, req, err := relay.Accept(w, r)
 	if err != nil {
-		s.Log.Debug("accept an import", "vm", id, "err", err)
+		s.Log.Debug("accept an import", logkey.VM, id, logkey.Err, err)
 		return
 	}
 	defer func() { _ = client.Close() }()

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"time"
 
+	"banger/internal/logkey"
 	"banger/internal/sysexec"
 )
 
@@ -82,7 +83,7 @@ func Probe(ctx context.Context, o Options) (Verdict, error) {
 	}
 	key, err := hostKey(o.Device)
 	if err != nil {
-		o.Log.Debug("accelerator verdict is not cached", "error", err)
+		o.Log.DebugContext(ctx, "accelerator verdict is not cached", logkey.Err, err)
 		o.CacheFile = ""
 	}
 	if o.CacheFile != "" && !o.Fresh {
@@ -94,11 +95,11 @@ func Probe(ctx context.Context, o Options) (Verdict, error) {
 	if err != nil {
 		return Verdict{}, err
 	}
-	o.Log.Debug("accelerator probed", "kind", v.Kind, "reason", v.Reason,
-		"guest", v.GuestNanos, "host", v.HostNanos, "conclusive", conclusive)
+	o.Log.DebugContext(ctx, "accelerator probed", logkey.Kind, v.Kind, logkey.Reason, v.Reason,
+		logkey.Guest, v.GuestNanos, logkey.Host, v.HostNanos, logkey.Conclusive, conclusive)
 	if o.CacheFile != "" && conclusive {
 		if err := writeCache(o.CacheFile, key, v); err != nil {
-			o.Log.Warn("keep accelerator verdict", "error", err)
+			o.Log.WarnContext(ctx, "keep accelerator verdict", logkey.Err, err)
 		}
 	}
 	return v, nil
