@@ -21,10 +21,11 @@ const (
 // rings places every package; the longest matching directory decides. A new
 // package is added here first, which makes its author say what it is.
 var rings = map[string]ring{
-	"internal/errdefs": ringWire,
-	"internal/api":     ringWire,
-	"internal/logkey":  ringWire,
-	"internal/version": ringWire,
+	"internal/errdefs":  ringWire,
+	"internal/api":      ringWire,
+	"internal/lockrank": ringWire,
+	"internal/logkey":   ringWire,
+	"internal/version":  ringWire,
 
 	"internal/model": ringModel,
 	"internal/paths": ringModel,
@@ -66,6 +67,7 @@ var rings = map[string]ring{
 // only narrows what some packages may import of the project, beyond their ring.
 var only = map[string][]string{
 	"internal/errdefs":  {},
+	"internal/lockrank": {},
 	"internal/logkey":   {},
 	"internal/version":  {},
 	"internal/model":    {"internal/errdefs"},

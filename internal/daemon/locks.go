@@ -1,7 +1,8 @@
 package daemon
 
 // Lock order. Take in this order, release in reverse; docs/locking.md says it at
-// length, and builds with the tag lockcheck verify it at run time.
+// length, and builds with the tag lockcheck verify it at run time, but for the
+// leaves (package lockrank).
 //
 //	rank  lock                     kept by     guards                          over I/O?
 //	10    vmLocks[id]              vm          one VM's lifecycle verbs        yes, waits end with a context
@@ -13,8 +14,3 @@ package daemon
 //
 // Equal rank: never both at once. Reads (list, show, doctor) take ranks 40 and 50
 // only, so they never wait for a slow create.
-
-const (
-	rankVM        = 10
-	rankWorkspace = 20
-)

@@ -18,6 +18,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/accel"
+	"banger/internal/lockrank"
 	"banger/internal/logkey"
 	"banger/internal/model"
 	"banger/internal/store"
@@ -66,7 +67,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	d.closeLater(func(context.Context) error { return images.Close() })
 
 	drivers := d.drivers(conf)
-	vmLocks := &vmlock.Set{Noun: "vm", Display: displayName(db), OnTake: watchLocks(rankVM)}
+	vmLocks := &vmlock.Set{Noun: "vm", Display: displayName(db), Rank: lockrank.VM}
 	uidBase := 0
 	if os.Geteuid() == 0 {
 		uidBase = vmmUIDBase
@@ -91,7 +92,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 
 	workspaces := workspace.New(workspace.Deps{
 		VMs: vms, Log: d.log,
-		Locks: &vmlock.Set{Noun: "workspace of vm", Display: displayName(db), OnTake: watchLocks(rankWorkspace)},
+		Locks: &vmlock.Set{Noun: "workspace of vm", Display: displayName(db), Rank: lockrank.Workspace},
 	})
 	return &services{images: images, vms: vms, workspaces: workspaces, ops: ops}, nil
 }

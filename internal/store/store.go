@@ -22,6 +22,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"banger/internal/errdefs"
+	"banger/internal/lockrank"
 	"banger/internal/paths"
 )
 
@@ -246,6 +247,7 @@ func reserve(ctx context.Context, db *sql.DB) error {
 // what is reserved: the log, emptied. Undoing and deleting, which make space, must
 // not fail for the want of it.
 func (s *Store) write(ctx context.Context, do func() error) error {
+	defer lockrank.Take(lockrank.Transaction, "a transaction")()
 	err := full(do())
 	if !errors.Is(err, syscall.ENOSPC) {
 		return err

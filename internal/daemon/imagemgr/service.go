@@ -25,6 +25,7 @@ import (
 	"banger/internal/daemon/imagemgr/initramfs"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
+	"banger/internal/lockrank"
 	"banger/internal/logkey"
 	"banger/internal/model"
 	"banger/internal/paths"
@@ -77,7 +78,7 @@ type Service struct {
 	// imageOpsMu guards publication: what lies under the final names and the rows
 	// that know it change together. It is held for a rename and one transaction,
 	// never over a download or a build.
-	imageOpsMu sync.Mutex
+	imageOpsMu lockrank.Mutex
 
 	// How the two kinds are made, below a fresh staging directory.
 	makeImage  func(ctx context.Context, suite, dir string, p model.Progress) (madeImage, error)

@@ -18,6 +18,7 @@ import (
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
+	"banger/internal/lockrank"
 	"banger/internal/logkey"
 	"banger/internal/model"
 	"banger/internal/paths"
@@ -115,7 +116,7 @@ type Service struct {
 	// createVMMu guards the window between looking at the names there are and
 	// reserving one: two creates of one name, or two made-up names that are the
 	// same, must not both pass. One store transaction, never other I/O. Rank 30.
-	createVMMu sync.Mutex
+	createVMMu lockrank.Mutex
 	pending    map[string]bool // names of creates that have no row yet
 
 	mu      sync.Mutex               // a leaf (rank 40); guards the maps below

@@ -20,6 +20,7 @@ import (
 	"banger/internal/daemon/vm"
 	"banger/internal/daemon/vmlock"
 	"banger/internal/hypervisor"
+	"banger/internal/lockrank"
 	"banger/internal/model"
 	"banger/internal/paths"
 	"banger/internal/store"
@@ -105,7 +106,7 @@ func (w *world) open() {
 	}
 	w.db, w.ops = db, opstate.New(log)
 	w.fake = &watchedDriver{w: w, Driver: fakevm.New(fakevm.Deps{Command: []string{self, "fakevm"}, Log: log})}
-	w.locks = &vmlock.Set{Noun: "vm"}
+	w.locks = &vmlock.Set{Noun: "vm", Rank: lockrank.VM}
 	w.svc = vm.New(vm.Deps{
 		Store: faultyStore{db, w}, Layout: w.layout, Log: log, Ops: w.ops, Network: w.net,
 		Drivers:   map[string]hypervisor.Driver{w.fake.Name(): w.fake},

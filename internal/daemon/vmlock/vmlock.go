@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"banger/internal/errdefs"
+	"banger/internal/lockrank"
 )
 
 // Set holds the claims. The zero value is ready. Entries exist only while somebody
@@ -19,9 +20,9 @@ import (
 type Set struct {
 	mu      sync.Mutex // guards claims and everything in it
 	claims  map[string]*claim
-	Noun    string                           // what a key is, for messages: "vm"
-	Display func(key string) string          // how people know the key; nil: as it is
-	OnTake  func(key string) (untake func()) // seam of the lock-order check; may be nil
+	Noun    string                  // what a key is, for messages: "vm"
+	Display func(key string) string // how people know the key; nil: as it is
+	Rank    int                     // in the order of locks; 0: none, as in tests
 }
 
 type claim struct {
@@ -120,8 +121,8 @@ func (s *Set) wait(ctx context.Context, key string, c *claim) error {
 
 func (s *Set) held(key string, c *claim, preempted context.Context, cancel context.CancelCauseFunc) *Held {
 	untake := func() {}
-	if s.OnTake != nil {
-		untake = s.OnTake(key)
+	if s.Rank != 0 {
+		untake = lockrank.Take(s.Rank, "the claim on "+key)
 	}
 	return &Held{Key: key, preempted: preempted, release: func() {
 		untake()
