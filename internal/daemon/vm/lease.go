@@ -11,22 +11,26 @@ import (
 // else would.
 const leaseTime = 2 * time.Minute
 
+// Timer is a *time.Timer, or what a test has in its place.
+type Timer interface {
+	Stop() bool
+	Reset(d time.Duration) bool
+}
+
 // lease ends a VM that nobody has had a stream to for a while. The nil lease, of a
 // VM that stays, does nothing.
 type lease struct {
-	time time.Duration
-
 	mu    sync.Mutex // a leaf; guards the fields below
 	users int
 	over  bool
-	timer *time.Timer
+	timer Timer
 }
 
-func newLease(d time.Duration, expire func()) *lease {
-	if d == 0 {
-		d = leaseTime
+func newLease(after func(time.Duration, func()) Timer, expire func()) *lease {
+	if after == nil {
+		after = func(d time.Duration, f func()) Timer { return time.AfterFunc(d, f) }
 	}
-	return &lease{time: d, timer: time.AfterFunc(d, expire)}
+	return &lease{timer: after(leaseTime, expire)}
 }
 
 // hold keeps the VM while conn is open.
@@ -45,7 +49,7 @@ func (l *lease) release() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.users--; l.users == 0 && !l.over {
-		l.timer.Reset(l.time)
+		l.timer.Reset(leaseTime)
 	}
 }
 

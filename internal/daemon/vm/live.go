@@ -190,7 +190,7 @@ func (s *Service) running(v *model.VM) (*live, error) {
 func (s *Service) adopt(v *model.VM, l *live) {
 	if v.Spec.AutoRemove {
 		orphan := *v
-		l.lease = newLease(s.Lease, func() { s.expire(&orphan) })
+		l.lease = newLease(s.After, func() { s.expire(&orphan) })
 	}
 	s.mu.Lock()
 	s.live[v.ID] = l

@@ -81,7 +81,7 @@ type Guest struct {
 	MTU                   int
 }
 
-// Deps are the service's collaborators; all are required but Faults.
+// Deps are the service's collaborators; all are required but After and Faults.
 type Deps struct {
 	Store     Store
 	Layout    paths.Layout
@@ -98,9 +98,8 @@ type Deps struct {
 	UIDBase   int // first uid for VMMs when the daemon is root; 0: VMMs run as the daemon
 	Locks     *vmlock.Set
 	Log       *slog.Logger
-	// Lease is how long a VM that is to vanish with its client may be without
-	// one; 0: two minutes.
-	Lease time.Duration
+	// After runs a function later; nil: time.AfterFunc. Tests have a clock of their own.
+	After func(time.Duration, func()) Timer
 	// Faults is a seam for tests: see steps.Runner.
 	Faults func(step string, done bool) error
 }

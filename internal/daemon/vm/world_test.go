@@ -51,7 +51,7 @@ type world struct {
 	locks *vmlock.Set
 	fault atomic.Pointer[func(point) error]
 	step  atomic.Pointer[string] // the step that runs, or ran last
-	lease time.Duration
+	clock func(time.Duration, func()) vm.Timer
 	uids  int
 	max   int // how many VMs may exist
 	boots int // how many may boot at once
@@ -116,7 +116,7 @@ func (w *world) open() {
 			CPUs: 1, MemoryMiB: 128, DiskBytes: 64 << 20, Image: "debian", Kernel: "debian",
 			Net: model.NetUser, StopTimeout: 20 * time.Second, BootTimeout: 30 * time.Second,
 		},
-		MaxVMs: w.max, MaxBoots: w.boots, Locks: w.locks, Lease: w.lease, UIDBase: w.uids,
+		MaxVMs: w.max, MaxBoots: w.boots, Locks: w.locks, After: w.clock, UIDBase: w.uids,
 		Faults: func(step string, done bool) error {
 			w.step.Store(&step)
 			return w.at("", done)
