@@ -131,6 +131,9 @@ type handles struct {
 	VMM    hypervisor.Handle `json:"vmm"`
 }
 
+// stagedHandles is where handles.json is written before it takes its name.
+const stagedHandles = paths.StagingPrefix + paths.HandlesFile
+
 // writeHandles records a started VMM. The file is scratch: it is not synced, and
 // a lost one is made up for by Driver.Find.
 func writeHandles(dir string, h handles) error {
@@ -138,7 +141,7 @@ func writeHandles(dir string, h handles) error {
 	if err != nil {
 		return err
 	}
-	tmp := filepath.Join(dir, paths.HandlesFile+".tmp")
+	tmp := filepath.Join(dir, stagedHandles)
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return fmt.Errorf("write handles: %w", err)
 	}
@@ -160,11 +163,13 @@ func readHandles(dir string) handles {
 }
 
 func removeHandles(dir string) error {
-	err := os.Remove(filepath.Join(dir, paths.HandlesFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	var errs []error
+	for _, name := range []string{paths.HandlesFile, stagedHandles} {
+		if err := os.Remove(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
-	return err
+	return errors.Join(errs...)
 }
 
 // lookup returns the live entry of a VM, or nil.

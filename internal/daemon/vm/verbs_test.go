@@ -255,10 +255,15 @@ func TestLostHandles(t *testing.T) {
 	w.close()
 	w.must(unix.Kill(pid, unix.SIGKILL))
 	w.must(os.Remove(dev))
+	staged := filepath.Join(filepath.Dir(dev), paths.StagingPrefix+paths.HandlesFile)
+	w.must(os.WriteFile(staged, nil, 0o600)) // a daemon died while it wrote
 	w.open()
 	w.must(w.svc.Restore(context.Background()))
 	if v, err := w.db.FindVM(context.Background(), "dev"); err != nil || v.State != model.StateStopped || v.LastError == "" {
 		t.Errorf("vm is %s: %q, %v", v.State, v.LastError, err)
+	}
+	if _, err := os.Stat(staged); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an unfinished handle is left: %v", err)
 	}
 	w.checkLegal()
 }
