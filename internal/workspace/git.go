@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"banger/internal/errdefs"
@@ -109,12 +110,21 @@ func splitZ(out []byte) []string {
 	return strings.Split(text, "\x00")
 }
 
+// gitFlags silence what git would run because a repository says so: the tree may
+// come from a guest, and its .git/config with it. What we ask of git reads the index
+// (a file system monitor) and, where that is sparse, trees, which a partial clone
+// fetches from wherever it likes: that is refused by gitEnv, but fetch looks for a
+// bundle first, which is not.
+var gitFlags = []string{
+	"--no-pager", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.sshCommand=false",
+	"-c", "core.askPass=false", "-c", "credential.helper=", "-c", "fetch.bundleURI=", "-c", "core.quotePath=false",
+}
+
 // git runs git in dir. It returns nil, nil when dir is in no repository.
 func git(ctx context.Context, dir string, args ...string) ([]byte, error) {
 	out, err := sysexec.Output(ctx, sysexec.Cmd{
 		Path: "git",
-		// A file system monitor is a program that the repository names.
-		Args: append([]string{"-c", "core.fsmonitor=false", "-c", "core.quotePath=false"}, args...),
+		Args: append(slices.Clone(gitFlags), args...),
 		Dir:  dir,
 		Env:  gitEnv(os.Environ()),
 	})
@@ -129,20 +139,22 @@ func git(ctx context.Context, dir string, args ...string) ([]byte, error) {
 }
 
 // gitEnv is our environment without what would point git elsewhere than at the
-// directory it runs in (as inside a git hook), and without locks or translation.
+// directory it runs in (as inside a git hook), and without locks, translation or
+// transports: git must not fetch, for a transport is a program that the repository
+// chooses. GIT_NO_LAZY_FETCH is the clear way, which git knows since 2.45.
 func gitEnv(env []string) []string {
-	out := make([]string, 0, len(env)+2)
+	out := make([]string, 0, len(env)+4)
 	for _, kv := range env {
 		key, _, _ := strings.Cut(kv, "=")
 		switch key {
 		case "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR",
 			"GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE", "GIT_PREFIX", "GIT_LITERAL_PATHSPECS",
-			"GIT_OPTIONAL_LOCKS", "GIT_TRACE", "LC_ALL", "LANGUAGE":
+			"GIT_OPTIONAL_LOCKS", "GIT_TRACE", "GIT_NO_LAZY_FETCH", "GIT_ALLOW_PROTOCOL", "LC_ALL", "LANGUAGE":
 			continue
 		}
 		out = append(out, kv)
 	}
-	return append(out, "GIT_OPTIONAL_LOCKS=0", "LC_ALL=C")
+	return append(out, "GIT_OPTIONAL_LOCKS=0", "GIT_NO_LAZY_FETCH=1", "GIT_ALLOW_PROTOCOL=none", "LC_ALL=C")
 }
 
 // gitErr says what git found wrong.
@@ -158,7 +170,7 @@ func gitErr(dir string, err error) error {
 			WithHint("git config --global --add safe.directory %s", dir)
 	}
 	return errdefs.Precondition("look at the repository in %s: git says: %s", dir, first).
-		WithHint("see what `git -C %s status` says", dir)
+		WithHint("if it is yours, see what `git -C %s status` says; if a guest made it, run no git in it", dir)
 }
 
 // inspectRepo lists what git would show, and a .git directory that stands alone.
