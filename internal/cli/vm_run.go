@@ -130,6 +130,9 @@ func runRun(ctx context.Context, a *app, opts runOpts) error {
 		for _, n := range tree.Notices {
 			a.note("%s", n)
 		}
+		for _, w := range tree.Warnings {
+			a.warn("%s", w)
+		}
 	}
 	c, err := a.client()
 	if err != nil {

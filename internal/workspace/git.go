@@ -90,7 +90,8 @@ func (r *repo) files(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, gitErr(r.top, err)
 	}
-	return splitZ(out), nil
+	// A made-up index can have names that lead elsewhere.
+	return slices.DeleteFunc(splitZ(out), func(name string) bool { return !filepath.IsLocal(name) }), nil
 }
 
 // tracks reports whether git knows a file below the directory r was asked about.
@@ -185,6 +186,14 @@ func (t *Tree) inspectRepo(ctx context.Context, r *repo) error {
 			return t.inspectPlain(ctx)
 		}
 		t.Notices = append(t.Notices, "sending the whole repository "+r.top+"; the command runs in "+r.prefix)
+	}
+	foreign, err := r.foreign(ctx)
+	if err != nil {
+		return err
+	}
+	if foreign {
+		return errdefs.Precondition("the .git of %s leads to %s, which does not name this directory in turn: it could be another repository of yours", r.top, r.common).
+			WithHint("if that is the one you mean, send a clone of it: git clone %s DIR", r.common)
 	}
 	t.Root, t.Subdir, t.Git = r.top, r.prefix, true
 	s := &survey{}
@@ -305,6 +314,14 @@ func (s *survey) nested(ctx context.Context, outer *repo, prefix, name string) e
 	}
 	if inner == nil || inner.prefix != "" {
 		return nil // its .git is no repository
+	}
+	foreign, err := inner.foreign(ctx)
+	if err != nil {
+		return err
+	}
+	if foreign {
+		s.warn("%s is left out: its .git leads to %s, which does not name that directory in turn", dir, inner.common)
+		return nil
 	}
 	s.depth++
 	defer func() { s.depth-- }()

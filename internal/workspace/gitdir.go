@@ -26,6 +26,17 @@ func (s *survey) gitDir(ctx context.Context, r *repo, prefix string) error {
 	if err != nil || !ok {
 		return err
 	}
+	objects := filepath.Join(r.common, "objects")
+	lenders, err := stores(objects)
+	if err != nil {
+		return err
+	}
+	if s.depth > 0 && len(lenders) > 0 {
+		// Nothing in an object store says who may borrow from it, and nobody asked
+		// for this repository by name.
+		s.warn("%s is sent without its .git, which borrows objects from %s", r.top, lenders[0])
+		return nil
+	}
 	s.entries = append(s.entries, top)
 	linked := r.gitDir != r.common
 	config, err := readSmall(filepath.Join(r.common, "config"))
@@ -36,20 +47,16 @@ func (s *survey) gitDir(ctx context.Context, r *repo, prefix string) error {
 		return errdefs.Unsupported("%s is a linked work tree of a repository with reftable references", r.top).
 			WithHint("give the repository's main work tree, or a clone")
 	}
-	objects := filepath.Join(r.common, "objects")
-	borrows, err := readSmall(filepath.Join(objects, "info", "alternates"))
-	if err != nil {
-		return err
-	}
+	borrows := len(lenders) > 0
 	have := make(map[string]bool) // names below objects/
 	err = s.walk(ctx, r.common, prefix, func(rel string, isDir bool) bool {
 		switch {
 		case skipGit(rel, isDir), rel == "config", linked && !shared(rel):
 			return true
-		case borrows != nil && (rel == "objects/info/alternates" || strings.HasPrefix(rel, "objects/info/commit-graph")):
+		case borrows && (rel == "objects/info/alternates" || strings.HasPrefix(rel, "objects/info/commit-graph")):
 			return true // both name files of the other store
 		}
-		if name, ok := strings.CutPrefix(rel, "objects/"); ok && borrows != nil {
+		if name, ok := strings.CutPrefix(rel, "objects/"); ok && borrows {
 			have[name] = true
 		}
 		return false
@@ -65,8 +72,8 @@ func (s *survey) gitDir(ctx context.Context, r *repo, prefix string) error {
 			return err
 		}
 	}
-	if borrows != nil {
-		if err := s.alternates(ctx, objects, join(prefix, "objects"), have, 0); err != nil {
+	if borrows {
+		if err := s.alternates(ctx, r, objects, join(prefix, "objects"), have, 0); err != nil {
 			return err
 		}
 	}
@@ -133,24 +140,33 @@ func usesReftable(config []byte) bool {
 // maxAlternates is how deep git itself follows alternates.
 const maxAlternates = 5
 
-// alternates adds the objects of the stores that the one in dir borrows from.
-func (s *survey) alternates(ctx context.Context, dir, prefix string, have map[string]bool, depth int) error {
+// stores lists the object stores that the one in dir borrows from.
+func stores(dir string) ([]string, error) {
 	list, err := readSmall(filepath.Join(dir, "info", "alternates"))
-	if err != nil || list == nil {
-		return err
-	}
-	if depth >= maxAlternates {
-		return errdefs.Unsupported("%s: alternates are nested more than %d deep", dir, maxAlternates)
-	}
+	var out []string
 	for line := range strings.Lines(string(list)) {
 		line = strings.TrimSuffix(line, "\n")
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		from := line
-		if !filepath.IsAbs(from) {
-			from = filepath.Join(dir, from)
+		if !filepath.IsAbs(line) {
+			line = filepath.Join(dir, line)
 		}
+		out = append(out, line)
+	}
+	return out, err
+}
+
+// alternates adds the objects of the stores that the one in dir, of r, borrows from.
+func (s *survey) alternates(ctx context.Context, r *repo, dir, prefix string, have map[string]bool, depth int) error {
+	lenders, err := stores(dir)
+	if err != nil || len(lenders) == 0 {
+		return err
+	}
+	if depth >= maxAlternates {
+		return errdefs.Unsupported("%s: alternates are nested more than %d deep", dir, maxAlternates)
+	}
+	for _, from := range lenders {
 		err := s.walk(ctx, from, prefix, func(rel string, isDir bool) bool {
 			if !borrowed(rel, isDir) || have[rel] && !isDir {
 				return true
@@ -161,7 +177,10 @@ func (s *survey) alternates(ctx context.Context, dir, prefix string, have map[st
 		if err != nil {
 			return errdefs.Wrap(err, "read the objects that %s borrows", dir)
 		}
-		if err := s.alternates(ctx, from, prefix, have, depth+1); err != nil {
+		if real, err := filepath.EvalSymlinks(from); err != nil || !strings.HasPrefix(real, r.top+"/") {
+			s.warn("%s borrows objects from %s: these are sent too", r.top, from)
+		}
+		if err := s.alternates(ctx, r, from, prefix, have, depth+1); err != nil {
 			return err
 		}
 	}
@@ -193,15 +212,17 @@ func (s *survey) data(name string, contents []byte) {
 	s.entries = append(s.entries, entry{name: name, mode: 0o644, size: int64(len(contents)), time: time.Now(), data: contents})
 }
 
-// readSmall reads a file of at most maxConfig bytes; nil when there is none.
+// readSmall reads a file of at most maxConfig bytes; nil when there is none, or a
+// link, which could lead out of the tree.
 func readSmall(file string) ([]byte, error) {
-	f, err := os.Open(file)
+	fd, err := openRegular(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, pathErr(file, err)
 	}
+	f := os.NewFile(uintptr(fd), file)
 	defer func() { _ = f.Close() }()
 	b, err := io.ReadAll(io.LimitReader(bufio.NewReader(f), maxConfig+1))
 	if err != nil {

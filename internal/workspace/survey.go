@@ -3,6 +3,7 @@ package workspace
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,7 +19,12 @@ import (
 type survey struct {
 	entries []entry
 	special []string // names of sockets, fifos and devices that were left out
-	depth   int      // of repositories within each other
+	warned  []string
+	depth   int // of repositories within each other
+}
+
+func (s *survey) warn(format string, args ...any) {
+	s.warned = append(s.warned, fmt.Sprintf(format, args...))
 }
 
 // walk adds everything below dir, under the name prefix. skip, which may be nil,

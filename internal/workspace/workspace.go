@@ -24,12 +24,13 @@ import (
 
 // Tree is a directory that was looked at and can be sent.
 type Tree struct {
-	Root    string   // absolute; what is sent
-	Subdir  string   // of Root, slash-separated, that was asked for; empty: Root itself
-	Git     bool     // Root is the work tree of a git repository
-	Notices []string // what the user may want to know
-	Files   int      // regular files
-	Bytes   int64    // their size
+	Root     string   // absolute; what is sent
+	Subdir   string   // of Root, slash-separated, that was asked for; empty: Root itself
+	Git      bool     // Root is the work tree of a git repository
+	Notices  []string // what the user may want to know
+	Warnings []string // what the user has to know
+	Files    int      // regular files
+	Bytes    int64    // their size
 
 	entries []entry // parents before children
 }
@@ -155,6 +156,7 @@ func (t *Tree) take(s *survey) {
 		}
 		t.entries = append(t.entries, e)
 	}
+	t.Warnings = append(t.Warnings, s.warned...)
 	if n := len(s.special); n > 0 {
 		t.Notices = append(t.Notices, fmt.Sprintf("left out what is neither file, directory nor link: %s%s", s.special[0], andMore(n)))
 	}

@@ -233,7 +233,10 @@ func TestAlternates(t *testing.T) {
 	}
 	write(t, two, ".git/objects/info/alternates", rel+"\n")
 
-	_, got := send(t, two)
+	tree, got := send(t, two)
+	if len(tree.Warnings) != 2 || !strings.Contains(tree.Warnings[0], one) || !strings.Contains(tree.Warnings[1], repo) {
+		t.Errorf("warnings: %q", tree.Warnings)
+	}
 	if exists(got, ".git/objects/info/alternates") {
 		t.Error("the alternates file came along")
 	}
