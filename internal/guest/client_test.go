@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"banger/internal/errdefs"
 )
@@ -217,5 +218,29 @@ func TestStdinWriterCutsFrames(t *testing.T) {
 	}
 	if !bytes.Equal(got, want) {
 		t.Error("the bytes differ")
+	}
+}
+
+func TestWriteRequestLeavesAGuestThatTakesNothing(t *testing.T) {
+	a, b := net.Pipe() // without a buffer
+	defer b.Close()
+	defer a.Close()
+	ctx, cancel := context.WithCancelCause(testContext(t))
+	cause := errors.New("enough")
+	written := make(chan error)
+	go func() { written <- WriteRequest(ctx, a, Request{Kind: KindSync}) }()
+	if _, err := b.Read(make([]byte, 1)); err != nil { // it is in the middle of it
+		t.Fatal(err)
+	}
+	cancel(cause)
+	if err := <-written; !errors.Is(err, cause) {
+		t.Errorf("WriteRequest: %v", err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, b) }()
+	if err := a.SetWriteDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteRequest(testContext(t), a, Request{Kind: KindSync}); err != nil {
+		t.Error(err)
 	}
 }

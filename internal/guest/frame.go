@@ -2,10 +2,12 @@ package guest
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"sync"
 
 	"banger/internal/errdefs"
@@ -181,8 +183,16 @@ func ReadRequest(r io.Reader) (Request, error) {
 	return decodeRequest(channel, payload)
 }
 
-// WriteRequest sends r as the first frame of the stream w.
-func WriteRequest(w io.Writer, r Request) error { return NewFrameWriter(w).Request(r) }
+// WriteRequest sends r as the first frame of the stream conn. A guest that does
+// not take it in is left by ctx; conn is then good for nothing but Close.
+func WriteRequest(ctx context.Context, conn net.Conn, r Request) error {
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetWriteDeadline(past) })
+	err := NewFrameWriter(conn).Request(r)
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	return err
+}
 
 // DecodeControl decodes the payload of a control frame that is not the first.
 func DecodeControl(payload []byte) (Control, error) {

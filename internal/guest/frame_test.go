@@ -79,7 +79,7 @@ func TestFrameLimits(t *testing.T) {
 		t.Errorf("cut header: %v", err)
 	}
 	big := Request{Kind: KindExec, Exec: &Exec{Args: []string{strings.Repeat("a", MaxRequest)}}}
-	if err := WriteRequest(io.Discard, big); !errors.Is(err, errdefs.ErrExhausted) {
+	if err := NewFrameWriter(io.Discard).Request(big); !errors.Is(err, errdefs.ErrExhausted) {
 		t.Errorf("large request: %v", err)
 	}
 }
@@ -91,7 +91,7 @@ func (zeroes) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // TestReadRequestTakesNoMore: the rest of the stream belongs to somebody else.
 func TestReadRequestTakesNoMore(t *testing.T) {
 	var b bytes.Buffer
-	if err := WriteRequest(&b, Request{Kind: KindSync}); err != nil {
+	if err := NewFrameWriter(&b).Request(Request{Kind: KindSync}); err != nil {
 		t.Fatal(err)
 	}
 	b.WriteString("rest")

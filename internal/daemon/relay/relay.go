@@ -6,12 +6,15 @@ package relay
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"banger/internal/api"
@@ -120,19 +123,20 @@ func (b *buffered) Read(p []byte) (int, error) {
 // buffers are reused between streams; 64 KiB is what one read of the channel gives.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
 
-// Splice copies both ways until both are done and closes both. The agent ends a
-// stream by closing it after its last frame; a client that goes away closes the
+// Splice copies both ways until one side has ended and closes both. The agent ends
+// a stream by closing it after its last frame; a client that goes away closes the
 // agent's side, which the agent takes as a hang-up.
 func Splice(client, agent net.Conn) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		pump(agent, client)
+		pump(&patient{Conn: agent, client: client}, client)
 		_ = agent.Close()
 		_ = agent.SetReadDeadline(time.Now().Add(hangupTimeout))
 	}()
 	pump(client, agent)
 	_ = client.Close()
+	_ = agent.Close() // nobody reads what is on its way to it
 	<-done
 }
 
@@ -142,4 +146,52 @@ func pump(dst io.Writer, src io.Reader) {
 	// The wrappers keep io.CopyBuffer from ReadFrom and WriteTo, which would bring
 	// buffers of their own.
 	_, _ = io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, *buf)
+}
+
+// lookAfter is how long an agent may take nothing before we look whether the
+// client, from which nobody reads meanwhile, is still there.
+const lookAfter = time.Second
+
+// patient writes to an agent for as long as the client is there.
+type patient struct {
+	net.Conn
+	client net.Conn
+}
+
+func (p *patient) Write(b []byte) (int, error) {
+	for written := 0; ; {
+		if err := p.SetWriteDeadline(time.Now().Add(lookAfter)); err != nil {
+			return written, err
+		}
+		n, err := p.Conn.Write(b[written:])
+		written += n
+		var e net.Error
+		if err == nil || !errors.As(err, &e) || !e.Timeout() || gone(p.client) {
+			return written, err
+		}
+	}
+}
+
+// gone reports whether a client has hung up, whatever it sent before that and is
+// not read yet.
+func gone(client net.Conn) bool {
+	if b, ok := client.(*buffered); ok {
+		client = b.Conn
+	}
+	c, ok := client.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	poll := []unix.PollFd{{Events: unix.POLLRDHUP}}
+	if closed := raw.Control(func(fd uintptr) {
+		poll[0].Fd = int32(fd)
+		_, err = unix.Poll(poll, 0)
+	}); closed != nil {
+		return true // on our side
+	}
+	return err == nil && poll[0].Revents != 0
 }

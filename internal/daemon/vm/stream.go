@@ -76,7 +76,7 @@ func (s *Service) OpenAgent(ctx context.Context, id string, req guest.Request) (
 	done := s.use(id, string(req.Kind))
 	agent, err := l.open(ctx)
 	if err == nil {
-		if err = guest.WriteRequest(agent, req); err == nil {
+		if err = guest.WriteRequest(ctx, agent, req); err == nil {
 			return &used{Conn: l.lease.hold(agent), done: done}, nil
 		}
 		_ = agent.Close()
