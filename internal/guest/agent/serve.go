@@ -103,20 +103,19 @@ func accept(ctx context.Context, p host, s *serve.Server, ready func() guest.Rea
 }
 
 // serveSession serves the streams of a session until it ends. Commands that run
-// then get their hang-up from the end of their streams.
+// then get their hang-up from the end of their streams. Nothing is waited for: a
+// request that is stuck in a file system must not keep the next host out.
 func serveSession(ctx context.Context, session *guest.Incoming, s *serve.Server) {
 	ctx, cancel := context.WithCancel(ctx)
-	var streams sync.WaitGroup
+	defer cancel()
+	defer session.Close()
 	for {
 		conn, err := session.Accept()
 		if err != nil {
-			break
+			return
 		}
-		streams.Go(func() { s.Serve(ctx, conn) })
+		go s.Serve(ctx, conn)
 	}
-	cancel()
-	session.Close()
-	streams.Wait()
 }
 
 func ready(state boot.State) guest.Ready {

@@ -39,6 +39,9 @@ func New(log *slog.Logger, spawner *proc.Spawner, initSystem string, late <-chan
 func (m *Machine) Configure(ctx context.Context, c *guest.Configure) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // another host may have said otherwise since
+	}
 	var plan ifconf.Plan
 	if c.Net != nil {
 		var err error

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"context"
 	"errors"
 	"path"
 	"strings"
@@ -127,8 +128,11 @@ func mergeEnv(lists ...[]string) []string {
 }
 
 // bench runs a command again and again, each time in the way exec does but for
-// the channel, and reports how long each run took.
-func (s *Server) bench(w *guest.FrameWriter, b *guest.BenchSpawn) error {
+// the channel, and reports how long each run took. It ends early when the host
+// hangs up.
+func (s *Server) bench(ctx context.Context, r *guest.FrameReader, w *guest.FrameWriter, b *guest.BenchSpawn) error {
+	ctx, cancel := s.untilHangup(ctx, r)
+	defer cancel()
 	nanos := make([]int64, 0, b.Count)
 	for range b.Count {
 		start := time.Now()
@@ -141,7 +145,12 @@ func (s *Server) bench(w *guest.FrameWriter, b *guest.BenchSpawn) error {
 			return err
 		}
 		ex.begin()
-		if _, err := ex.wait(); err != nil {
+		stop := context.AfterFunc(ctx, func() { _ = ex.process.Signal(int(unix.SIGKILL)) })
+		_, err = ex.wait()
+		if !stop() {
+			return context.Cause(ctx)
+		}
+		if err != nil {
 			return err
 		}
 		nanos = append(nanos, int64(time.Since(start)))

@@ -125,7 +125,7 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *guest.FrameReader
 	case guest.KindWaitSystem:
 		return s.waitSystem(ctx, r, w)
 	case guest.KindBenchSpawn:
-		return s.bench(w, req.BenchSpawn)
+		return s.bench(ctx, r, w, req.BenchSpawn)
 	}
 	return errdefs.Unsupported("request of kind %s", req.Kind)
 }
@@ -184,15 +184,22 @@ func (s *Server) shutdown(ctx context.Context, conn net.Conn, w *guest.FrameWrit
 
 // waitSystem ends early when the host hangs up.
 func (s *Server) waitSystem(ctx context.Context, r *guest.FrameReader, w *guest.FrameWriter) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := s.untilHangup(ctx, r)
 	defer cancel()
-	s.running.Go(func() {
-		_, _, _ = r.Next() // the host sends nothing more: this is its hang-up
-		cancel()
-	})
 	state, err := s.Machine.WaitSystem(ctx)
 	if err != nil {
 		return err
 	}
 	return done(w, guest.Control{State: state})
+}
+
+// untilHangup is a context that ends with the stream of a request to which the
+// host adds nothing.
+func (s *Server) untilHangup(ctx context.Context, r *guest.FrameReader) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	s.running.Go(func() {
+		_, _, _ = r.Next()
+		cancel()
+	})
+	return ctx, cancel
 }
