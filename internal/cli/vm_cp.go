@@ -38,7 +38,7 @@ running VM. Relative paths in a VM start at its working directory.
   SRC ends in /.    the contents of the directory go into DST
   -                 a tar stream on stdin or stdout takes the place of a host path
 
-A symlink given as SRC is followed on the host; links below it are copied as links.
+A symlink given as SRC is followed; links below it are copied as links.
 Files copied in belong to the VM's user, or keep their numeric owner with --archive.
 Files copied out belong to you; set-id bits are dropped and devices refused.`,
 		Example: `  banger cp ./data calm-otter:/srv

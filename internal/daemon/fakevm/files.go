@@ -138,14 +138,32 @@ func (v *vm) unpack(h *tar.Header, name string, data io.Reader) error {
 	return nil // devices and the like have no place here
 }
 
-// copyOut packs a file or a tree, named relative to its parent.
+// target is what the links that may be at name lead to in the end.
+func (v *vm) target(name string) (string, error) {
+	for range 40 {
+		st, err := v.root.Lstat(name)
+		if err != nil || st.Mode().Type() != fs.ModeSymlink {
+			return name, err
+		}
+		link, err := v.root.Readlink(name)
+		if err != nil {
+			return "", err
+		}
+		name = inRoot(path.Dir(name), link)
+	}
+	return "", syscall.ELOOP
+}
+
+// copyOut packs a file or a tree under the base name of its path, whatever that
+// leads to.
 func (v *vm) copyOut(c guest.CopyOut, out io.Writer) error {
-	start := inRoot(v.home(), c.Path)
-	if _, err := v.root.Lstat(start); err != nil {
+	asked := inRoot(v.home(), c.Path)
+	start, err := v.target(asked)
+	if err != nil {
 		return notFound(c.Path, err)
 	}
 	t := tar.NewWriter(out)
-	err := fs.WalkDir(v.root.FS(), start, func(name string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(v.root.FS(), start, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -163,9 +181,8 @@ func (v *vm) copyOut(c guest.CopyOut, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		h.Name = name
-		if parent := path.Dir(start); parent != "." {
-			h.Name = name[len(parent)+1:]
+		if h.Name = name; start != "." {
+			h.Name = path.Base(asked) + name[len(start):]
 		}
 		h.Uid, h.Gid, h.Uname, h.Gname = 0, 0, "", ""
 		if err := t.WriteHeader(h); err != nil || !st.Mode().IsRegular() {

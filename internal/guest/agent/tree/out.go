@@ -14,7 +14,8 @@ import (
 )
 
 // Out packs file, which may be a directory, as a tar stream with names that begin
-// with its base name. Sockets are left out, as they are nothing without the
+// with its base name. A link is followed if it is file itself, as it is on the
+// host's side; those below stay links. Sockets are left out, as they are nothing without the
 // program that made them. A file that shrinks while it is read is filled up with
 // zeros, to keep the stream whole, and reported at the end.
 func Out(file string, w io.Writer) error {
@@ -28,7 +29,7 @@ func Out(file string, w io.Writer) error {
 	if base == "/" {
 		base = "."
 	}
-	if err := p.add(fd, base, base); err != nil {
+	if err := p.add(fd, base, base, 0); err != nil {
 		return pathError(err, file)
 	}
 	if err := p.tw.Close(); err != nil {
@@ -60,10 +61,15 @@ type packer struct {
 	changed string
 }
 
-// add packs what is called base in the directory dir.
-func (p *packer) add(dir int, base, name string) error {
+// add packs what is called base in the directory dir. With nofollow, which is
+// O_NOFOLLOW or 0, a link is packed as one.
+func (p *packer) add(dir int, base, name string, nofollow int) error {
 	var st unix.Stat_t
-	if err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	flags := 0
+	if nofollow != 0 {
+		flags = unix.AT_SYMLINK_NOFOLLOW
+	}
+	if err := unix.Fstatat(dir, base, &st, flags); err != nil {
 		return err
 	}
 	h := &tar.Header{
@@ -76,7 +82,7 @@ func (p *packer) add(dir int, base, name string) error {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		h.Typeflag, h.Name = tar.TypeDir, name+"/"
-		return p.dir(dir, base, name, h)
+		return p.dir(dir, base, name, h, nofollow)
 	case unix.S_IFLNK:
 		target, err := readlinkat(dir, base)
 		if err != nil {
@@ -105,11 +111,11 @@ func (p *packer) add(dir int, base, name string) error {
 		}
 		p.links[id] = name
 	}
-	return p.file(dir, base, h)
+	return p.file(dir, base, h, nofollow)
 }
 
-func (p *packer) dir(dir int, base, name string, h *tar.Header) error {
-	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+func (p *packer) dir(dir int, base, name string, h *tar.Header, nofollow int) error {
+	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_DIRECTORY|nofollow|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -121,7 +127,7 @@ func (p *packer) dir(dir int, base, name string, h *tar.Header) error {
 	for {
 		names, err := f.Readdirnames(1024)
 		for _, n := range names {
-			err := p.add(fd, n, path.Join(name, n))
+			err := p.add(fd, n, path.Join(name, n), unix.O_NOFOLLOW)
 			if err == unix.ENOENT {
 				continue // gone since it was listed
 			}
@@ -138,8 +144,8 @@ func (p *packer) dir(dir int, base, name string, h *tar.Header) error {
 	}
 }
 
-func (p *packer) file(dir int, base string, h *tar.Header) error {
-	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+func (p *packer) file(dir int, base string, h *tar.Header, nofollow int) error {
+	fd, err := unix.Openat(dir, base, unix.O_RDONLY|nofollow|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -278,4 +279,46 @@ func FuzzIn(f *testing.F) {
 			return nil
 		})
 	})
+}
+
+// A link that is asked for by name is what it leads to; one below stays a link.
+func TestOutFollowsALinkThatIsAskedFor(t *testing.T) {
+	base := t.TempDir()
+	for _, dir := range []string{"real", "other"} {
+		if err := os.Mkdir(filepath.Join(base, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(base, "real", "f"), []byte("contents"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	for name, to := range map[string]string{"real/below": "f", "other/file": "../real/f", "other/dir": base + "/real", "other/nowhere": "none"} {
+		if err := os.Symlink(to, filepath.Join(base, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{"file": "file 0", "dir": "dir/ 5, dir/below 2, dir/f 0"} {
+		var b bytes.Buffer
+		if err := Out(filepath.Join(base, "other", name), &b); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for r := tar.NewReader(&b); ; {
+			h, err := r.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, h.Name+" "+string(h.Typeflag))
+		}
+		slices.Sort(got)
+		if strings.Join(got, ", ") != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if err := Out(filepath.Join(base, "other", "nowhere"), io.Discard); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("a link to nowhere: %v", err)
+	}
 }
