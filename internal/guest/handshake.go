@@ -226,8 +226,11 @@ func (s *scanner) ready() (Ready, []byte, error) {
 
 // Session is the host's end of a guest's channel.
 type Session struct {
-	ready   Ready
-	mux     *yamux.Session
+	ready Ready
+	mux   *yamux.Session
+
+	mu      sync.Mutex // guards closed; without it Close could wait while Open begins
+	closed  bool
 	opening sync.WaitGroup
 }
 
@@ -249,6 +252,9 @@ func (s *Session) Done() <-chan struct{} { return s.mux.CloseChan() }
 
 // Close ends the session, its streams and the connection, and waits for all.
 func (s *Session) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	err := s.mux.Close()
 	s.opening.Wait()
 	return err
@@ -262,7 +268,15 @@ func (s *Session) Open(ctx context.Context) (net.Conn, error) {
 		err    error
 	}
 	opened := make(chan result)
-	s.opening.Go(func() {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, lost(ctx, nil)
+	}
+	s.opening.Add(1)
+	s.mu.Unlock()
+	go func() {
+		defer s.opening.Done()
 		stream, err := s.mux.OpenStream()
 		select {
 		case opened <- result{stream, err}:
@@ -271,7 +285,7 @@ func (s *Session) Open(ctx context.Context) (net.Conn, error) {
 				_ = stream.Close()
 			}
 		}
-	})
+	}()
 	select {
 	case r := <-opened:
 		if r.err != nil {

@@ -200,6 +200,37 @@ func TestHandshakeOverFreshChannel(t *testing.T) {
 	}
 }
 
+func TestCloseWhileStreamsAreOpened(t *testing.T) {
+	for range 3 {
+		a, b := pair(t)
+		echoAgent(t, b)
+		s, err := Connect(testContext(t), a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var openers sync.WaitGroup
+		first := make(chan struct{}, 4)
+		for range cap(first) {
+			openers.Go(func() {
+				for {
+					conn, err := s.Open(testContext(t))
+					if err != nil {
+						return
+					}
+					_ = conn.Close()
+					select {
+					case first <- struct{}{}:
+					default:
+					}
+				}
+			})
+		}
+		<-first
+		_ = s.Close()
+		openers.Wait()
+	}
+}
+
 func TestHandshakeSkipsStaleData(t *testing.T) {
 	c := newCable()
 	// 48 MB of a dropped stream, with acks of other connections and a cut magic in it.
