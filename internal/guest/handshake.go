@@ -81,11 +81,10 @@ type greeter struct {
 	again chan struct{} // the agent asked for a hello
 	over  chan struct{} // closed by finish
 
-	mu      sync.Mutex // guards what follows; without it an ack could race with the next hello
-	nonce   [NonceSize]byte
-	sending bool // a hello is being written: no ack of an earlier one counts
-	done    bool
-	hellos  int
+	mu     sync.Mutex // guards what follows; without it an ack could race with the next hello
+	nonce  [NonceSize]byte
+	done   bool
+	hellos int
 }
 
 // finish ends the sender.
@@ -98,11 +97,12 @@ func (g *greeter) finish() {
 	}
 }
 
-// matches reports whether nonce answers the newest hello, and if so stops the sender.
+// matches reports whether nonce answers the newest hello, and if so stops the
+// sender. The write of that hello need not have returned: the nonce is its end.
 func (g *greeter) matches(nonce []byte) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.sending || g.done || !bytes.Equal(nonce, g.nonce[:]) {
+	if g.done || !bytes.Equal(nonce, g.nonce[:]) {
 		return false
 	}
 	g.done = true
@@ -149,7 +149,6 @@ func (g *greeter) hello(pad bool) (more bool, err error) {
 		g.mu.Unlock()
 		return false, errdefs.Internal("make a nonce: %w", err)
 	}
-	g.sending = true
 	msg := make([]byte, 0, flushSize+len(HelloMagic)+NonceSize)
 	if pad {
 		msg = append(msg, bytes.Repeat([]byte{0xff}, flushSize)...)
@@ -158,10 +157,6 @@ func (g *greeter) hello(pad bool) (more bool, err error) {
 	g.mu.Unlock()
 
 	_, err = g.conn.Write(msg)
-
-	g.mu.Lock()
-	g.sending = false
-	g.mu.Unlock()
 	return err == nil, err
 }
 

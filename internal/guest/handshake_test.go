@@ -200,8 +200,37 @@ func TestHandshakeOverFreshChannel(t *testing.T) {
 	}
 }
 
+// slowWriter is a connection whose Write returns when it is told to.
+type slowWriter struct {
+	net.Conn
+	wrote chan []byte
+}
+
+func (w slowWriter) Write(p []byte) (int, error) {
+	w.wrote <- p
+	<-w.wrote
+	return len(p), nil
+}
+
+// A quick agent answers before the write of the hello has returned.
+func TestAckDuringTheWriteOfItsHello(t *testing.T) {
+	conn := slowWriter{wrote: make(chan []byte)}
+	g := &greeter{conn: conn, retry: time.Hour, again: make(chan struct{}, 1), over: make(chan struct{})}
+	sent := make(chan error)
+	go func() { sent <- g.send() }()
+	hello := <-conn.wrote
+	if !g.matches(hello[len(hello)-NonceSize:]) {
+		t.Error("the ack was not taken")
+	}
+	conn.wrote <- nil
+	g.finish()
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCloseWhileStreamsAreOpened(t *testing.T) {
-	for range 3 {
+	for range 20 {
 		a, b := pair(t)
 		echoAgent(t, b)
 		s, err := Connect(testContext(t), a)
