@@ -11,7 +11,7 @@ import (
 )
 
 // Terminal is a pseudo terminal. Master is the agent's end; Slave the command's,
-// closed once the command has it.
+// closed once the command has ended.
 type Terminal struct {
 	Master *os.File
 	Slave  *os.File

@@ -137,8 +137,8 @@ func (s *Server) startTTY(spec proc.Spec, e *guest.Exec, to sink) (*execution, e
 	fd := tty.Slave.Fd()
 	spec.Files = [3]uintptr{fd, fd, fd}
 	process, err := s.Spawner.Start(spec)
-	_ = tty.Slave.Close()
 	if err != nil {
+		_ = tty.Slave.Close()
 		_ = tty.Master.Close()
 		return nil, err
 	}
@@ -186,6 +186,9 @@ func (ex *execution) wait() (proc.Status, error) {
 	deadline := time.Unix(1, 0)
 	if ex.tty != nil {
 		deadline = time.Now().Add(ttyGrace)
+		// Open until now, for a terminal that no process has open is at its end, and
+		// a command may close it and open it again.
+		_ = ex.tty.Slave.Close()
 	}
 	for _, o := range ex.outputs {
 		_ = o.f.SetReadDeadline(deadline)
@@ -279,9 +282,9 @@ type output struct {
 	f       *os.File
 	channel byte
 	to      sink
-	// keep leaves the file open at its end. A terminal has an end when no process
-	// has it open, which is so for a moment when a command exits in good order;
-	// closing it then would send SIGHUP to that command.
+	// keep leaves the file open at its end. That of a terminal comes when a command
+	// exits in good order, a moment before it has; closing it then would send SIGHUP
+	// to that command.
 	keep bool
 }
 

@@ -580,3 +580,14 @@ func TestBenchEndsWithItsHost(t *testing.T) {
 	_ = conn.Close()
 	w.serving.Wait()
 }
+
+// A command that for a moment has its terminal nowhere open is still heard.
+func TestTerminalThatIsOpenedAgain(t *testing.T) {
+	w := newWorld(t)
+	var out bytes.Buffer
+	line := "echo one; exec <&- >&- 2>&-; sleep 0.2; exec >/dev/tty; echo two"
+	st, err := w.run(guest.Exec{Args: []string{"sh", "-c", line}, TTY: true}, guest.ExecIO{Stdout: &out})
+	if err != nil || st.Code != 0 || out.String() != "one\r\ntwo\r\n" {
+		t.Errorf("%v, %v, output %q", st, err, out.String())
+	}
+}
