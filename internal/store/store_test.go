@@ -173,6 +173,25 @@ func TestReplacedArtifactStaysWhileUsed(t *testing.T) {
 	must(t, s.PutKernel(ctx, model.Kernel{ID: "k1", Name: "debian", Release: "6.1"}))
 }
 
+// No crash can come between a new kernel and the images that boot with it.
+func TestImagesFollowAReplacedKernel(t *testing.T) {
+	ctx := context.Background()
+	s := seeded(t)
+	must(t, s.PutKernel(ctx, model.Kernel{ID: "o1", Name: "other"}))
+	for id, kernel := range map[string]string{"mine": "k1", "others": "o1", "none": ""} {
+		must(t, s.PutImage(ctx, model.Image{ID: id, Name: id, KernelID: kernel}))
+	}
+	must(t, s.PutKernel(ctx, model.Kernel{ID: "k2", Name: "debian"}))
+	for id, want := range map[string]string{"mine": "k2", "others": "o1", "none": ""} {
+		if i, err := s.ImageByID(ctx, id); err != nil || i.KernelID != want {
+			t.Errorf("image %s prefers %q, %v; want %q", id, i.KernelID, err, want)
+		}
+	}
+	if names, err := s.KernelImages(ctx, "k2"); err != nil || len(names) != 1 || names[0] != "mine" {
+		t.Errorf("images that prefer k2: %v, %v", names, err)
+	}
+}
+
 func TestReopenKeepsRows(t *testing.T) {
 	ctx := context.Background()
 	path := filepath.Join(t.TempDir(), "dir with space ?#", "banger.db")

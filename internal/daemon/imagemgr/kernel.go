@@ -136,8 +136,7 @@ func kernelRow(layout paths.Layout, id, name string, made madeKernel, final stri
 	}
 }
 
-// publishKernel puts the kernel in place. Images that preferred the one it
-// replaces prefer the new one then.
+// publishKernel puts the kernel in place.
 func (s *Service) publishKernel(ctx context.Context, k model.Kernel, final string) error {
 	old, err := s.Store.KernelByName(ctx, k.Name)
 	switch {
@@ -152,28 +151,7 @@ func (s *Service) publishKernel(ctx context.Context, k model.Kernel, final strin
 	if err := s.publish(final, s.Layout.Kernel(k.ID), func() error { return s.Store.PutKernel(ctx, k) }); err != nil {
 		return err
 	}
-	if old.ID != "" && old.ID != k.ID {
-		if err := s.preferKernel(ctx, old.ID, k.ID); err != nil {
-			return err
-		}
-	}
 	return errors.Join(s.collect(ctx), s.pruneInitramfs(ctx))
-}
-
-func (s *Service) preferKernel(ctx context.Context, from, to string) error {
-	images, err := s.Store.ListImages(ctx)
-	if err != nil {
-		return err
-	}
-	for _, i := range images {
-		if i.KernelID == from {
-			i.KernelID = to
-			if err := s.Store.PutImage(ctx, i); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // debianKernel makes the kernel of a suite.
@@ -239,15 +217,13 @@ func (s *Service) RemoveKernel(ctx context.Context, name string) error {
 	if len(users) > 0 {
 		return inUse("kernel", name, users)
 	}
-	images, err := s.ListImages(ctx)
+	images, err := s.Store.KernelImages(ctx, k.ID)
 	if err != nil {
 		return err
 	}
-	for _, i := range images {
-		if i.KernelID == k.ID {
-			return errdefs.Precondition("kernel %q is the one image %q boots with", name, i.Name).
-				WithHint("remove the image first: banger image rm %s", i.Name)
-		}
+	if len(images) > 0 {
+		return errdefs.Precondition("kernel %q is the one image %q boots with", name, images[0]).
+			WithHint("remove the image first: banger image rm %s", images[0])
 	}
 	err = s.retire(s.Layout.Kernel(k.ID), func() error { return s.Store.DeleteKernel(ctx, k.ID) }, func() ([]string, error) {
 		return s.Store.KernelUsers(ctx, k.ID)

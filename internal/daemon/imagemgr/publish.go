@@ -134,7 +134,7 @@ func (s *Service) collectLocked(ctx context.Context) (aside []string, err error)
 	}
 	keep = map[string]bool{}
 	for _, k := range kernels {
-		gone, err := dropUnnamed(ctx, k.ID, k.Name, s.Store.KernelUsers, s.Store.DeleteKernel)
+		gone, err := dropUnnamed(ctx, k.ID, k.Name, s.needKernel, s.Store.DeleteKernel)
 		if err != nil {
 			return aside, err
 		}
@@ -162,6 +162,16 @@ func (s *Service) rowsAreAll() (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// needKernel names the VMs that use a kernel and the images that prefer it.
+func (s *Service) needKernel(ctx context.Context, id string) ([]string, error) {
+	vms, err := s.Store.KernelUsers(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	images, err := s.Store.KernelImages(ctx, id)
+	return append(vms, images...), err
 }
 
 func dropUnnamed(ctx context.Context, id, name string, users func(context.Context, string) ([]string, error), remove func(context.Context, string) error) (bool, error) {

@@ -46,6 +46,8 @@ func (s *Service) Register(ctx context.Context, r Registration) (model.Image, er
 		ID: newID(), Name: r.Name, Path: filepath.Clean(r.Rootfs), SizeBytes: size,
 		Config: model.ImageConfig{User: r.User, Workdir: r.Workdir}, Source: "registered file", CreatedAt: time.Now(),
 	}
+	s.imageOpsMu.Lock()
+	defer s.imageOpsMu.Unlock()
 	if r.Kernel != "" {
 		k, err := s.kernelNamed(ctx, r.Kernel)
 		if err != nil {
@@ -53,8 +55,6 @@ func (s *Service) Register(ctx context.Context, r Registration) (model.Image, er
 		}
 		i.KernelID = k.ID
 	}
-	s.imageOpsMu.Lock()
-	defer s.imageOpsMu.Unlock()
 	if _, err := s.Store.ImageByName(ctx, r.Name); err == nil {
 		return model.Image{}, errdefs.AlreadyExists("image %q exists", r.Name).
 			WithHint("choose another name, or remove it first: banger image rm %s", r.Name)

@@ -33,7 +33,8 @@ import (
 
 // Store is what the service needs of the state database. An absent row is an
 // error of class not_found. Put replaces the row of that name in one transaction;
-// a replaced row that a VM uses stays, without a name.
+// a replaced row that a VM uses stays, without a name. Images that preferred a
+// replaced kernel prefer the new one.
 type Store interface {
 	ListImages(ctx context.Context) ([]model.Image, error)
 	ImageByName(ctx context.Context, name string) (model.Image, error)
@@ -46,6 +47,7 @@ type Store interface {
 	PutKernel(ctx context.Context, k model.Kernel) error
 	DeleteKernel(ctx context.Context, id string) error
 	KernelUsers(ctx context.Context, id string) ([]string, error)
+	KernelImages(ctx context.Context, id string) ([]string, error)
 }
 
 // Operations runs long work that outlives the request that began it.
