@@ -277,6 +277,9 @@ type Knobs struct {
 	SystemError string `json:"system_error,omitempty"`
 	// ShutdownIgnored: shutdown and power button are taken note of, no more.
 	ShutdownIgnored bool `json:"shutdown_ignored,omitempty"`
+	// ShutdownUnanswered: the agent takes a shutdown and says nothing; the power
+	// button works.
+	ShutdownUnanswered bool `json:"shutdown_unanswered,omitempty"`
 	// ExitCode is the status the process ends with after a shutdown.
 	ExitCode int `json:"exit_code,omitempty"`
 	// AttachError makes Attach fail.

@@ -23,6 +23,10 @@ func (v *vm) serveStream(stream net.Conn) {
 		_ = w.Control(guest.ErrorControl(err))
 		return
 	}
+	if req.Kind == guest.KindShutdown && v.knobs.ShutdownUnanswered {
+		_, _ = io.Copy(io.Discard, stream)
+		return
+	}
 	done := guest.Control{Type: guest.ControlDone}
 	switch req.Kind {
 	case guest.KindPing:

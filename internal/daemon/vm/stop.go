@@ -13,6 +13,10 @@ import (
 	"banger/internal/model"
 )
 
+// askTimeout is how long an agent may take to answer before the power button is
+// pressed; of a short timeout, a third.
+const askTimeout = 5 * time.Second
+
 // syncTimeout bounds the last flush before a VMM is ended firmly.
 const syncTimeout = 10 * time.Second
 
@@ -110,11 +114,14 @@ func (s *Service) shutDown(ctx context.Context, e *ending, timeout time.Duration
 func (s *Service) powerOff(ctx context.Context, l *live, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if _, err := l.call(ctx, guest.Request{Kind: guest.KindShutdown}); err != nil {
+	ask, answered := context.WithTimeout(ctx, min(askTimeout, timeout/3))
+	_, err := l.call(ask, guest.Request{Kind: guest.KindShutdown})
+	answered()
+	if err != nil {
 		if l.ended() {
 			return nil
 		}
-		// No agent to ask: the power button is the other orderly way.
+		// No agent that answers: the power button is the other orderly way.
 		if berr := l.machine.PowerButton(ctx); berr != nil {
 			return errors.Join(err, berr)
 		}

@@ -112,6 +112,21 @@ func TestStopEndsAGuestThatIgnoresIt(t *testing.T) {
 	w.checkLegal()
 }
 
+// An agent that answers nothing does not use up the time that the power button needs.
+func TestStopPressesTheButtonWhenTheAgentIsStuck(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", false))
+	w.knob(w.vms()[0].ID, fakevm.Knobs{ShutdownUnanswered: true, ExitCode: 7})
+	w.must(w.start("dev"))
+	machine := *w.fake.last.Load()
+	resp, err := w.svc.Handlers().Stop(context.Background(), connect.NewRequest(&bangerv1.StopRequest{Ref: "dev", TimeoutMillis: 6000}))
+	w.must(w.wait(resp, err))
+	if exit := machine.Exit(); exit.Code != 7 {
+		t.Errorf("the VMM was ended: %+v", exit)
+	}
+	w.checkLegal()
+}
+
 func TestFailedBootSaysWhyAndLeavesNothing(t *testing.T) {
 	for _, c := range []struct {
 		name  string
