@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"os"
 	"syscall"
 	"time"
@@ -117,11 +118,16 @@ func (s *session) run(ctx context.Context) (int, error) {
 		}
 		defer restore()
 		io.Resize = resize
+		tty := &impatient{in: io.Stdin, out: s.app.out, giveUp: func() { cancel(errGaveUp) }}
+		io.Stdin, io.Stdout = tty, tty
 	}
 	timedOut := s.watchDeadline(ctx, toCommand, cancel)
 	status, err := guest.RunExec(ctx, conn, s.request, io)
 	if timedOut() {
 		return 0, elapsed(s.flags.timeout)
+	}
+	if errors.Is(err, errGaveUp) {
+		return 0, gaveUp(s.ref, s.request.Ephemeral)
 	}
 	if err != nil {
 		return 0, commandError(err)

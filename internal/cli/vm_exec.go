@@ -24,7 +24,8 @@ func newExecCmd(a *app) *cobra.Command {
 		Use:   "exec VM [--] CMD [ARG...]",
 		Short: "Run a command in a running VM",
 		Long: `Exec runs a command in a VM with our stdin, stdout and stderr, and ends with the
-command's exit code. Signals are passed on; three quick Ctrl-C give up on it.
+command's exit code. Signals are passed on; three quick Ctrl-C give up on it, with
+--tty only when nothing is shown in between.
 
 Stdin is passed on when it is not a terminal, or with -i.`,
 		Example: `  banger exec calm-otter -- make test

@@ -45,6 +45,8 @@ terminal. The VM stays unless --rm is given.
 If PATH is in a git repository, the whole repository is sent: its tracked and its
 untracked but not ignored files, and .git itself, so that git works inside; the
 command runs in the directory that PATH is. Any other directory is sent whole.
+A .git that leads to a repository elsewhere is refused, unless that names PATH in
+turn, as those of linked work trees and submodules do.
 Everything belongs to the user that runs the command.
 
 Ctrl-C while the VM is made undoes it; afterwards it goes to the command, and

@@ -10,7 +10,9 @@ func newShellCmd(a *app) *cobra.Command {
 		Use:   "shell VM",
 		Short: "Open a shell in a running VM",
 		Long: `Shell opens the user's login shell in a VM, on a terminal when we have one. Without
-a terminal it reads commands from stdin. The VM runs on when the shell ends.`,
+a terminal it reads commands from stdin. The VM runs on when the shell ends.
+
+Three quick Ctrl-C after which nothing is shown leave a VM that is stuck.`,
 		Example: `  banger shell calm-otter
   banger shell --user root calm-otter
   echo 'uname -a' | banger shell calm-otter`,

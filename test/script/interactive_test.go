@@ -3,6 +3,7 @@ package script_test
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"io"
 	"os"
 	"os/exec"
@@ -352,6 +353,45 @@ func TestCommandOnATerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.ends(143)
+	if *s.before != *s.after {
+		t.Errorf("the terminal was\n%+v and is\n%+v", *s.before, *s.after)
+	}
+}
+
+// On a terminal in raw mode Ctrl-C belongs to the command, which a frozen VM never
+// gives it.
+func TestWayOutOfAFrozenVM(t *testing.T) {
+	r := newRig(t)
+	r.ok("vm", "create", "--name", "box")
+	files, err := filepath.Glob(filepath.Join(r.state, "vms", "*", "handles.json"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var handles struct {
+		VMM struct{ PID int }
+	}
+	if err := json.Unmarshal(text, &handles); err != nil || handles.VMM.PID <= 1 {
+		t.Fatalf("%v in %s", err, text)
+	}
+	s := r.onScreen("exec", "-t", "box", "--", "sh", "-c", "echo ready; cat")
+	s.until("ready")
+	// What the VM echoes shows that it is alive.
+	for range 4 {
+		s.types("\x03")
+		s.until("\x03")
+	}
+	if err := syscall.Kill(handles.VMM.PID, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Kill(handles.VMM.PID, syscall.SIGCONT) }()
+	s.types("\x03\x03\x03")
+	if text := s.ends(130); !strings.Contains(text, "banger vm kill box") {
+		t.Errorf("no way on:\n%s", text)
+	}
 	if *s.before != *s.after {
 		t.Errorf("the terminal was\n%+v and is\n%+v", *s.before, *s.after)
 	}
