@@ -95,11 +95,15 @@ func (p *Pinger) Ping(ctx context.Context) error {
 
 func (p *Pinger) round(ctx context.Context, send func() error) error {
 	stop := context.AfterFunc(ctx, func() { _ = p.conn.SetDeadline(past) })
-	defer stop()
-	if err := send(); err != nil {
-		return lost(ctx, err)
+	err := send()
+	if err == nil {
+		_, err = await(ctx, p.r, nil)
+	} else {
+		err = lost(ctx, err)
 	}
-	_, err := await(ctx, p.r, nil)
+	if !stop() && err == nil {
+		err = context.Cause(ctx) // the deadline hit just after the answer
+	}
 	return err
 }
 

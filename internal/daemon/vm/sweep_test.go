@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"banger/internal/daemon/steps"
+	"banger/internal/errdefs"
 	"banger/internal/model"
 )
 
@@ -196,7 +197,9 @@ func finish(t *testing.T, w *world) {
 	t.Helper()
 	for _, v := range w.vms() {
 		if v.State == model.StateDeleting {
-			w.must(w.delete(v.Name, true))
+			if err := w.delete(v.Name, true); !errors.Is(err, errdefs.ErrNotFound) { // else the watcher was first
+				w.must(err)
+			}
 			continue
 		}
 		if !slices.Contains(w.processes(), v.ID) {

@@ -252,8 +252,18 @@ func (c *Client) ExecuteWithFile(ctx context.Context, command string, args, resu
 // send writes one line. A VMM that does not read (it is stopped) must not hold
 // the caller longer than ctx says.
 func (c *Client) send(ctx context.Context, line []byte, file *os.File) error {
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetWriteDeadline(time.Unix(1, 0)) })
-	defer stop()
+	cut := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.conn.SetWriteDeadline(time.Unix(1, 0))
+		close(cut)
+	})
+	defer func() {
+		if !stop() {
+			// It came as the line was out: the next one must not find its deadline.
+			<-cut
+			_ = c.conn.SetWriteDeadline(time.Time{})
+		}
+	}()
 	if file == nil {
 		_, err := c.conn.Write(line)
 		return err
