@@ -44,13 +44,14 @@ image_key() {
 }
 
 # test_cache KEY: makes and prints the directory of this user that lives on between
-# runs of tests, which keep a kernel and an image there. Those of other keys go.
+# runs of tests, which keep a kernel and an image there. Those of other keys go,
+# unless a run of theirs holds its lock.
 test_cache() {
 	local cache=$HOME/.cache/banger-test old
 	[ "$(id -u)" -ne 0 ] || cache=/var/cache/banger-test
 	mkdir -p "$cache/$1" && chmod 700 "$cache"
 	for old in "$cache"/*; do
-		[ "$old" = "$cache/$1" ] || rm -rf -- "$old"
+		[ "$old" = "$cache/$1" ] || flock --nonblock "$old/lock" rm -rf -- "$old" || true
 	done
 	printf '%s\n' "$cache/$1"
 }

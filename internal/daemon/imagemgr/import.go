@@ -35,7 +35,7 @@ const importHint = "give a directory with an x86-64 vmlinux or bzImage, and lib/
 func (s *Service) ImportKernel(ctx context.Context, name, dir string, p model.Progress) (model.Kernel, error) {
 	src, err := checkImport(name, dir)
 	if err != nil {
-		return model.Kernel{}, orTry(err, importHint)
+		return model.Kernel{}, err
 	}
 	k, err := s.kernelPulls.do(ctx, name, p, func(ctx context.Context, p model.Progress) (model.Kernel, error) {
 		return s.addKernel(ctx, name, p, func(staging string) (madeKernel, error) {
@@ -49,7 +49,8 @@ func (s *Service) ImportKernel(ctx context.Context, name, dir string, p model.Pr
 	return k, nil
 }
 
-func checkImport(name, dir string) (found, error) {
+func checkImport(name, dir string) (_ found, err error) {
+	defer func() { err = orTry(err, importHint) }()
 	if err := model.CheckArtifactName("kernel", name); err != nil {
 		return found{}, err
 	}
@@ -82,7 +83,7 @@ func look(dir string) (found, error) {
 		return f, err
 	}
 	if f.vmlinux == "" && f.bzImage == "" {
-		return f, errdefs.NotFound("%s holds neither vmlinux nor bzImage", dir)
+		return f, errdefs.NotFound("no kernel in %s: neither vmlinux nor bzImage", dir)
 	}
 	for _, parent := range []string{"lib/modules", "usr/lib/modules", "modules"} {
 		if f.modules, err = one(filepath.Join(dir, parent), "*/modules.order", "modules.order", "*/kernel", "kernel"); err != nil {
