@@ -22,6 +22,7 @@ type shape struct {
 	cpus                int
 	memory, disk        string
 	net                 string
+	nested              bool
 	env                 []string
 	envFiles            []string
 	user, workdir       string
@@ -36,6 +37,7 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	f.StringVar(&s.memory, "memory", "", "memory `size`, in MiB or as 2G (default: the configured size)")
 	f.StringVar(&s.disk, "disk", "", "disk `size`, like 16G (default: the configured size)")
 	f.StringVar(&s.net, "net", "", "network: user (outbound only) or none (default: the configured `mode`)")
+	f.BoolVar(&s.nested, "nested", false, "let the guest run VMs with KVM itself")
 	f.StringArrayVarP(&s.env, "env", "e", nil, "set `KEY=VALUE` for commands; KEY alone takes the value from here")
 	f.StringArrayVar(&s.envFiles, "env-file", nil, "read KEY=VALUE lines from `file`")
 	f.StringVarP(&s.user, "user", "u", "", "`user` that runs commands (default: the image's)")
@@ -50,6 +52,7 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 	req := &bangerv1.CreateRequest{
 		Name: s.name, Image: s.image, Kernel: s.kernel, Net: s.net, User: s.user, Workdir: s.workdir,
+		Nested: s.nested,
 	}
 	given := cmd.Flags().Changed
 	if given("name") {

@@ -54,6 +54,7 @@ type Info struct {
 	Accel        Accel
 	Machine      string // versioned machine type new VMs get
 	CPUModel     string // named, version-stable CPU model new VMs get
+	NestedModel  string // the same for VMs that run VMs themselves; empty: this host gives none
 	Capabilities Capabilities
 }
 

@@ -438,6 +438,7 @@ type CreateRequest struct {
 	Workdir       string                 `protobuf:"bytes,10,opt,name=workdir,proto3" json:"workdir,omitempty"`
 	NoStart       bool                   `protobuf:"varint,11,opt,name=no_start,json=noStart,proto3" json:"no_start,omitempty"`
 	AutoRemove    bool                   `protobuf:"varint,12,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"` // delete it when it stops or when its ephemeral stream ends
+	Nested        bool                   `protobuf:"varint,13,opt,name=nested,proto3" json:"nested,omitempty"`                           // the guest may run VMs with KVM itself
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -552,6 +553,13 @@ func (x *CreateRequest) GetNoStart() bool {
 func (x *CreateRequest) GetAutoRemove() bool {
 	if x != nil {
 		return x.AutoRemove
+	}
+	return false
+}
+
+func (x *CreateRequest) GetNested() bool {
+	if x != nil {
+		return x.Nested
 	}
 	return false
 }
@@ -2141,7 +2149,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
 	"\x10ShutdownResponse\"\x19\n" +
 	"\x05VMRef\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xe7\x02\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xff\x02\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -2158,7 +2166,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	" \x01(\tR\aworkdir\x12\x19\n" +
 	"\bno_start\x18\v \x01(\bR\anoStart\x12\x1f\n" +
 	"\vauto_remove\x18\f \x01(\bR\n" +
-	"autoRemoveB\a\n" +
+	"autoRemove\x12\x16\n" +
+	"\x06nested\x18\r \x01(\bR\x06nestedB\a\n" +
 	"\x05_cpusB\r\n" +
 	"\v_memory_mibB\r\n" +
 	"\v_disk_bytes\"F\n" +

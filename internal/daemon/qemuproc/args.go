@@ -76,8 +76,8 @@ func translationMiB(memoryMiB int64) int64 { return min(128, max(32, memoryMiB/8
 var (
 	serialPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,20}$`)
 	wordPattern   = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
-	// A model, and features it is to be without.
-	modelPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}(,-[a-z0-9._-]{1,24}){0,8}$`)
+	// A model, and features it is to be without or to have besides.
+	modelPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}(,[-+][a-z0-9._-]{1,24}){0,24}$`)
 )
 
 // checkSpec refuses what would turn into other options than meant.

@@ -27,6 +27,8 @@ var (
 	CheckSpec     = checkSpec
 	NewestMachine = newestMachine
 	PickModel     = pickModel
+	NestedModel   = nestedModel
+	HostNesting   = hostNesting
 	LastLines     = func(f *os.File, n int) string { return lastLines(f, n) }
 	Cut           = cut
 	OpenLog       = openLog

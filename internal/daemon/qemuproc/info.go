@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -53,6 +54,7 @@ type facts struct {
 	machine  string          // the newest q35 of its own
 	machines map[string]bool // all it can still be
 	model    string
+	nested   string // the model of a VM that runs VMs; may be empty
 }
 
 // Info implements hypervisor.Driver.
@@ -63,7 +65,7 @@ func (d *Driver) Info(ctx context.Context) (hypervisor.Info, error) {
 	}
 	return hypervisor.Info{
 		Driver: Name, Binary: path, Version: f.version.String(), Accel: accel,
-		Machine: f.machine, CPUModel: f.model,
+		Machine: f.machine, CPUModel: f.model, NestedModel: f.nested,
 		Capabilities: hypervisor.Capabilities{QcowDisks: true, UserNet: true, Pause: true},
 	}, nil
 }
@@ -199,7 +201,50 @@ func learn(ctx context.Context, c *qmp.Client, accel hypervisor.Accel) (facts, e
 		return facts{}, errdefs.Unsupported("QEMU %s offers none of the CPU models %v with %s", f.version, models[accel], accel).
 			WithHint("guests need a processor of level x86-64-v2; emulate one: qemu.accel: tcg in the configuration")
 	}
+	f.nested = nestedModel(accel, f.model, cpus, hostNesting("/sys/module"))
 	return f, nil
+}
+
+// emulatedHost is the processor whose virtualisation TCG emulates, and what that
+// takes besides its model.
+const (
+	emulatedHost    = "EPYC-v1"
+	emulatedNesting = ",+svm,+npt"
+)
+
+// nestedModel returns the CPU model of a VM that runs VMs itself: under KVM the
+// usual one with the host's own extension, when its module hands that on; under
+// TCG, which emulates AMD's, an AMD processor without what TCG lacks of it. The
+// list is spelled out, so that the machine is the same after an upgrade of QEMU.
+func nestedModel(accel hypervisor.Accel, model string, offered []cpuDefinition, nesting string) string {
+	if accel == hypervisor.AccelKVM {
+		if nesting == "" {
+			return ""
+		}
+		return model + ",+" + nesting
+	}
+	for _, cpu := range offered {
+		if cpu.Name == emulatedHost {
+			without := ""
+			for _, feature := range cpu.Missing {
+				without += ",-" + feature
+			}
+			return cpu.Name + without + emulatedNesting
+		}
+	}
+	return ""
+}
+
+// hostNesting returns the virtualisation extension that KVM on this host hands on
+// to its guests; "" when it does not.
+func hostNesting(modules string) string {
+	for _, m := range []struct{ module, feature string }{{"kvm_intel", "vmx"}, {"kvm_amd", "svm"}} {
+		b, err := os.ReadFile(filepath.Join(modules, m.module, "parameters", "nested"))
+		if err == nil && slices.Contains([]string{"Y", "1"}, strings.TrimSpace(string(b))) {
+			return m.feature
+		}
+	}
+	return ""
 }
 
 // cpuDefinition is one CPU model and what of it this host cannot provide.

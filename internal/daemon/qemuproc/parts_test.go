@@ -2,6 +2,7 @@ package qemuproc_test
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -180,10 +181,41 @@ func TestPickModel(t *testing.T) {
 		}
 	}
 	s := plainSpec(t)
-	for model, good := range map[string]bool{"Westmere-v1,-vme": true, "Westmere-v1,+svm": false, "a,b=c": false, "": false} {
+	for model, good := range map[string]bool{"Westmere-v1,-vme": true, "EPYC-v1,-xsavec,+svm": true, "a,b=c": false, "a,b": false, "": false} {
 		s.CPUModel = model
 		if err := qemuproc.CheckSpec(s); (err == nil) != good {
 			t.Errorf("CPU model %q: %v", model, err)
+		}
+	}
+}
+
+// A VM that runs VMs has the extension that the accelerator provides.
+func TestNestedModel(t *testing.T) {
+	offered := []qemuproc.CPUDefinition{{Name: "Westmere-v1"}, {Name: "EPYC-v1", Missing: []string{"sha-ni", "xsavec"}}}
+	for _, c := range []struct {
+		accel         hypervisor.Accel
+		offered       []qemuproc.CPUDefinition
+		nesting, want string
+	}{
+		{hypervisor.AccelTCG, offered, "", "EPYC-v1,-sha-ni,-xsavec,+svm,+npt"},
+		{hypervisor.AccelTCG, offered[:1], "vmx", ""},
+		{hypervisor.AccelKVM, offered, "vmx", "Westmere-v1,+vmx"},
+		{hypervisor.AccelKVM, offered, "", ""},
+	} {
+		got := qemuproc.NestedModel(c.accel, "Westmere-v1", c.offered, c.nesting)
+		s := plainSpec(t)
+		if s.CPUModel = got; got != c.want || got != "" && qemuproc.CheckSpec(s) != nil {
+			t.Errorf("%s, %q: %q, want %q", c.accel, c.nesting, got, c.want)
+		}
+	}
+	modules := t.TempDir()
+	for text, want := range map[string]string{"Y\n": "svm", "1": "svm", "N\n": "", "0\n": ""} {
+		dir := filepath.Join(modules, "kvm_amd", "parameters")
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "nested"), []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		if got := qemuproc.HostNesting(modules); got != want {
+			t.Errorf("nested is %q: %q, want %q", text, got, want)
 		}
 	}
 }

@@ -61,7 +61,7 @@ func (s *Service) plan(ctx context.Context, req *bangerv1.CreateRequest) (*model
 		ID: newID(), Name: req.Name, State: model.StateCreating, ImageRef: req.Image,
 		Spec: model.VMSpec{
 			CPUs: s.Defaults.CPUs, MemoryMiB: s.Defaults.MemoryMiB, DiskBytes: s.Defaults.DiskBytes,
-			Net: model.Net(req.Net), User: req.User, Workdir: req.Workdir, AutoRemove: req.AutoRemove,
+			Net: model.Net(req.Net), User: req.User, Workdir: req.Workdir, AutoRemove: req.AutoRemove, Nested: req.Nested,
 		},
 	}
 	if v.ImageRef == "" {
@@ -230,6 +230,12 @@ func (s *Service) resolve(ctx context.Context, c *creation, kernel string, p mod
 	}
 	c.driver, c.qcow = d, info.Capabilities.QcowDisks
 	v.Spec.Driver, v.Spec.Machine, v.Spec.CPUModel = d.Name(), info.Machine, info.CPUModel
+	if v.Spec.Nested {
+		if v.Spec.CPUModel = info.NestedModel; v.Spec.CPUModel == "" {
+			return errdefs.Unsupported("guests cannot run VMs of their own here (%s with %s)", d.Name(), info.Accel).
+				WithHint("load the host's KVM module with nested=1, or set qemu.accel: tcg to emulate it; or leave --nested out")
+		}
+	}
 	if c.image, err = s.Artifacts.EnsureImage(ctx, v.ImageRef, p); err != nil {
 		return err
 	}
