@@ -11,24 +11,33 @@ import (
 )
 
 func newImagePullCmd(a *app) *cobra.Command {
-	force := false
+	req := &bangerv1.PullRequest{}
 	c := &cobra.Command{
 		Use:   "pull IMAGE",
 		Short: "Make an image from where its name says",
 		Long: `Pull makes an image and prints its name. "debian" is Debian stable with systemd and
 the usual tools, made from Debian's packages. What is there already is kept,
-unless --force. Two pulls of one image share the work.`,
+unless --force. Two pulls of one image share the work. With --include it has more
+packages, and needs a name of its own.`,
 		Example: `  banger image pull debian
-  banger image pull --force debian`,
+  banger image pull --force debian
+  banger image pull debian --name go --include golang-go,golang-golang-x-tools`,
 		Args:              needName("image"),
 		ValidArgsFunction: pullable(),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.pull(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) (*bangerv1.Operation, error) {
-				return c.PullImage(ctx, args[0], force)
+			req.Name = args[0]
+			name := req.Name
+			if req.As != "" {
+				name = req.As
+			}
+			return a.pull(cmd.Context(), name, func(ctx context.Context, c *client.Client) (*bangerv1.Operation, error) {
+				return c.PullImage(ctx, req)
 			})
 		},
 	}
-	c.Flags().BoolVar(&force, "force", false, "make it again although it is there")
+	c.Flags().BoolVar(&req.Force, "force", false, "make it again although it is there")
+	c.Flags().StringVar(&req.As, "name", "", "`name` of the image (default: IMAGE)")
+	c.Flags().StringSliceVar(&req.Include, "include", nil, "Debian `packages` to install besides, separated by commas")
 	return c
 }
 

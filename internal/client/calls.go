@@ -111,8 +111,8 @@ func (c *Client) GetImage(ctx context.Context, name string) (*bangerv1.Image, er
 }
 
 // PullImage starts to make an image.
-func (c *Client) PullImage(ctx context.Context, name string, force bool) (*bangerv1.Operation, error) {
-	return call(ctx, c.images.Pull, &bangerv1.PullRequest{Name: name, Force: force})
+func (c *Client) PullImage(ctx context.Context, req *bangerv1.PullRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.images.Pull, req)
 }
 
 // RegisterImage points at a root filesystem of the user's.

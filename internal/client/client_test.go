@@ -473,7 +473,7 @@ func TestEveryProcedureHasAMethod(t *testing.T) {
 		func() { _ = c.VMLogs(ctx, &bangerv1.LogsRequest{}, io.Discard) },
 		func() { _, _ = c.ListImages(ctx) },
 		func() { _, _ = c.GetImage(ctx, "x") },
-		func() { _, _ = c.PullImage(ctx, "x", false) },
+		func() { _, _ = c.PullImage(ctx, &bangerv1.PullRequest{Name: "x"}) },
 		func() { _, _ = c.RegisterImage(ctx, &bangerv1.RegisterImageRequest{}) },
 		func() { _ = c.RemoveImage(ctx, "x") },
 		func() { _, _ = c.ListKernels(ctx) },

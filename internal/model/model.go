@@ -38,9 +38,9 @@ type VMSpec struct {
 	MemoryMiB  int64             `json:"memory_mib"`
 	DiskBytes  int64             `json:"disk_bytes"`
 	Net        Net               `json:"net"`
-	Driver     string            `json:"driver"`    // "qemu", "fake"
-	Machine    string            `json:"machine"`   // versioned machine type, e.g. pc-q35-7.2
-	CPUModel   string            `json:"cpu_model"` // named, version-stable CPU model
+	Driver     string            `json:"driver"`           // "qemu", "fake"
+	Machine    string            `json:"machine"`          // versioned machine type, e.g. pc-q35-7.2
+	CPUModel   string            `json:"cpu_model"`        // named, version-stable CPU model
 	Nested     bool              `json:"nested,omitempty"` // the guest may run VMs with KVM itself
 	Env        map[string]string `json:"env,omitempty"`
 	User       string            `json:"user,omitempty"`    // default user of commands; empty: the image's

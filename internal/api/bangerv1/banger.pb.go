@@ -1174,8 +1174,10 @@ func (x *ImageRef) GetName() string {
 
 type PullRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"` // make it again although it is there
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`       // what to make; also the name it gets unless "as" says another
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`    // make it again although it is there
+	As            string                 `protobuf:"bytes,3,opt,name=as,proto3" json:"as,omitempty"`           // images: name of what is made; must not itself say what to make
+	Include       []string               `protobuf:"bytes,4,rep,name=include,proto3" json:"include,omitempty"` // images: Debian packages to install besides; needs "as"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1222,6 +1224,20 @@ func (x *PullRequest) GetForce() bool {
 		return x.Force
 	}
 	return false
+}
+
+func (x *PullRequest) GetAs() string {
+	if x != nil {
+		return x.As
+	}
+	return ""
+}
+
+func (x *PullRequest) GetInclude() []string {
+	if x != nil {
+		return x.Include
+	}
+	return nil
 }
 
 type RegisterImageRequest struct {
@@ -2227,10 +2243,12 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\fListResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\"\x1e\n" +
 	"\bImageRef\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"7\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"a\n" +
 	"\vPullRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\x88\x01\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x12\x0e\n" +
+	"\x02as\x18\x03 \x01(\tR\x02as\x12\x18\n" +
+	"\ainclude\x18\x04 \x03(\tR\ainclude\"\x88\x01\n" +
 	"\x14RegisterImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06rootfs\x18\x02 \x01(\tR\x06rootfs\x12\x16\n" +

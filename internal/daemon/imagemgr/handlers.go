@@ -83,12 +83,13 @@ func (h ImageHandlers) answer(ctx context.Context, i model.Image) (*connect.Resp
 
 // Pull implements ImageService. The operation's result is the image's id.
 func (h ImageHandlers) Pull(_ context.Context, req *connect.Request[bangerv1.PullRequest]) (*connect.Response[bangerv1.Operation], error) {
-	name, force := req.Msg.Name, req.Msg.Force
-	if err := model.CheckArtifactName("image", name); err != nil {
+	pull := Pull{From: req.Msg.Name, As: req.Msg.As, Include: req.Msg.Include, Force: req.Msg.Force}
+	name, _, _, err := pull.check()
+	if err != nil {
 		return nil, api.ToConnect(err)
 	}
 	return connect.NewResponse(h.s.Ops.Begin(opImagePull, name, func(ctx context.Context, p model.Progress) (string, error) {
-		i, err := h.s.PullImage(ctx, name, force, p)
+		i, err := h.s.PullImage(ctx, pull, p)
 		return i.ID, err
 	})), nil
 }

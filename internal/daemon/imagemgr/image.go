@@ -27,22 +27,64 @@ type madeImage struct {
 // EnsureImage returns the image of that name, and pulls it first when it is not
 // there, or its files are gone, and the name says where it comes from.
 func (s *Service) EnsureImage(ctx context.Context, name string, p model.Progress) (model.Image, error) {
-	return s.PullImage(ctx, name, false, p)
+	return s.PullImage(ctx, Pull{From: name}, p)
+}
+
+// Pull says which image to make.
+type Pull struct {
+	From    string   // what it is made from: "debian" or "debian:SUITE"
+	As      string   // its name; empty: From
+	Include []string // packages to install besides the usual ones; As is needed then
+	Force   bool     // make it again although it is there
+}
+
+// recipe is what an image of Debian's packages is made by.
+type recipe struct {
+	suite   string // "": the default one
+	include []string
+}
+
+// check returns the name and the recipe of the image; known is false when nothing
+// can be pulled for it.
+func (p Pull) check() (name string, r recipe, known bool, err error) {
+	name, r.include = p.From, p.Include
+	if err = model.CheckArtifactName("image", p.From); err != nil {
+		return name, r, false, err
+	}
+	if r.suite, known, err = suiteOf(p.From); err != nil {
+		return name, r, known, err
+	}
+	if err = debian.CheckPackages(p.Include); err != nil {
+		return name, r, known, err
+	}
+	switch {
+	case p.As == "" && len(p.Include) > 0:
+		err = errdefs.Invalid("an image with other packages than %q has needs a name of its own", p.From).
+			WithHint("say which: banger image pull %s --name mine --include …", p.From)
+	case p.As != "" && p.As != p.From:
+		name = p.As
+		if err = model.CheckArtifactName("image", name); err == nil {
+			err = ownName("image", name)
+		}
+	}
+	return name, r, known, err
 }
 
 // PullImage makes an image from where its name says. One that is there already is
 // returned as it is unless force is set. One pull per name runs at a time, and
 // everybody who asks meanwhile shares it.
-func (s *Service) PullImage(ctx context.Context, name string, force bool, p model.Progress) (model.Image, error) {
-	if err := model.CheckArtifactName("image", name); err != nil {
-		return model.Image{}, err
-	}
-	suite, known, err := suiteOf(name)
+func (s *Service) PullImage(ctx context.Context, pull Pull, p model.Progress) (model.Image, error) {
+	name, r, known, err := pull.check()
 	if err != nil {
 		return model.Image{}, err
 	}
+	force := pull.Force
 	if !force || !known {
 		i, err := s.presentImage(ctx, name, known)
+		if err == nil && force && i.Managed {
+			return i, errdefs.Invalid("image %q has a name of its own, which does not say what to make it from", name).
+				WithHint("say it again, with its packages: banger image pull --force --name %s --include … %s", name, debianName)
+		}
 		if err == nil && force {
 			return i, errdefs.Invalid("image %q is your own file; there is nothing to pull it from", name).
 				WithHint("put a new file in its place, or remove it and register another: banger image rm %s", name)
@@ -60,7 +102,7 @@ func (s *Service) PullImage(ctx context.Context, name string, force bool, p mode
 				return i, nil
 			}
 		}
-		i, err := s.pullImage(ctx, name, suite, p)
+		i, err := s.pullImage(ctx, name, r, p)
 		if err != nil {
 			return i, orTry(errdefs.Wrap(err, "pull image %q", name), pullHint)
 		}
@@ -92,19 +134,22 @@ func checkImage(i model.Image) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		e = errdefs.Precondition("image %q is broken: %w", i.Name, err)
 	}
-	if i.Managed {
+	switch _, pullable, _ := suiteOf(i.Name); {
+	case i.Managed && pullable:
 		return e.WithHint("make it again: banger image pull --force %s", i.Name)
+	case i.Managed:
+		return e.WithHint("make it again as it was made, or forget it: banger image rm %s", i.Name)
 	}
 	return e.WithHint("put the file back, or forget the image: banger image rm %s", i.Name)
 }
 
-func (s *Service) pullImage(ctx context.Context, name, suite string, p model.Progress) (model.Image, error) {
+func (s *Service) pullImage(ctx context.Context, name string, r recipe, p model.Progress) (model.Image, error) {
 	dir, remove, err := s.stage(s.Layout.Images())
 	if err != nil {
 		return model.Image{}, err
 	}
 	defer remove()
-	made, err := s.makeImage(ctx, suite, dir, p)
+	made, err := s.makeImage(ctx, r, dir, p)
 	if err != nil {
 		return model.Image{}, err
 	}
@@ -138,13 +183,13 @@ func (s *Service) pullImage(ctx context.Context, name, suite string, p model.Pro
 	return i, s.collect(context.WithoutCancel(ctx))
 }
 
-// debianImage makes the image of a suite.
-func (s *Service) debianImage(ctx context.Context, suite, dir string, p model.Progress) (madeImage, error) {
-	src, err := debian.HostSources("/", suite)
+// debianImage makes an image of Debian's packages.
+func (s *Service) debianImage(ctx context.Context, r recipe, dir string, p model.Progress) (madeImage, error) {
+	src, err := debian.HostSources("/", r.suite)
 	if err != nil {
 		return madeImage{}, err
 	}
-	i, err := debian.BuildImage(ctx, src, dir, s.DiskBytes, p)
+	i, err := debian.BuildImage(ctx, src, dir, s.DiskBytes, r.include, p)
 	if err != nil {
 		return madeImage{}, err
 	}

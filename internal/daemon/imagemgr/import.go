@@ -54,9 +54,8 @@ func checkImport(name, dir string) (_ found, err error) {
 	if err := model.CheckArtifactName("kernel", name); err != nil {
 		return found{}, err
 	}
-	if _, known, _ := suiteOf(name); known {
-		return found{}, errdefs.Invalid("kernel name %q is taken: it means a kernel from Debian packages", name).
-			WithHint("choose another name")
+	if err := ownName("kernel", name); err != nil {
+		return found{}, err
 	}
 	if !filepath.IsAbs(dir) {
 		return found{}, errdefs.Invalid("path %q is not absolute", dir)

@@ -28,6 +28,15 @@ func suiteOf(name string) (suite string, known bool, err error) {
 	return suite, true, err
 }
 
+// ownName refuses a name for something of the user's that says what to pull.
+func ownName(kind, name string) error {
+	if _, known, _ := suiteOf(name); known {
+		return errdefs.Invalid("%s name %q is taken: it means what is made from Debian packages", kind, name).
+			WithHint("choose another name")
+	}
+	return nil
+}
+
 // unknown is the error for a name that is neither here nor can be pulled.
 func unknown(kind, name string, have []string) error {
 	e := errdefs.NotFound("no %s %q", kind, name)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,7 +67,7 @@ func TestRegister(t *testing.T) {
 			t.Errorf("%s: %+v, %v (%s)", name, got, err, errdefs.HintOf(err))
 		}
 	}
-	if _, err := w.s.PullImage(t.Context(), "mine", true, nobody{}); !errors.Is(err, errdefs.ErrInvalidArgument) || errdefs.HintOf(err) == "" {
+	if _, err := w.s.PullImage(t.Context(), Pull{From: "mine", Force: true}, nobody{}); !errors.Is(err, errdefs.ErrInvalidArgument) || errdefs.HintOf(err) == "" {
 		t.Errorf("pulling it: %v", err)
 	}
 	if err := w.s.RemoveImage(t.Context(), "mine"); err != nil {
@@ -74,6 +75,48 @@ func TestRegister(t *testing.T) {
 	}
 	if _, err := os.Stat(path); err != nil {
 		t.Error("removing the image took the user's file:", err)
+	}
+}
+
+// An image with more packages has a name of its own, which says nothing of them.
+func TestPullWithPackages(t *testing.T) {
+	w := newWorld(t)
+	tools := Pull{From: "debian:trixie", As: "tools", Include: []string{"golang-go", "libstdc++6"}}
+	i, err := w.s.PullImage(t.Context(), tools, nobody{})
+	if err != nil || !i.Managed || i.Name != "tools" {
+		t.Fatalf("%+v, %v", i, err)
+	}
+	if b, err := os.ReadFile(i.Path); err != nil || string(b) != "root of trixie golang-go libstdc++6" {
+		t.Errorf("made of %q, %v", b, err)
+	}
+	if again, err := w.s.PullImage(t.Context(), tools, nobody{}); err != nil || again.ID != i.ID {
+		t.Errorf("a second pull gives %s, %v; was %s", again.ID, err, i.ID)
+	}
+	if got := w.image("tools"); got.ID != i.ID {
+		t.Errorf("ensure gives %+v", got)
+	}
+	tools.Force = true
+	if again, err := w.s.PullImage(t.Context(), tools, nobody{}); err != nil || again.ID == i.ID {
+		t.Errorf("a forced pull gives %s, %v", again.ID, err)
+	}
+	for name, p := range map[string]Pull{
+		"no name":       {From: "debian", Include: []string{"golang-go"}},
+		"reserved name": {From: "debian", As: "debian:trixie", Include: []string{"golang-go"}},
+		"bad name":      {From: "debian", As: "../x"},
+		"an option":     {From: "debian", As: "x", Include: []string{"--force-yes"}},
+		"two in one":    {From: "debian", As: "x", Include: []string{"a b"}},
+		"many":          {From: "debian", As: "x", Include: slices.Repeat([]string{"golang-go"}, 501)},
+		"by its name":   {From: "tools", Force: true},
+	} {
+		if got, err := w.s.PullImage(t.Context(), p, nobody{}); !errors.Is(err, errdefs.ErrInvalidArgument) || errdefs.HintOf(err) == "" {
+			t.Errorf("%s: %+v, %v (%s)", name, got, err, errdefs.HintOf(err))
+		}
+	}
+	if err := os.Remove(w.image("tools").Path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.s.EnsureImage(t.Context(), "tools", nobody{}); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(errdefs.HintOf(err), "image rm tools") {
+		t.Errorf("without its file: %v (%s)", err, errdefs.HintOf(err))
 	}
 }
 

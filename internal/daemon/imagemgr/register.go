@@ -30,9 +30,8 @@ func (s *Service) Register(ctx context.Context, r Registration) (model.Image, er
 	if err := model.CheckArtifactName("image", r.Name); err != nil {
 		return model.Image{}, err
 	}
-	if _, known, _ := suiteOf(r.Name); known {
-		return model.Image{}, errdefs.Invalid("image name %q is taken: it means an image made from Debian packages", r.Name).
-			WithHint("choose another name")
+	if err := ownName("image", r.Name); err != nil {
+		return model.Image{}, err
 	}
 	if r.Workdir != "" && !filepath.IsAbs(r.Workdir) {
 		return model.Image{}, errdefs.Invalid("working directory %q is not absolute", r.Workdir).

@@ -83,7 +83,7 @@ type Service struct {
 	imageOpsMu lockrank.Mutex
 
 	// How the two kinds are made, below a fresh staging directory.
-	makeImage  func(ctx context.Context, suite, dir string, p model.Progress) (madeImage, error)
+	makeImage  func(ctx context.Context, r recipe, dir string, p model.Progress) (madeImage, error)
 	makeKernel func(ctx context.Context, suite, dir string, p model.Progress) (madeKernel, error)
 }
 

@@ -61,10 +61,10 @@ func (w *world) start(db Store) {
 		Store: db, Layout: w.layout, AgentPath: agent, DiskBytes: 1 << 20,
 		Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)), Ops: inline{},
 	})
-	w.s.makeImage = func(ctx context.Context, suite, dir string, p model.Progress) (madeImage, error) {
+	w.s.makeImage = func(ctx context.Context, r recipe, dir string, p model.Progress) (madeImage, error) {
 		p.Stage("install")
 		path := filepath.Join(dir, "half")
-		w.write(path, "root of "+suite)
+		w.write(path, strings.Join(append([]string{"root of " + r.suite}, r.include...), " "))
 		if err := w.work(ctx, p); err != nil {
 			return madeImage{}, err
 		}
@@ -207,7 +207,7 @@ func TestConcurrentPullsShareOne(t *testing.T) {
 	pull := func(n int) {
 		seen[n] = &stages{joined: make(chan struct{})}
 		wg.Go(func() {
-			i, err := w.s.PullImage(t.Context(), "debian", n%2 == 1, seen[n])
+			i, err := w.s.PullImage(t.Context(), Pull{From: "debian", Force: n%2 == 1}, seen[n])
 			if err != nil {
 				t.Error(err)
 			}
@@ -225,7 +225,7 @@ func TestConcurrentPullsShareOne(t *testing.T) {
 	// One waiter goes; the others get what they waited for.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := w.s.PullImage(ctx, "debian", true, nobody{}); !errors.Is(err, context.Canceled) {
+	if _, err := w.s.PullImage(ctx, Pull{From: "debian", Force: true}, nobody{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("a waiter that gave up: %v", err)
 	}
 	close(release)
@@ -310,7 +310,7 @@ func TestUnpublishedPullLeavesTheOldOne(t *testing.T) {
 	i, k := w.image("debian"), w.kernel("debian")
 	before := w.files()
 	w.start(refusing{w.db})
-	if _, err := w.s.PullImage(t.Context(), "debian", true, nobody{}); !errors.Is(err, errRefused) {
+	if _, err := w.s.PullImage(t.Context(), Pull{From: "debian", Force: true}, nobody{}); !errors.Is(err, errRefused) {
 		t.Errorf("image: %v", err)
 	}
 	if _, err := w.s.PullKernel(t.Context(), "debian", true, nobody{}); !errors.Is(err, errRefused) {
@@ -328,7 +328,7 @@ func TestForcedPullKeepsWhatIsUsed(t *testing.T) {
 	w := newWorld(t)
 	i, k := w.image("debian"), w.kernel("debian")
 	v := w.vm("box", i, k)
-	i2, err := w.s.PullImage(t.Context(), "debian", true, nobody{})
+	i2, err := w.s.PullImage(t.Context(), Pull{From: "debian", Force: true}, nobody{})
 	if err != nil || i2.ID == i.ID {
 		t.Fatalf("%+v, %v", i2, err)
 	}

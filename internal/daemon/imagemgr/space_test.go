@@ -107,11 +107,11 @@ func TestNoSpace(t *testing.T) {
 		make  func(ctx context.Context, w *world, from string) error
 	}{
 		"pull image": {make: func(ctx context.Context, w *world, _ string) error {
-			_, err := w.s.PullImage(ctx, "debian:trixie", false, nobody{})
+			_, err := w.s.PullImage(ctx, Pull{From: "debian:trixie"}, nobody{})
 			return err
 		}},
 		"pull image again": {make: func(ctx context.Context, w *world, _ string) error {
-			_, err := w.s.PullImage(ctx, "debian", true, nobody{})
+			_, err := w.s.PullImage(ctx, Pull{From: "debian", Force: true}, nobody{})
 			return err
 		}},
 		"pull kernel": {make: func(ctx context.Context, w *world, _ string) error {
@@ -182,7 +182,7 @@ func TestNoSpace(t *testing.T) {
 
 // fill makes what is pulled from now on take that many bytes.
 func (w *world) fill(size int64) {
-	w.s.makeImage = func(_ context.Context, suite, dir string, _ model.Progress) (madeImage, error) {
+	w.s.makeImage = func(_ context.Context, _ recipe, dir string, _ model.Progress) (madeImage, error) {
 		made := madeImage{path: filepath.Join(dir, "half"), digest: "d"}
 		return made, os.WriteFile(made.path, make([]byte, size), 0o644)
 	}

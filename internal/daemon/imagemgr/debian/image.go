@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
+	"banger/internal/errdefs"
 	"banger/internal/paths"
 )
 
@@ -31,9 +34,37 @@ type Image struct {
 }
 
 // BuildImage makes a root filesystem of size bytes from the packages of a suite,
-// below dir, which must be a fresh directory that only this user can enter.
-func BuildImage(ctx context.Context, src Sources, dir string, size int64, p Progress) (Image, error) {
-	return build(ctx, src, dir, size, p, "minbase", imagePackages)
+// below dir, which must be a fresh directory that only this user can enter. The
+// packages of include are installed besides the usual ones.
+func BuildImage(ctx context.Context, src Sources, dir string, size int64, include []string, p Progress) (Image, error) {
+	if err := CheckPackages(include); err != nil {
+		return Image{}, err
+	}
+	i, err := build(ctx, src, dir, size, p, "minbase", append(slices.Clone(imagePackages), include...))
+	if err == nil && len(include) > 0 {
+		i.Source += ", with " + strings.Join(include, " ")
+	}
+	return i, err
+}
+
+// maxPackages bounds what one image may ask for by name.
+const maxPackages = 500
+
+var packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,99}$`)
+
+// CheckPackages refuses what are no names of Debian packages.
+func CheckPackages(names []string) error {
+	if len(names) > maxPackages {
+		return errdefs.Invalid("%d packages: at most %d can be named", len(names), maxPackages).
+			WithHint("name those that need the others; they come along")
+	}
+	for _, name := range names {
+		if !packageName.MatchString(name) {
+			return errdefs.Invalid("%q is not the name of a Debian package", name).
+				WithHint("names have small letters, digits and +.- in them, such as golang-go")
+		}
+	}
+	return nil
 }
 
 func build(ctx context.Context, src Sources, dir string, size int64, p Progress, variant string, packages []string) (Image, error) {
