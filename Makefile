@@ -12,6 +12,8 @@ export GO
 
 # Tests of whole programs are built with this tag.
 E2E_TAGS := e2e
+# Tests that run in the lab with this one.
+LAB_TAGS := lab
 # And unit tests with this one: breaking the lock order is then a panic.
 UNIT_TAGS := lockcheck
 # How long each fuzz test runs, and which benchmark: make fuzz FUZZTIME=1m, make bench ONLY=name
@@ -71,14 +73,24 @@ test-e2e: build bin/e2e.test ## tests with real VMs, as root and as an ordinary 
 	scripts/e2e root
 	scripts/e2e user
 
+.PHONY: lab
+lab: build ## a shell in the lab: a host with KVM and device-mapper, itself a VM
+	@scripts/bootstrap run
+	scripts/lab shell
+
+.PHONY: test-lab
+test-lab: build ## tests that need such a host, run in the lab
+	@scripts/bootstrap test
+	scripts/lab test
+
 .PHONY: lint
 lint: go-found ## formatting, vet, staticcheck, rules of the project, shell scripts
 	@unformatted=$$("$$("$(GO)" env GOROOT)/bin/gofmt" -l $(sources)); \
 	[ -z "$$unformatted" ] || { printf 'error: not formatted (run gofmt -w on them):\n%s\n' "$$unformatted" >&2; exit 1; }
 	"$(GO)" vet ./...
-	"$(GO)" vet -tags "$(E2E_TAGS) $(UNIT_TAGS)" ./internal/daemon ./test/...
+	"$(GO)" vet -tags "$(E2E_TAGS) $(UNIT_TAGS) $(LAB_TAGS)" ./internal/daemon ./test/...
 	"$(GO)" test ./internal/archtest
-	"$(GO)" tool -modfile=tools/go.mod staticcheck -tags "$(E2E_TAGS)" ./...
+	"$(GO)" tool -modfile=tools/go.mod staticcheck -tags "$(E2E_TAGS),$(LAB_TAGS)" ./...
 	@if command -v shellcheck >/dev/null; then shellcheck -x $(scripts); else echo 'shellcheck is not installed: scripts were not checked' >&2; fi
 
 .PHONY: bench
