@@ -23,6 +23,7 @@ package hypervisor
 import (
 	"context"
 	"net"
+	"time"
 )
 
 // Accel is how guest code is executed.
@@ -93,6 +94,14 @@ type Machine interface {
 	PowerButton(ctx context.Context) error
 	// SetLink connects or disconnects the network card's cable.
 	SetLink(ctx context.Context, up bool) error
+	// Stalled says since when the guest stands still because a disk of it cannot grow,
+	// for want of space on the host (zero: it does not). The channel closes when that
+	// changes.
+	Stalled() (since time.Time, changed <-chan struct{})
+	// Continue lets a stalled guest try again what it could not write, and returns when
+	// it runs. It stalls again when there is still no space. On a guest that is not
+	// stalled it does nothing.
+	Continue(ctx context.Context) error
 	// Kill ends the VMM at once and waits until the process is gone.
 	Kill(ctx context.Context) error
 	// Done is closed when the VMM process has ended.

@@ -27,7 +27,9 @@ type vm struct {
 	born  time.Time
 	begun chan struct{} // closed when the guest may run
 	once  sync.Once
-	exit  chan int // the status to end with
+	exit  chan int  // the status to end with
+	mount sync.Once // the guest's first writes
+	stall hypervisor.Stall
 
 	mu     sync.Mutex // guards what follows
 	linkUp bool
@@ -64,7 +66,7 @@ func childMain(args []string) (int, error) {
 		return 1, fmt.Errorf("open root: %w", err)
 	}
 	defer v.root.Close()
-	serve := []func(net.Conn){v.serveControl, v.serveAgent, v.serveNet}
+	serve := []func(net.Conn){func(conn net.Conn) { go v.serveControl(conn) }, v.serveAgent, v.serveNet}
 	for i, fn := range serve {
 		l, err := inherit(3 + i)
 		if err != nil {
@@ -91,8 +93,8 @@ func inherit(fd int) (net.Listener, error) {
 	return l, nil
 }
 
-// accept serves one connection after the other: each of the sockets has one
-// client at a time, as QEMU's have.
+// accept hands connections to serve, which closes them. The guest channel and the
+// network card serve one after the other, as QEMU's do.
 func accept(l net.Listener, serve func(net.Conn)) {
 	for {
 		conn, err := l.Accept()
@@ -100,7 +102,6 @@ func accept(l net.Listener, serve func(net.Conn)) {
 			return
 		}
 		serve(conn)
-		_ = conn.Close()
 	}
 }
 
@@ -125,6 +126,7 @@ func openRoot() (*os.Root, error) {
 
 // serveControl answers one command of the driver.
 func (v *vm) serveControl(conn net.Conn) {
+	defer conn.Close()
 	line, err := bufio.NewReaderSize(conn, 4<<10).ReadSlice('\n')
 	if err != nil || v.knobs.StartBlock {
 		_, _ = io.Copy(io.Discard, conn) // until the driver gives up
@@ -146,12 +148,63 @@ func (v *vm) serveControl(conn net.Conn) {
 			a.Error = err.Error()
 		}
 	case verbPower:
+	case verbCont:
+		v.stall.Set(false)
+	case verbAwait:
+		v.awaitStall(conn, c.Stalled)
 	default:
 		a.Error = fmt.Sprintf("unknown verb %q", c.Verb)
 	}
+	since, _ := v.stall.Stalled()
+	a.Stalled = !since.IsZero()
 	_ = json.NewEncoder(conn).Encode(a)
 	if c.Verb == verbPower {
+		v.runs()
 		v.powerOff()
+	}
+}
+
+// awaitStall returns when the guest's being stalled differs from what the driver
+// knows, or the driver has gone.
+func (v *vm) awaitStall(conn net.Conn, known bool) {
+	gone := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, conn)
+		close(gone)
+	}()
+	for {
+		since, changed := v.stall.Stalled()
+		if known == since.IsZero() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-gone:
+			return
+		}
+	}
+}
+
+// runs returns when the guest is not stalled.
+func (v *vm) runs() {
+	for {
+		since, changed := v.stall.Stalled()
+		if since.IsZero() {
+			return
+		}
+		<-changed
+	}
+}
+
+// space returns when there is room for what the guest is about to write. While the
+// host's disk is full the guest stalls, and tries again when it is continued.
+func (v *vm) space() {
+	for {
+		if _, err := os.Lstat(v.knobs.FullFile); err != nil {
+			return
+		}
+		v.stall.Set(true)
+		v.runs()
 	}
 }
 
@@ -164,6 +217,7 @@ func (v *vm) begin() (err error) {
 			time.AfterFunc(d, func() { _ = unix.Kill(os.Getpid(), unix.SIGKILL) })
 		}
 		close(v.begun)
+		go v.mount.Do(v.space)
 	})
 	return err
 }
@@ -180,15 +234,20 @@ func (v *vm) powerOff() {
 }
 
 // serveNet throws away what a network helper sends: the link is down for good.
-func (v *vm) serveNet(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
+func (v *vm) serveNet(conn net.Conn) {
+	defer conn.Close()
+	_, _ = io.Copy(io.Discard, conn)
+}
 
 // serveAgent serves one host on the guest channel.
 func (v *vm) serveAgent(conn net.Conn) {
+	defer conn.Close()
 	if v.knobs.AgentNeverReady {
 		_, _ = io.Copy(io.Discard, conn)
 		return
 	}
 	<-v.begun
+	v.mount.Do(v.space)
 	ch := guest.NewChannel(conn)
 	for {
 		in, err := ch.Accept(v.ready)

@@ -214,7 +214,8 @@ func (d *Driver) Find(ctx context.Context, dir string) (hypervisor.Handle, error
 	ctx, cancel := context.WithTimeout(ctx, launchTime)
 	defer cancel()
 	pid, start, err := dirsock.Find(ctx, dir, paths.QMPSocket, func(ctx context.Context, conn *net.UnixConn) error {
-		return ask(ctx, conn, command{Verb: verbPing})
+		_, err := ask(ctx, conn, command{Verb: verbPing})
+		return err
 	})
 	if err != nil {
 		return hypervisor.Handle{}, errdefs.Wrap(err, "find the fake VM by its socket")
@@ -282,6 +283,9 @@ type Knobs struct {
 	ShutdownUnanswered bool `json:"shutdown_unanswered,omitempty"`
 	// ExitCode is the status the process ends with after a shutdown.
 	ExitCode int `json:"exit_code,omitempty"`
+	// FullFile is a path on the host. While something is there the host's disk is full:
+	// a guest that boots, writes, or shuts down stalls.
+	FullFile string `json:"full_file,omitempty"`
 	// AttachError makes Attach fail.
 	AttachError string `json:"attach_error,omitempty"`
 }

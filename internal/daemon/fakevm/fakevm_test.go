@@ -58,6 +58,18 @@ func TestConformance(t *testing.T) {
 		New:   newDriver,
 		Spec:  testSpec,
 		Break: func(s *hypervisor.Spec) { s.Disks[0].Path += "-gone" },
+		Full: func(t *testing.T, dir string) func() {
+			full := filepath.Join(t.TempDir(), "full")
+			if err := os.WriteFile(full, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			setKnobs(t, dir, fakevm.Knobs{FullFile: full})
+			return func() {
+				if err := os.Remove(full); err != nil {
+					t.Error(err)
+				}
+			}
+		},
 	})
 	t.Run("Crash", func(t *testing.T) {
 		hypervisortest.Run(t, hypervisortest.Harness{

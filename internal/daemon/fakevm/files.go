@@ -28,6 +28,7 @@ func (v *vm) home() string {
 }
 
 func (v *vm) write(name string, data []byte) error {
+	v.space()
 	f, err := v.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
@@ -105,6 +106,7 @@ func (v *vm) copyIn(c guest.CopyIn, in io.Reader) error {
 }
 
 func (v *vm) unpack(h *tar.Header, name string, data io.Reader) error {
+	v.space()
 	mode := h.FileInfo().Mode().Perm()
 	if dir := path.Dir(name); dir != "." {
 		if err := v.root.MkdirAll(dir, 0o755); err != nil {

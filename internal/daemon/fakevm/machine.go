@@ -22,12 +22,14 @@ import (
 
 // command is one line on the control socket; answer is the line that comes back.
 type command struct {
-	Verb string `json:"verb"`
-	Up   bool   `json:"up,omitempty"` // link
+	Verb    string `json:"verb"`
+	Up      bool   `json:"up,omitempty"`      // link
+	Stalled bool   `json:"stalled,omitempty"` // await: what is known already
 }
 
 type answer struct {
-	Error string `json:"error,omitempty"`
+	Error   string `json:"error,omitempty"`
+	Stalled bool   `json:"stalled,omitempty"`
 }
 
 // The verbs of the control socket.
@@ -36,27 +38,28 @@ const (
 	verbLink  = "link"
 	verbPower = "power"
 	verbBegin = "begin" // let the guest run
+	verbAwait = "await" // answers when the guest has stalled, or no longer is
+	verbCont  = "continue"
 )
 
 // ask sends one command over conn and reads the answer.
-func ask(ctx context.Context, conn net.Conn, c command) error {
+func ask(ctx context.Context, conn net.Conn, c command) (a answer, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := json.NewEncoder(conn).Encode(c); err != nil {
-		return err
+		return a, err
 	}
 	line, err := bufio.NewReaderSize(conn, 4<<10).ReadSlice('\n')
 	if err != nil {
-		return err
+		return a, err
 	}
-	var a answer
 	if err := json.Unmarshal(line, &a); err != nil {
-		return err
+		return a, err
 	}
 	if a.Error != "" {
-		return refused(a.Error)
+		return a, refused(a.Error)
 	}
-	return nil
+	return a, nil
 }
 
 // refused is the child's answer, as opposed to a connection that broke.
@@ -74,6 +77,10 @@ type fakeMachine struct {
 	exit     hypervisor.Exit
 	released chan struct{}
 	watcher  sync.WaitGroup
+	stall    hypervisor.Stall
+
+	life context.Context // ends with the process, or at Close
+	end  context.CancelFunc
 
 	mu     sync.Mutex // guards what follows
 	closed bool
@@ -84,8 +91,32 @@ var _ hypervisor.Machine = (*fakeMachine)(nil)
 
 func newFakeMachine(dir string, h hypervisor.Handle, proc *sysexec.Proc) *fakeMachine {
 	m := &fakeMachine{dir: dir, handle: h, proc: proc, done: make(chan struct{}), released: make(chan struct{})}
+	m.life, m.end = context.WithCancel(context.Background())
 	m.watcher.Go(m.watch)
+	m.watcher.Go(m.followStall)
 	return m
+}
+
+// followStall keeps what Stalled says true. It waits for what differs from that, so
+// it asks anew when another answer changed it.
+func (m *fakeMachine) followStall() {
+	for {
+		since, changed := m.stall.Stalled()
+		ctx, cancel := context.WithCancel(m.life)
+		go func() {
+			select {
+			case <-changed:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		err := m.control(ctx, command{Verb: verbAwait, Stalled: !since.IsZero()})
+		anew := ctx.Err() != nil && m.life.Err() == nil
+		cancel()
+		if err != nil && !anew {
+			return // it has ended, or is about to
+		}
+	}
 }
 
 func (m *fakeMachine) watch() {
@@ -94,6 +125,7 @@ func (m *fakeMachine) watch() {
 		return
 	case <-m.proc.Done():
 	}
+	m.end()
 	if st := m.proc.State(); st != nil {
 		m.exit = hypervisor.Exit{Known: true, Code: st.ExitCode()}
 		if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
@@ -140,7 +172,10 @@ func (m *fakeMachine) begin(ctx context.Context, linkUp bool) error {
 func (m *fakeMachine) control(ctx context.Context, c command) error {
 	conn, err := dirsock.Dial(ctx, m.dir, paths.QMPSocket)
 	if err == nil {
-		err = ask(ctx, conn, c)
+		var a answer
+		if a, err = ask(ctx, conn, c); err == nil {
+			m.stall.Set(a.Stalled)
+		}
 		_ = conn.Close()
 	}
 	switch {
@@ -193,6 +228,17 @@ func (m *fakeMachine) SetLink(ctx context.Context, up bool) error {
 	return m.control(ctx, command{Verb: verbLink, Up: up})
 }
 
+// Stalled implements hypervisor.Machine.
+func (m *fakeMachine) Stalled() (since time.Time, changed <-chan struct{}) { return m.stall.Stalled() }
+
+// Continue implements hypervisor.Machine.
+func (m *fakeMachine) Continue(ctx context.Context) error {
+	if err := m.open(); err != nil {
+		return err
+	}
+	return m.control(ctx, command{Verb: verbCont})
+}
+
 // Kill implements hypervisor.Machine.
 func (m *fakeMachine) Kill(ctx context.Context) error {
 	if err := m.open(); err != nil {
@@ -232,6 +278,7 @@ func (m *fakeMachine) Close() error {
 	agent := m.agent
 	m.mu.Unlock()
 	close(m.released)
+	m.end()
 	m.watcher.Wait()
 	var err error
 	if agent != nil {

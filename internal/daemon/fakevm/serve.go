@@ -14,6 +14,7 @@ import (
 
 // serveStream answers one request of the host.
 func (v *vm) serveStream(stream net.Conn) {
+	v.runs()
 	r, w := guest.NewFrameReader(stream), guest.NewFrameWriter(stream)
 	req, err := r.Request()
 	if err == nil && v.knobs.AgentRootError != "" && req.Kind != guest.KindPing {
@@ -58,7 +59,7 @@ func (v *vm) serveStream(stream net.Conn) {
 	case guest.KindBenchSpawn:
 		done.Nanos, err = v.bench(*req.BenchSpawn)
 	case guest.KindSync, guest.KindShutdown:
-		// What was written is in the host's files already.
+		v.space() // what was written is in the host's files already
 	}
 	if err != nil {
 		_ = w.Control(guest.ErrorControl(err))

@@ -195,6 +195,7 @@ func (p *process) simple(ctx context.Context, words []word) error {
 		if w.text == ">>" {
 			flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND
 		}
+		p.vm.space()
 		f, err := p.vm.root.OpenFile(inRoot(p.dir, p.expand(words[i])), flags, 0o644)
 		if err != nil {
 			return p.fail(err)

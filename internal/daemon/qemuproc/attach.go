@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"time"
 
 	"banger/internal/daemon/qemuproc/qmp"
@@ -40,9 +39,10 @@ func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.
 func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec.Proc, h hypervisor.Handle) (*machine, error) {
 	greet, cancel := context.WithTimeout(ctx, greetTime)
 	defer cancel()
-	client, err := d.connect(greet, spec.Dir, h.PID)
+	heard := d.newHeard(spec.VMID)
+	client, err := d.connect(greet, spec.Dir, h.PID, heard)
 	if err == nil {
-		err = started(greet, client)
+		err = heard.started(greet, client)
 		if err == nil && h.Version == "" {
 			err = describe(greet, client, &h)
 		}
@@ -67,23 +67,24 @@ func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec
 		_ = client.Close()
 		return nil, errdefs.Wrap(err, "open the VMM's log")
 	}
-	return d.newMachine(spec.Dir, proc, h, client, log), nil
+	return d.newMachine(spec.Dir, proc, h, client, log, heard), nil
 }
 
 // started refuses a QEMU whose launch was cut off before its CPUs ran.
-func started(ctx context.Context, c *qmp.Client) error {
-	var s struct{ Status string }
+func (e *heard) started(ctx context.Context, c *qmp.Client) error {
+	var s runState
 	if err := c.Execute(ctx, "query-status", nil, &s); err != nil {
 		return err
 	}
 	if s.Status == "prelaunch" {
 		return errdefs.NotFound("attach to QEMU: its launch never finished")
 	}
+	e.stall.Set(s.stalled())
 	return nil
 }
 
 // connect opens the monitor of dir and makes sure that process pid answers there.
-func (d *Driver) connect(ctx context.Context, dir string, pid int) (*qmp.Client, error) {
+func (d *Driver) connect(ctx context.Context, dir string, pid int, heard *heard) (*qmp.Client, error) {
 	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
 	if err != nil {
 		return nil, err
@@ -96,7 +97,7 @@ func (d *Driver) connect(ctx context.Context, dir string, pid int) (*qmp.Client,
 		_ = conn.Close()
 		return nil, err
 	}
-	return qmp.New(ctx, conn, d.onEvent(filepath.Base(dir)))
+	return qmp.New(ctx, conn, heard.event)
 }
 
 // Find implements hypervisor.Driver.

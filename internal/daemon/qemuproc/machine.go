@@ -2,7 +2,6 @@ package qemuproc
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/dirsock"
-	"banger/internal/logkey"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
@@ -24,6 +22,11 @@ type machine struct {
 	handle hypervisor.Handle
 	proc   *sysexec.Proc
 	log    *os.File
+	heard  *heard
+	turn   chan struct{} // holds a token while nobody asks how the guest is: the last answer counts
+
+	life context.Context // ends with the process, or at Close
+	end  context.CancelFunc
 
 	done     chan struct{} // closed when the process has ended
 	exit     hypervisor.Exit
@@ -42,13 +45,16 @@ var (
 	_ hypervisor.Pauser  = (*machine)(nil)
 )
 
-func (d *Driver) newMachine(dir string, proc *sysexec.Proc, h hypervisor.Handle, client *qmp.Client, log *os.File) *machine {
+func (d *Driver) newMachine(dir string, proc *sysexec.Proc, h hypervisor.Handle, client *qmp.Client, log *os.File, heard *heard) *machine {
 	m := &machine{
-		driver: d, dir: dir, handle: h, proc: proc, client: client, log: log,
-		done: make(chan struct{}), released: make(chan struct{}),
+		driver: d, dir: dir, handle: h, proc: proc, client: client, log: log, heard: heard,
+		turn: make(chan struct{}, 1), done: make(chan struct{}), released: make(chan struct{}),
 	}
+	m.life, m.end = context.WithCancel(context.Background())
+	m.turn <- struct{}{}
 	m.watcher.Add(2)
 	go m.watch()
+	m.watcher.Go(m.followStall)
 	go func() {
 		defer m.watcher.Done()
 		boundLogs(dir, m.proc.Done(), m.released, d.log)
@@ -64,6 +70,7 @@ func (m *machine) watch() {
 		return
 	case <-m.proc.Done():
 	}
+	m.end()
 	e := exitOf(m.proc)
 	m.exit = hypervisor.Exit{Known: e.known, Code: e.code, Signal: e.signal}
 	if !e.known || e.code != 0 || e.signal != 0 {
@@ -109,6 +116,7 @@ func (m *machine) Close() error {
 	m.client = nil
 	m.mu.Unlock()
 	close(m.released)
+	m.end()
 	m.watcher.Wait()
 	var errs []error
 	if client != nil {
@@ -139,19 +147,21 @@ func (m *machine) Kill(ctx context.Context) error {
 
 // PowerButton implements hypervisor.Machine.
 func (m *machine) PowerButton(ctx context.Context) error {
-	return m.execute(ctx, "press the power button", "system_powerdown", nil)
+	return m.execute(ctx, "press the power button", "system_powerdown", nil, nil)
 }
 
 // SetLink implements hypervisor.Machine.
 func (m *machine) SetLink(ctx context.Context, up bool) error {
-	return m.execute(ctx, "set the network link", "set_link", linkArgs{Name: "net0", Up: up})
+	return m.execute(ctx, "set the network link", "set_link", linkArgs{Name: "net0", Up: up}, nil)
 }
 
 // Pause implements hypervisor.Pauser.
-func (m *machine) Pause(ctx context.Context) error { return m.execute(ctx, "pause", "stop", nil) }
+func (m *machine) Pause(ctx context.Context) error { return m.execute(ctx, "pause", "stop", nil, nil) }
 
 // Resume implements hypervisor.Pauser.
-func (m *machine) Resume(ctx context.Context) error { return m.execute(ctx, "resume", "cont", nil) }
+func (m *machine) Resume(ctx context.Context) error {
+	return m.execute(ctx, "resume", "cont", nil, nil)
+}
 
 type linkArgs struct {
 	Name string `json:"name"`
@@ -163,10 +173,10 @@ func setLink(ctx context.Context, c *qmp.Client, up bool) error {
 }
 
 // execute runs one command, over a new connection when the old one is lost.
-func (m *machine) execute(ctx context.Context, what, command string, args any) error {
+func (m *machine) execute(ctx context.Context, what, command string, args, result any) error {
 	client, err := m.monitor(ctx)
 	if err == nil {
-		err = client.Execute(ctx, command, args, nil)
+		err = client.Execute(ctx, command, args, result)
 	}
 	switch {
 	case err == nil:
@@ -207,7 +217,7 @@ func (m *machine) monitor(ctx context.Context) (*qmp.Client, error) {
 			return client, nil
 		}
 	}
-	fresh, err := m.driver.connect(ctx, m.dir, m.handle.PID)
+	fresh, err := m.driver.connect(ctx, m.dir, m.handle.PID, m.heard)
 	if err != nil {
 		return nil, err
 	}
@@ -222,20 +232,8 @@ func (m *machine) monitor(ctx context.Context) (*qmp.Client, error) {
 		return m.client, nil
 	}
 	m.client = fresh
+	m.heard.poke() // what was said meanwhile nobody heard
 	return fresh, nil
-}
-
-// onEvent logs what QEMU tells of itself. The end of the process is noticed by
-// its pidfd, so nothing depends on an event that may be lost.
-func (d *Driver) onEvent(vm string) func(qmp.Event) {
-	log := d.log.With(logkey.VM, vm)
-	return func(e qmp.Event) {
-		switch e.Name {
-		case "RTC_CHANGE", "NETDEV_STREAM_CONNECTED", "NETDEV_STREAM_DISCONNECTED", "VSERPORT_CHANGE":
-			return // follow from what we or the guest do all the time
-		}
-		log.Debug("qemu event", logkey.Event, e.Name, logkey.Data, json.RawMessage(e.Data))
-	}
 }
 
 // agentConn is the guest channel; closing it makes room for the next one.

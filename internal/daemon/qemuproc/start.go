@@ -188,14 +188,15 @@ func (d *Driver) bringUp(ctx context.Context, spec hypervisor.Spec, proc *sysexe
 		case <-stop:
 		}
 	}()
-	client, err := d.bringUpQMP(up, spec)
+	heard := d.newHeard(spec.VMID)
+	client, err := d.bringUpQMP(up, spec, heard)
 	if err == nil {
 		log, lerr := f.keepLog(spec.Dir)
 		if lerr != nil {
 			_ = client.Close()
 			return nil, errdefs.Wrap(lerr, "open the VMM's log")
 		}
-		return d.newMachine(spec.Dir, proc, h, client, log), nil
+		return d.newMachine(spec.Dir, proc, h, client, log, heard), nil
 	}
 	if ctx.Err() != nil {
 		return nil, errdefs.Wrap(context.Cause(ctx), "start QEMU")
@@ -214,12 +215,12 @@ func (d *Driver) bringUp(ctx context.Context, spec hypervisor.Spec, proc *sysexe
 
 var errEnded = errors.New("QEMU ended")
 
-func (d *Driver) bringUpQMP(ctx context.Context, spec hypervisor.Spec) (*qmp.Client, error) {
+func (d *Driver) bringUpQMP(ctx context.Context, spec hypervisor.Spec, heard *heard) (*qmp.Client, error) {
 	conn, err := dirsock.Dial(ctx, spec.Dir, paths.QMPSocket)
 	if err != nil {
 		return nil, err
 	}
-	client, err := qmp.New(ctx, conn, d.onEvent(spec.VMID))
+	client, err := qmp.New(ctx, conn, heard.event)
 	if err != nil {
 		return nil, err
 	}

@@ -131,6 +131,60 @@ func testPause(t *testing.T, h Harness) {
 	w.kill(m)
 }
 
+func testStall(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	d := h.New()
+	m := w.start(d)
+	if since, _ := m.Stalled(); !since.IsZero() {
+		t.Errorf("stalled since %s, with all the space it wants", since)
+	}
+	if err := m.Continue(w.ctx()); err != nil {
+		t.Errorf("continue what runs: %v", err)
+	}
+	w.kill(m)
+	if h.Full == nil {
+		return
+	}
+	free := h.Full(t, w.dir)
+	m = w.start(d)
+	w.stalls(m)
+	if err := m.Continue(w.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	w.stalls(m)
+	m = w.attachAfterClose(h.New(), m)
+	if since, _ := m.Stalled(); since.IsZero() {
+		t.Error("a new daemon does not see that the guest is stalled")
+	}
+	free()
+	_, changed := m.Stalled()
+	if err := m.Continue(w.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("nobody was told that it runs")
+	}
+	if since, _ := m.Stalled(); !since.IsZero() {
+		t.Errorf("stalled since %s, and there is space", since)
+	}
+	w.kill(m)
+}
+
+// stalls waits until m is stalled.
+func (w *world) stalls(m hypervisor.Machine) {
+	w.t.Helper()
+	since, changed := m.Stalled()
+	for ctx := w.ctx(); since.IsZero(); since, changed = m.Stalled() {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			w.t.Fatal("the machine does not stall")
+		}
+	}
+}
+
 // attachAfterClose lets go of m and finds the machine again, as a new daemon does.
 func (w *world) attachAfterClose(d hypervisor.Driver, m hypervisor.Machine) hypervisor.Machine {
 	w.t.Helper()

@@ -42,6 +42,9 @@ type Harness struct {
 	// Booted waits until the guest of a machine in dir runs; nil: it does when Start
 	// returns.
 	Booted func(t *testing.T, dir string)
+	// Full leaves no space for the disks of a machine in dir, until free is called.
+	// Nil: the guest of Spec writes nothing, so it never stalls.
+	Full func(t *testing.T, dir string) (free func())
 }
 
 // patience bounds every single wait of the suite; only failures take that long.
@@ -59,6 +62,7 @@ func Run(t *testing.T, h Harness) {
 		{"PowerButton", testPowerButton},
 		{"SetLink", testSetLink},
 		{"Pause", testPause},
+		{"Stall", testStall},
 		{"DialAgent", testDialAgent},
 		{"CloseAndAttach", testCloseAndAttach},
 		{"DaemonDies", testDaemonDies},
