@@ -23,6 +23,7 @@ type vmView struct {
 	Name          string     `json:"name"`
 	State         string     `json:"state"`
 	Busy          string     `json:"busy"`
+	Paused        string     `json:"paused"`
 	Image         string     `json:"image"`
 	ImageID       string     `json:"image_id"`
 	Kernel        string     `json:"kernel"`
@@ -50,7 +51,7 @@ type vmView struct {
 
 func viewVM(v *bangerv1.VM) vmView {
 	return vmView{
-		ID: v.GetId(), Name: v.GetName(), State: v.GetState(), Busy: v.GetBusy(),
+		ID: v.GetId(), Name: v.GetName(), State: v.GetState(), Busy: v.GetBusy(), Paused: v.GetPaused(),
 		Image: v.GetImage(), ImageID: v.GetImageId(), Kernel: v.GetKernel(), KernelID: v.GetKernelId(),
 		CPUs: v.GetCpus(), MemoryMiB: v.GetMemoryMib(), DiskBytes: v.GetDiskBytes(), DiskUsedBytes: v.GetDiskUsedBytes(),
 		Net: v.GetNet(), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),

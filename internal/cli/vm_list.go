@@ -97,8 +97,12 @@ func runList(ctx context.Context, a *app, opts listOpts) error {
 	now := time.Now()
 	rows := make([][]string, 0, len(vms))
 	for _, v := range vms {
+		state := v.GetState()
+		if v.GetPaused() != "" {
+			state += ", paused"
+		}
 		rows = append(rows, []string{
-			v.GetName(), v.GetId(), v.GetState(), v.GetImage(), fmt.Sprint(v.GetCpus()),
+			v.GetName(), v.GetId(), state, v.GetImage(), fmt.Sprint(v.GetCpus()),
 			humanBytes(v.GetMemoryMib() << 20), humanBytes(v.GetDiskBytes()), v.GetNet(), humanAge(v.GetCreatedAt().AsTime(), now),
 		})
 	}

@@ -77,6 +77,7 @@ func vmFields(v *bangerv1.VM) [][2]string {
 		{"ID", v.GetId()},
 		{"State", v.GetState()},
 		{"Busy", v.GetBusy()},
+		{"Paused", v.GetPaused()},
 		{"Last error", v.GetLastError()},
 		{"Image", named(v.GetImage(), v.GetImageId())},
 		{"Kernel", named(v.GetKernel(), v.GetKernelId())},

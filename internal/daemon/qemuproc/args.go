@@ -179,10 +179,11 @@ func arguments(s hypervisor.Spec, accel hypervisor.Accel, out *outside) ([]strin
 		if err != nil {
 			return nil, err
 		}
-		// A full host disk is the guest's error: left to itself QEMU stops the guest, and
-		// nobody would know why, nor start it again.
+		// A full host disk stops the guest until there is space (see stall.go): reported as
+		// an error it would cost the guest's file system what is not yet written. Other
+		// errors are the guest's.
 		args = append(args, "-blockdev", node,
-			"-device", fmt.Sprintf("%s,drive=disk%d,serial=%s,werror=report", device("virtio-blk-pci", slotDisk0+i), i, d.Serial))
+			"-device", fmt.Sprintf("%s,drive=disk%d,serial=%s,werror=enospc,rerror=report", device("virtio-blk-pci", slotDisk0+i), i, d.Serial))
 	}
 	return append(args, out.args...), nil
 }

@@ -45,7 +45,7 @@ func (w *world) around(call string, do func() error) error {
 	return w.at(call, true)
 }
 
-// watchedDriver is the fake driver; it remembers the machine it started last.
+// watchedDriver is the fake driver; it remembers the machine it gave out last.
 type watchedDriver struct {
 	hypervisor.Driver
 	w    *world
@@ -64,6 +64,14 @@ func (d *watchedDriver) Start(ctx context.Context, spec hypervisor.Spec) (m hype
 		// The worst a driver can do: the VMM runs, and nobody has a handle.
 		_ = m.Close()
 		m = nil
+	}
+	return m, err
+}
+
+func (d *watchedDriver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.Handle) (hypervisor.Machine, error) {
+	m, err := d.Driver.Attach(ctx, spec, h)
+	if err == nil {
+		d.last.Store(&m)
 	}
 	return m, err
 }

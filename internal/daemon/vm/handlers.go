@@ -221,6 +221,7 @@ func (s *Service) wire(v *model.VM, kernels map[string]string) *bangerv1.VM {
 	}
 	if l := s.lookup(v.ID); l != nil {
 		handle := l.machine.Handle()
+		out.Paused = l.stalled()
 		out.Pid, out.Accel, out.VmmVersion = int32(handle.PID), string(handle.Accel), handle.Version
 	}
 	return out

@@ -27,9 +27,6 @@ type lease struct {
 }
 
 func newLease(after func(time.Duration, func()) Timer, expire func()) *lease {
-	if after == nil {
-		after = func(d time.Duration, f func()) Timer { return time.AfterFunc(d, f) }
-	}
 	return &lease{timer: after(leaseTime, expire)}
 }
 

@@ -38,8 +38,14 @@ func newLive(m hypervisor.Machine) *live {
 }
 
 // agent returns the session with the agent, connecting when there is none or the
-// old one broke. It waits for the agent to be ready.
+// old one broke. It waits for the agent to be ready, and errors at once when the
+// guest stands still.
 func (l *live) agent(ctx context.Context) (*guest.Session, error) {
+	ctx, cancel := l.whileRuns(ctx)
+	defer cancel()
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
 	select {
 	case <-l.turn:
 	case <-ctx.Done():
@@ -55,30 +61,25 @@ func (l *live) agent(ctx context.Context) (*guest.Session, error) {
 			return l.session, nil
 		}
 	}
-	// A guest that dies while it boots never answers; its end ends the wait.
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-l.machine.Done():
-			cancel(errVMMEnded)
-		case <-ctx.Done():
-		}
-	}()
 	conn, err := l.machine.DialAgent(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("dial the agent: %w", err)
+		return nil, fmt.Errorf("dial the agent: %w", why(ctx, err))
 	}
 	session, err := guest.Connect(ctx, conn)
 	if err != nil {
 		_ = conn.Close()
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		return nil, fmt.Errorf("greet the agent: %w", err)
+		return nil, fmt.Errorf("greet the agent: %w", why(ctx, err))
 	}
 	l.session = session
 	return session, nil
+}
+
+// why is what ended ctx, else err.
+func why(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
 }
 
 // ended reports whether the VMM has ended.
@@ -91,8 +92,6 @@ func (l *live) ended() bool {
 	}
 }
 
-var errVMMEnded = errors.New("the VMM ended")
-
 // open opens a stream to the agent.
 func (l *live) open(ctx context.Context) (net.Conn, error) {
 	session, err := l.agent(ctx)
@@ -104,6 +103,8 @@ func (l *live) open(ctx context.Context) (net.Conn, error) {
 
 // call makes one request of the agent and returns its answer.
 func (l *live) call(ctx context.Context, req guest.Request) (guest.Control, error) {
+	ctx, cancel := l.whileRuns(ctx)
+	defer cancel()
 	conn, err := l.open(ctx)
 	if err != nil {
 		return guest.Control{}, err
@@ -201,13 +202,7 @@ func (s *Service) adopt(v *model.VM, l *live) {
 	s.live[v.ID] = l
 	s.mu.Unlock()
 	id := v.ID
-	s.wg.Go(func() {
-		select {
-		case <-l.machine.Done():
-			s.reap(id, l)
-		case <-s.ctx.Done():
-		}
-	})
+	s.wg.Go(func() { s.watch(id, l) })
 }
 
 // drop takes a VMM out of the cache and lets go of it.

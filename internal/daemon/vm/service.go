@@ -126,6 +126,9 @@ type Service struct {
 
 // New returns a service that has touched nothing yet.
 func New(d Deps) *Service {
+	if d.After == nil {
+		d.After = func(d time.Duration, f func()) Timer { return time.AfterFunc(d, f) }
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	slots := make(chan struct{}, max(1, d.MaxBoots))
 	for range cap(slots) {

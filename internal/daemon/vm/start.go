@@ -12,8 +12,6 @@ import (
 	"unicode"
 
 	"banger/internal/daemon/steps"
-	"golang.org/x/sys/unix"
-
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
@@ -224,11 +222,8 @@ func (s *Service) disconnect(ctx context.Context, c *creation) error {
 	return s.Network.Detach(ctx, c.vm.ID)
 }
 
-// fullBytes is how much free space is none: a disk grows by clusters of 64 KiB,
-// several for one write.
-const fullBytes = 1 << 20
-
-// awaitAgent waits for the agent's ready event, the end of the VMM, or the deadline.
+// awaitAgent waits for the agent's ready event, the end of the VMM, a stall, or the
+// deadline.
 func (s *Service) awaitAgent(ctx context.Context, c *creation) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.Defaults.BootTimeout,
 		errdefs.New(errdefs.ClassTimeout, "the guest was not ready within %s", s.Defaults.BootTimeout))
@@ -239,19 +234,9 @@ func (s *Service) awaitAgent(ctx context.Context, c *creation) error {
 	}
 	ready := session.Ready()
 	if !ready.RootReady {
-		return s.bootError(c, s.rootError(printable(ready.Error, 500)))
+		return s.bootError(c, errdefs.Precondition("the guest could not use its root disk: %s", printable(ready.Error, 500)))
 	}
 	return nil
-}
-
-// rootError says why a guest has no root file system. When the host's disk is full
-// the guest only sees that writing fails.
-func (s *Service) rootError(said string) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(s.Layout.State, &fs); err == nil && int64(fs.Bavail)*fs.Bsize < fullBytes {
-		return errdefs.Exhausted("the guest could not write to its root disk, it says %q: %w", said, unix.ENOSPC)
-	}
-	return errdefs.Precondition("the guest could not use its root disk: %s", said)
 }
 
 // bootError adds what the VMM and the console said last: a failed create leaves

@@ -31,10 +31,11 @@ func (s *Service) stop(ctx context.Context, id string, timeout time.Duration, p 
 	if err != nil {
 		return err
 	}
-	if err := s.stopHeld(ctx, held, &v, timeout, p); err != nil {
-		return err
+	err = s.stopHeld(ctx, held, &v, timeout, p)
+	if v.State == model.StateStopped && v.Spec.AutoRemove {
+		return s.deleteHeld(ctx, held, &v) // whatever it lost: nobody misses that
 	}
-	return s.removeIfMeant(ctx, held, &v)
+	return err
 }
 
 // removeIfMeant deletes a stopped VM that was to vanish when it stops.
@@ -53,6 +54,8 @@ type ending struct {
 	live *live // nil: the VMM is not known to run
 	// gone says that something was destroyed, so the VM cannot be what it was.
 	gone bool
+	// lost is why what the guest wrote last may be lost; nil: it is not.
+	lost error
 }
 
 // stopHeld asks the guest to power off, and ends its VMM when that takes longer
@@ -75,7 +78,7 @@ func (s *Service) stopHeld(ctx context.Context, held *vmlock.Held, v *model.VM, 
 	if err := steps.Run(ctx, s.runner(v, "stop", p), e, list); err != nil {
 		return errdefs.Wrap(err, "stop vm %q", v.Name)
 	}
-	return nil
+	return errdefs.Wrap(e.lost, "stop vm %q", v.Name)
 }
 
 func (s *Service) markStopping(ctx context.Context, e *ending) error {
@@ -96,7 +99,8 @@ func (s *Service) unmarkStopping(ctx context.Context, e *ending) error {
 	return s.putBack(ctx, e.held, e.vm, was)
 }
 
-// shutDown does not fail when the guest will not go: the next step ends its VMM.
+// shutDown does not fail when the guest will not go: the next step ends its VMM. Of
+// one that cannot write, because the host's disk is full, something is lost then.
 func (s *Service) shutDown(ctx context.Context, e *ending, timeout time.Duration) error {
 	err := s.powerOff(ctx, e.live, timeout)
 	if err == nil {
@@ -106,7 +110,14 @@ func (s *Service) shutDown(ctx context.Context, e *ending, timeout time.Duration
 		return err
 	}
 	s.Log.WarnContext(ctx, "orderly stop did not finish, ending the vmm", logkey.VM, e.vm.ID, logkey.Err, err)
-	s.flush(ctx, e.live)
+	if !errors.Is(err, errStalled) {
+		err = s.flush(ctx, e.live)
+	}
+	if errors.Is(err, errStalled) {
+		e.lost = errdefs.Exhausted("it was ended like by kill, and files its programs wrote last may be lost: %w", err).
+			WithHint("%s; then start the VM: banger vm start %s", errdefs.HintOf(err), e.vm.Name)
+		e.vm.LastError = e.lost.Error()
+	}
 	return nil
 }
 
@@ -114,12 +125,20 @@ func (s *Service) shutDown(ctx context.Context, e *ending, timeout time.Duration
 func (s *Service) powerOff(ctx context.Context, l *live, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	if err := l.machine.Continue(ctx); err != nil && !l.ended() {
+		return err
+	}
+	ctx, cancelStop := l.whileRuns(ctx)
+	defer cancelStop()
 	ask, answered := context.WithTimeout(ctx, min(askTimeout, timeout/3))
 	_, err := l.call(ask, guest.Request{Kind: guest.KindShutdown})
 	answered()
 	if err != nil {
 		if l.ended() {
 			return nil
+		}
+		if errors.Is(err, errStalled) {
+			return err
 		}
 		// No agent that answers: the power button is the other orderly way.
 		if berr := l.machine.PowerButton(ctx); berr != nil {
@@ -130,17 +149,22 @@ func (s *Service) powerOff(ctx context.Context, l *live, timeout time.Duration) 
 	case <-l.machine.Done():
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		if err := context.Cause(ctx); !errors.Is(err, errVMMEnded) {
+			return err
+		}
+		return nil
 	}
 }
 
 // flush makes a guest that will not power off write its files, if it still can.
-func (s *Service) flush(ctx context.Context, l *live) {
+func (s *Service) flush(ctx context.Context, l *live) error {
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
-	if _, err := l.call(ctx, guest.Request{Kind: guest.KindSync}); err != nil {
+	_, err := l.call(ctx, guest.Request{Kind: guest.KindSync})
+	if err != nil {
 		s.Log.WarnContext(ctx, "flush before ending the vmm", logkey.Err, err)
 	}
+	return err
 }
 
 // settleSteps bring a VM whose VMM has ended, or must end now, to stopped. They

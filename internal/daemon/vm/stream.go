@@ -82,8 +82,7 @@ func (s *Service) OpenAgent(ctx context.Context, id string, req guest.Request) (
 		_ = agent.Close()
 	}
 	done()
-	return nil, errdefs.Unavailable("reach the agent: %w", err).
-		WithHint("see what the guest says: banger vm logs %s", id)
+	return nil, reachError(id, err)
 }
 
 // CheckRunning resolves ref to the id of a VM that runs now. It holds the VM's
