@@ -27,6 +27,7 @@ type vm struct {
 	ID         string     `json:"id"`
 	Name       string     `json:"name"`
 	State      string     `json:"state"`
+	Paused     string     `json:"paused"`
 	Image      string     `json:"image"`
 	Kernel     string     `json:"kernel"`
 	CPUs       int        `json:"cpus"`
