@@ -111,12 +111,15 @@ func boundLogs(dir string, ended, released <-chan struct{}, log *slog.Logger) {
 			return
 		case <-rest.C:
 		}
+		// First the watch, then the look: what is written in between is seen by one of
+		// them. That a cut wakes us once more is the price.
+		blind := w == nil || w.arm(logs) != nil
 		for _, f := range logs {
 			if err := cut(f); err != nil {
 				log.Warn("cut log", logkey.Log, f.Name(), logkey.Err, err)
 			}
 		}
-		if w == nil || w.arm(logs) != nil {
+		if blind {
 			rest.Reset(logBlind)
 			continue
 		}
