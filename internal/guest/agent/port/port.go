@@ -2,12 +2,14 @@
 // guest.Port.
 //
 // While no host is connected such a port reports a hang-up and reads as end of
-// file at once, so neither reading nor polling may be repeated then. The port is
-// registered edge-triggered with the runtime's poller, and WaitConnected sleeps
-// until the state changes.
+// file at once, so neither reading nor polling may be repeated then for longer than
+// it takes to be sure. The port is registered edge-triggered with the runtime's
+// poller, and WaitConnected sleeps until the state changes.
 package port
 
 import (
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,6 +56,46 @@ func Open(name string, timeout time.Duration) (*Port, error) {
 	return &Port{File: f, raw: raw}, nil
 }
 
+// A host that hangs up and another that connects at once are told of by messages
+// that may come later than the new host's first bytes. An end of file is therefore
+// believed only when nobody is connected for this long.
+const (
+	hangupLooks = 10
+	hangupPause = 10 * time.Millisecond
+)
+
+// Read returns io.EOF when the host has hung up and none is there in its place: the
+// bytes of a new one tell by themselves that they begin a conversation.
+func (p *Port) Read(b []byte) (int, error) {
+	for {
+		n, err := p.File.Read(b)
+		if n > 0 || !errors.Is(err, io.EOF) || !p.connectedSoon() {
+			return n, err
+		}
+	}
+}
+
+func (p *Port) connectedSoon() bool {
+	for range hangupLooks {
+		if p.connected() {
+			return true
+		}
+		<-time.After(hangupPause)
+	}
+	return false
+}
+
+func (p *Port) connected() (is bool) {
+	_ = p.raw.Control(func(fd uintptr) { is = connected(fd) })
+	return is
+}
+
+func connected(fd uintptr) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n >= 0 && fds[0].Revents&unix.POLLHUP == 0
+}
+
 func find(name string) string {
 	entries, _ := os.ReadDir(sysPorts)
 	for _, e := range entries {
@@ -70,9 +112,5 @@ func (p *Port) WaitConnected() error {
 	if err := p.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	return p.raw.Read(func(fd uintptr) bool {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 0)
-		return err == nil && n >= 0 && fds[0].Revents&unix.POLLHUP == 0
-	})
+	return p.raw.Read(connected)
 }
