@@ -20,11 +20,12 @@ import (
 // Config is the whole file. Keep docs/config.example.yaml in step; a test
 // compares the two.
 type Config struct {
-	Driver   string `yaml:"driver"`    // "auto", "qemu" or "fake"
-	LogLevel string `yaml:"log_level"` // "debug", "info", "warn" or "error"
-	VM       VM     `yaml:"vm"`
-	QEMU     QEMU   `yaml:"qemu"`
-	Limits   Limits `yaml:"limits"`
+	Driver   string  `yaml:"driver"`    // "auto", "qemu" or "fake"
+	LogLevel string  `yaml:"log_level"` // "debug", "info", "warn" or "error"
+	VM       VM      `yaml:"vm"`
+	QEMU     QEMU    `yaml:"qemu"`
+	Network  Network `yaml:"network"`
+	Limits   Limits  `yaml:"limits"`
 }
 
 // VM holds the defaults of new VMs; each has a flag that overrides it.
@@ -42,6 +43,14 @@ type VM struct {
 type QEMU struct {
 	Binary string `yaml:"binary"` // absolute path or a name in PATH
 	Accel  string `yaml:"accel"`  // "auto", "kvm" or "tcg"
+}
+
+// Network tells how a daemon that is root joins VMs to the host's network by taps.
+type Network struct {
+	Bridge string `yaml:"bridge"` // its name; begins the names of the taps as well
+	Prefix Prefix `yaml:"prefix"` // of IPv4; auto: one that is free when the first VM starts
+	MTU    Count  `yaml:"mtu"`    // bytes
+	Pool   Count  `yaml:"pool"`   // taps kept ready
 }
 
 // Limits keep one user of the daemon from taking the whole host.
@@ -76,6 +85,11 @@ func Default() Config {
 		QEMU: QEMU{
 			Binary: "qemu-system-x86_64",
 			Accel:  Auto,
+		},
+		Network: Network{
+			Bridge: "bgr0",
+			MTU:    1500,
+			Pool:   4,
 		},
 		Limits: Limits{
 			VMs:   2000,

@@ -3,6 +3,7 @@ package config_test
 import (
 	"errors"
 	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,13 +62,14 @@ func TestMissingAndEmptyFilesAreDefaults(t *testing.T) {
 }
 
 func TestLoadSetsValues(t *testing.T) {
-	l, err := config.Load(write(t, "driver: fake\nvm:\n  cpus: 3\n  memory: 1.5G\n  stop_timeout: 1m30s\nlimits: {boots: 9}\n"))
+	l, err := config.Load(write(t, "driver: fake\nvm:\n  cpus: 3\n  memory: 1.5G\n  stop_timeout: 1m30s\nlimits: {boots: 9}\nnetwork: {prefix: 10.20.0.0/16}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := config.Default()
 	want.Driver, want.VM.CPUs, want.VM.Memory = config.DriverFake, 3, 1536*config.MiB
 	want.VM.StopTimeout, want.Limits.Boots = config.Duration(90*time.Second), 9
+	want.Network.Prefix = config.Prefix(netip.MustParsePrefix("10.20.0.0/16"))
 	if l.Config != want {
 		t.Errorf("got %+v, want %+v", l.Config, want)
 	}
@@ -76,7 +78,7 @@ func TestLoadSetsValues(t *testing.T) {
 func TestBadFiles(t *testing.T) {
 	for _, tc := range []struct{ text, msg, hint string }{
 		{"vm:\n  cpu: 2\n", "config: vm.cpu: unknown key (line 2)", "did you mean cpus?"},
-		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, log_level, vm, qemu, limits"},
+		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, log_level, vm, qemu, network, limits"},
 		{"vm:\n  cpus: 0\n", `config: vm.cpus: must be "auto" or a whole number above zero, not "0" (line 2)`, ""},
 		{"vm: {cpus: -1}\n", "config: vm.cpus: must be", ""},
 		{"vm: {cpus: 999}\n", "config: vm.cpus: must be at most 256, not 999", ""},
@@ -99,6 +101,16 @@ func TestBadFiles(t *testing.T) {
 		{"log_level: loud\n", "config: log_level:", ""},
 		{"qemu: {binary: ./qemu}\n", "config: qemu.binary: must be an absolute path", ""},
 		{"qemu: {accel: xen}\n", "config: qemu.accel:", ""},
+		{"network: {bridge: my-bridge}\n", "config: network.bridge: must be letters", ""},
+		{"network: {bridge: bridge000}\n", "config: network.bridge: must have 1 to 8 bytes", "15"},
+		{"network: {prefix: ten}\n", `config: network.prefix: "ten" is not a network prefix`, "10.20.0.0/16"},
+		{"network: {prefix: 10.1.2.3/16}\n", "config: network.prefix: must begin at its own start, as in 10.1.0.0/16", ""},
+		{"network: {prefix: 8.8.8.0/24}\n", "config: network.prefix: must be of a private network", "10.0.0.0/8"},
+		{"network: {prefix: 10.0.0.0/30}\n", "config: network.prefix: must be IPv4 with /8 to /29", ""},
+		{"network: {prefix: fd00::/64}\n", "config: network.prefix: must be IPv4", ""},
+		{"network: {prefix: {a: b}}\n", "config: network.prefix: needs one value", ""},
+		{"network: {mtu: 100}\n", "config: network.mtu: must be at least 1280", ""},
+		{"network: {pool: 1000}\n", "config: network.pool: must be at most 256", ""},
 		{"limits: {vms: 1000000}\n", "config: limits.vms: must be at most", ""},
 		{"- a\n", "config: the file must be a section of keys", ""},
 		{"a: [\n", "config: yaml:", ""},

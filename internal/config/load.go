@@ -120,7 +120,7 @@ func (l *Loaded) decodeMap(n *yaml.Node, v reflect.Value, path string) error {
 			return keyError(sub, key, errdefs.Invalid("is given twice"))
 		}
 		seen[key.Value] = true
-		if field.Kind() == reflect.Struct {
+		if _, value := field.Addr().Interface().(yaml.Unmarshaler); field.Kind() == reflect.Struct && !value {
 			if err := l.decodeMap(val, field, sub); err != nil {
 				return err
 			}

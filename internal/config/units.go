@@ -2,6 +2,7 @@ package config
 
 import (
 	"math"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -31,6 +32,9 @@ type Count int
 
 // Duration is a time.Duration that reads and prints as "90s" or "5m".
 type Duration time.Duration
+
+// Prefix is a network prefix of which the zero value means "auto".
+type Prefix netip.Prefix
 
 const sizeHint = "write a number with K, M, G or T, for example 512M or 2G"
 
@@ -114,6 +118,17 @@ func (d Duration) String() string {
 // Std is the duration as the standard library has it.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
 
+// String prints "auto" or the prefix.
+func (p Prefix) String() string {
+	if !p.Std().IsValid() {
+		return Auto
+	}
+	return p.Std().String()
+}
+
+// Std is the prefix as the standard library has it; the zero one for auto.
+func (p Prefix) Std() netip.Prefix { return netip.Prefix(p) }
+
 // UnmarshalYAML reads "auto" or "2G".
 func (s *AutoSize) UnmarshalYAML(n *yaml.Node) error {
 	if n.Value == Auto {
@@ -166,3 +181,21 @@ func (c Count) MarshalYAML() (any, error) {
 
 // MarshalYAML prints "90s".
 func (d Duration) MarshalYAML() (any, error) { return d.String(), nil }
+
+// UnmarshalYAML reads "auto" or "10.20.0.0/16".
+func (p *Prefix) UnmarshalYAML(n *yaml.Node) error {
+	if n.Value == Auto {
+		*p = Prefix{}
+		return nil
+	}
+	v, err := netip.ParsePrefix(n.Value)
+	if err != nil {
+		return errdefs.Invalid("%q is not a network prefix", n.Value).
+			WithHint("write an address and a length, for example 10.20.0.0/16, or auto")
+	}
+	*p = Prefix(v)
+	return nil
+}
+
+// MarshalYAML prints "auto" or "10.20.0.0/16".
+func (p Prefix) MarshalYAML() (any, error) { return p.String(), nil }

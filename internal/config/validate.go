@@ -19,6 +19,9 @@ const (
 	minDisk        = 64 * MiB
 	maxDisk        = 16 * TiB
 	maxStopTimeout = time.Hour
+	minMTU         = 1280 // IPv6 needs that much
+	maxMTU         = 65_520
+	maxPool        = 256
 	maxVMs         = 100_000
 	maxBoots       = 1024
 )
@@ -41,6 +44,10 @@ func (c Config) Validate() error {
 		{"vm.stop_timeout", between(c.VM.StopTimeout, Duration(time.Second), Duration(maxStopTimeout))},
 		{"qemu.binary", program(c.QEMU.Binary)},
 		{"qemu.accel", oneOf(c.QEMU.Accel, Auto, AccelKVM, AccelTCG)},
+		{"network.bridge", bridge(c.Network.Bridge)},
+		{"network.prefix", guests(c.Network.Prefix)},
+		{"network.mtu", between(c.Network.MTU, minMTU, maxMTU)},
+		{"network.pool", between(c.Network.Pool, 1, maxPool)},
 		{"limits.vms", between(c.Limits.VMs, 1, maxVMs)},
 		{"limits.boots", between(c.Limits.Boots, 0, maxBoots)},
 	}
@@ -99,4 +106,44 @@ func program(name string) *errdefs.Error {
 		return nil
 	}
 	return errdefs.Invalid("must be an absolute path or a program's name, not %q", name)
+}
+
+// maxBridge leaves room for "-" and the number of a tap in the 15 bytes of a name.
+const maxBridge = 8
+
+// bridge checks the name of a network device that is to be ours.
+func bridge(name string) *errdefs.Error {
+	for _, r := range name {
+		if (r < 'a' || r > 'z') && (r < '0' || r > '9') {
+			return errdefs.Invalid("must be letters a to z and digits, not %q", name)
+		}
+	}
+	if name == "" || len(name) > maxBridge {
+		return errdefs.Invalid("must have 1 to %d bytes, not %q", maxBridge, name).
+			WithHint("names of network devices have at most 15, and a tap's is longer than its bridge's")
+	}
+	return nil
+}
+
+// The sizes of a prefix: room for a few guests, and none for the whole Internet.
+const (
+	minPrefixBits = 8
+	maxPrefixBits = 29
+)
+
+// guests checks the prefix that guests get their addresses from.
+func guests(prefix Prefix) *errdefs.Error {
+	p := prefix.Std()
+	switch {
+	case !p.IsValid():
+		return nil
+	case !p.Addr().Is4() || p.Bits() < minPrefixBits || p.Bits() > maxPrefixBits:
+		return errdefs.Invalid("must be IPv4 with /%d to /%d, not %s", minPrefixBits, maxPrefixBits, prefix)
+	case p.Masked() != p:
+		return errdefs.Invalid("must begin at its own start, as in %s, not %s", p.Masked(), prefix)
+	case !p.Addr().IsPrivate():
+		return errdefs.Invalid("must be of a private network, not %s", prefix).
+			WithHint("choose one inside 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16, or auto")
+	}
+	return nil
 }
