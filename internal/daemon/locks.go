@@ -7,6 +7,9 @@ package daemon
 //	rank  lock                     kept by     guards                          over I/O?
 //	10    vmLocks[id]              vm          one VM's lifecycle verbs        yes, waits end with a context
 //	20    workspaceLocks[id]       workspace   one VM's imports and exports    yes; never together with vmLocks
+//	25    hostUp                   hostnet     what VMs share on the host      yes, waits end with a context
+//	26    hostBatch                hostnet     making warm taps                yes
+//	27    hostRules                hostnet     the firewall with its VMs       yes, waits end with a context
 //	30    createVMMu               vm          choosing and reserving a name   no
 //	30    imageOpsMu               imagemgr    publishing an image or kernel   no
 //	40    leaf mutexes             their type  one map each                    no

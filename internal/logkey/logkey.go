@@ -49,6 +49,11 @@ const (
 	Guest      = "guest" // ns of the probe's loop in a guest
 	Host       = "host"  // and on the host
 	Conclusive = "conclusive"
+	Tap        = "tap"
+	Missing    = "missing"    // how many of something could not be made
+	Made       = "made"       // and how many could
+	Now        = "now"        // what is in force
+	Configured = "configured" // and what was asked for
 )
 
 type opKey struct{}

@@ -1,0 +1,120 @@
+package hostnet
+
+import (
+	"context"
+	"os"
+	"strings"
+
+	"banger/internal/daemon/nat"
+	"banger/internal/daemon/tapdev"
+	"banger/internal/doctor"
+	"banger/internal/errdefs"
+)
+
+// Checks are what doctor asks of a host whose VMs are to have taps. deps.Memory may
+// be nil: then no daemon has run here yet.
+func Checks(deps Deps) []doctor.Check {
+	s := New(deps)
+	check := func(name string, run func(context.Context) doctor.Result) doctor.Check {
+		return doctor.Check{Name: name, Run: run}
+	}
+	return []doctor.Check{
+		check("network devices", s.doctorHost),
+		check("network bridge", s.doctorBridge),
+		check("network prefix", s.doctorPrefix),
+		check("network forwarding", s.doctorForwarding),
+		check("network firewalls", s.doctorFirewalls),
+	}
+}
+
+func failed(err error) doctor.Result { return doctor.Fail(errdefs.HintOf(err), "%v", err) }
+
+func (s *Service) doctorHost(context.Context) doctor.Result {
+	if err := checkHost(); err != nil {
+		return failed(err)
+	}
+	return doctor.Pass("root, %s, nftables", tapdev.TunDevice)
+}
+
+// recorded is the plan of the daemon that runs, or ran, here.
+func (s *Service) recorded(ctx context.Context) (*plan, error) {
+	if s.Memory == nil {
+		return planOf(Record{}, s.Bridge), nil
+	}
+	r, err := s.Memory.HostNet(ctx)
+	return planOf(r, s.Bridge), err
+}
+
+func (s *Service) doctorBridge(ctx context.Context) doctor.Result {
+	p, err := s.recorded(ctx)
+	if err != nil {
+		return failed(err)
+	}
+	exists, err := tapdev.CheckBridge(s.Bridge, p.mac)
+	switch {
+	case err != nil:
+		return failed(err)
+	case exists:
+		return doctor.Pass("%s", s.Bridge)
+	}
+	return doctor.Pass("%s will be made for the first VM", s.Bridge)
+}
+
+func (s *Service) doctorPrefix(ctx context.Context) doctor.Result {
+	p, err := s.recorded(ctx)
+	if err != nil {
+		return failed(err)
+	}
+	routes, err := tapdev.Routes()
+	if err != nil {
+		return failed(err)
+	}
+	prefix := p.Prefix4
+	if s.Prefix.IsValid() {
+		prefix = s.Prefix
+	}
+	if !prefix.IsValid() {
+		if prefix, err = autoPrefix(p.ID, routes, s.Bridge); err != nil {
+			return failed(err)
+		}
+		return doctor.Pass("%s, for instance, is free", prefix)
+	}
+	if err := checkPrefix(prefix, routes, s.Bridge); err != nil {
+		return failed(err)
+	}
+	return doctor.Pass("%s", prefix)
+}
+
+func (s *Service) doctorForwarding(context.Context) doctor.Result {
+	missing, err := nat.MissingSettings()
+	switch {
+	case err != nil:
+		return failed(err)
+	case len(missing) == 0:
+		return doctor.Pass("on")
+	}
+	var keys []string
+	for _, m := range missing {
+		keys = append(keys, "net/"+m.Key+"="+m.Want)
+	}
+	return doctor.Pass("off; the first VM sets %s, uninstalling puts it back", strings.Join(keys, ", "))
+}
+
+func (s *Service) doctorFirewalls(context.Context) doctor.Result {
+	if os.Geteuid() != 0 {
+		return doctor.Pass("not looked at: only root may")
+	}
+	obstacles, err := s.table.Obstacles()
+	if err != nil {
+		return failed(err)
+	}
+	if len(obstacles) == 0 {
+		return doctor.Pass("none in the way")
+	}
+	var why, fix []string
+	for _, o := range obstacles {
+		why = append(why, o.Chain+" "+o.Why)
+		fix = append(fix, o.Fix)
+	}
+	return doctor.Warn(strings.Join(fix, "; "), "another firewall may stop guests: %s", strings.Join(why, "; "))
+}

@@ -1,0 +1,336 @@
+package hostnet
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"banger/internal/daemon/nat"
+	"banger/internal/daemon/tapdev"
+	"banger/internal/daemon/tapdev/taptest"
+	"banger/internal/doctor"
+	"banger/internal/errdefs"
+)
+
+// loadRules hands a ruleset to nft, as another program's firewall.
+func loadRules(t *testing.T, rules string) {
+	t.Helper()
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("needs nft, to load another program's rules")
+	}
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v\n%s", err, out)
+	}
+}
+
+// docker is the gist of Docker's rules, with one port published of a container.
+const docker = `
+table ip filter {
+	chain DOCKER-USER {
+		ip daddr 192.0.2.66 counter drop
+		counter return
+	}
+	chain FORWARD {
+		type filter hook forward priority 0; policy drop;
+		counter jump DOCKER-USER
+		ct status dnat accept
+		ct state established,related accept
+	}
+	chain PUBLISHED {
+		type nat hook prerouting priority -100;
+		fib daddr type local tcp dport 8080 dnat to 172.17.0.2:80
+	}
+}
+table ip6 filter {
+	chain DOCKER-USER {
+	}
+	chain FORWARD {
+		type filter hook forward priority 0; policy drop;
+		counter jump DOCKER-USER
+	}
+}
+`
+
+// Beside Docker, which drops what it does not know, guests reach the world, and
+// still not what Docker and the administrator keep from them.
+func TestBesideDocker(t *testing.T) {
+	w := newWorld(t)
+	t.Cleanup(func() { loadRules(t, "delete table ip filter\ndelete table ip6 filter\n") })
+	loadRules(t, docker)
+	w.serve(w.uplink, 80)
+	// A machine that the administrator has closed, and a container that Docker has
+	// published to nobody.
+	w.must(w.uplink.Do(func() error { return address("eth0", "192.0.2.66/24") }))
+	container := taptest.NewNS(t)
+	taptest.Wire(t, "veth0", nil, container, "eth0", []string{"172.17.0.2/16"})
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "docker0"
+	bridge := &netlink.Bridge{LinkAttrs: attrs}
+	w.must(netlink.LinkAdd(bridge))
+	t.Cleanup(func() { _ = netlink.LinkDel(bridge) })
+	gateway := net.IPv4(172, 17, 0, 1)
+	w.must(address("docker0", "172.17.0.1/16"))
+	veth, err := netlink.LinkByName("veth0")
+	w.must(err)
+	w.must(errors.Join(netlink.LinkSetMaster(veth, bridge), netlink.LinkSetUp(bridge)))
+	w.must(container.Do(func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, Gw: gateway})
+	}))
+	w.serve(container, 80)
+
+	a := w.boot(VM{ID: "a"})
+	c, d := w.boot(VM{ID: "c", Network: "lab"}), w.boot(VM{ID: "d", Network: "lab"})
+	w.serve(d, 22)
+	check := func(t *testing.T) {
+		t.Helper()
+		a.reaches("the world", at(far4, 80))
+		a.reaches("the world by IPv6", at(far6, 80))
+		c.reaches("its network", at(d.ip4(), 22))
+		c.reaches("its network by IPv6", at(d.ip6(), 22))
+		a.cannotReach("what the administrator drops", at(netip.MustParseAddr("192.0.2.66"), 80))
+		a.cannotReach("a container", at(netip.MustParseAddr("172.17.0.2"), 80))
+		a.cannotReach("a published port of the host's", at(hostUp4, 8080))
+		w.waiting.Wait()
+		w.must(w.uplink.Do(func() error {
+			conn, err := net.DialTimeout("tcp", at(hostUp4, 8080).String(), 5*time.Second)
+			if err == nil {
+				err = conn.Close()
+			}
+			return err
+		}))
+	}
+	check(t)
+	if found, err := w.s.table.Obstacles(); err != nil || len(found) > 0 {
+		t.Errorf("obstacles: %+v, %v", found, err)
+	}
+	rules := func() string {
+		out, err := exec.Command("nft", "list", "chain", "ip", "filter", "DOCKER-USER").CombinedOutput()
+		w.must(err)
+		return string(out)
+	}
+	if n := strings.Count(rules(), "banger"); n != 1 {
+		t.Errorf("%d rules of ours in:\n%s", n, rules())
+	}
+	w.restart(a.vm, c.vm, d.vm)
+	check(t)
+	if text := rules(); strings.Count(text, "banger") != 1 || strings.Index(text, "banger") > strings.Index(text, "return") {
+		t.Errorf("after a restart:\n%s", text)
+	}
+	for _, g := range []*guest{a, c, d} {
+		g.Close()
+		w.must(w.s.Release(t.Context(), g.vm.ID))
+	}
+	w.must(w.s.Uninstall(t.Context()))
+	if strings.Contains(rules(), "banger") {
+		t.Errorf("left in Docker's chain:\n%s", rules())
+	}
+}
+
+// Firewalls that leave no room for others are told of, not opened.
+func TestObstacles(t *testing.T) {
+	w := newWorld(t)
+	t.Cleanup(func() { loadRules(t, "delete table inet strict\ndelete table inet firewalld\n") })
+	loadRules(t, `
+table inet strict {
+	chain fence { type filter hook forward priority 0; policy drop;
+	}
+	chain door { type filter hook input priority 0; policy drop;
+	}
+}
+table inet firewalld {
+	chain filter_FORWARD { type filter hook forward priority 10; policy accept;
+	}
+}
+`)
+	w.serve(w.uplink, 80)
+	w.serve(here{}, 53)
+	a := w.boot(VM{ID: "a"})
+	a.cannotReach("the world through a fence", at(far4, 80))
+	a.cannotReach("the name server through a door", at(a.Gateways[0], 53))
+	w.waiting.Wait()
+	found, err := w.s.table.Obstacles()
+	w.must(err)
+	if len(found) != 3 {
+		t.Fatalf("found %+v", found)
+	}
+	// What they are said to need opens them.
+	for _, o := range found {
+		if strings.HasPrefix(o.Fix, "nft ") {
+			loadRules(t, strings.TrimPrefix(o.Fix, "nft ")+"\n")
+		}
+	}
+	a.reaches("the name server", at(a.Gateways[0], 53))
+	loadRules(t, "insert rule inet strict fence ct state established accept\n")
+	a.reaches("the world", at(far4, 80))
+	a.Close()
+	w.must(w.s.Release(t.Context(), "a"))
+}
+
+func TestRefusalsChangeNothing(t *testing.T) {
+	w := newWorld(t)
+	before := w.traces()
+	refused := func(what string, class error, words ...string) {
+		t.Helper()
+		_, err := w.s.Attach(t.Context(), VM{ID: "a"})
+		if !errors.Is(err, class) || errdefs.HintOf(err) == "" {
+			t.Errorf("%s: %v (hint %q)", what, err, errdefs.HintOf(err))
+		}
+		for _, word := range words {
+			if err == nil || !strings.Contains(err.Error(), word) {
+				t.Errorf("%s: %v does not say %q", what, err, word)
+			}
+		}
+		if w.mem.record.Up || len(w.mem.leases) > 0 {
+			t.Errorf("%s: kept %+v and %v", what, w.mem.record, w.mem.leases)
+		}
+	}
+	w.s.Prefix = netip.MustParsePrefix("192.0.2.0/25")
+	refused("an overlapping prefix", errdefs.ErrFailedPrecondition, "192.0.2.0/24", "up0")
+	w.s.Prefix = netip.Prefix{}
+	if after := w.traces(); after != before {
+		t.Errorf("changed:\n%s", after)
+	}
+
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = w.deps.Bridge
+	foreign := &netlink.Bridge{LinkAttrs: attrs}
+	w.must(netlink.LinkAdd(foreign))
+	with := w.traces()
+	refused("a foreign bridge", errdefs.ErrAlreadyExists, w.deps.Bridge)
+	var failed []string
+	for _, r := range doctor.Run(t.Context(), Checks(w.deps)) {
+		if r.Status == doctor.StatusFail {
+			failed = append(failed, r.Name)
+		}
+	}
+	if !slices.Equal(failed, []string{"network bridge"}) {
+		t.Errorf("doctor fails %v", failed)
+	}
+	w.mem.record = newRecord()
+	w.must(w.s.Uninstall(t.Context())) // which leaves it alone
+	if after := w.traces(); after != with {
+		t.Errorf("changed:\n%s", after)
+	}
+	w.must(netlink.LinkDel(foreign))
+	for _, r := range doctor.Run(t.Context(), Checks(w.deps)) {
+		if r.Status != doctor.StatusPass {
+			t.Errorf("doctor: %+v", r)
+		}
+	}
+}
+
+func TestPool(t *testing.T) {
+	w := newWorld(t)
+	a := w.attach(VM{ID: "old"})
+	w.s.batch()
+	w.s.pause()
+	if n := len(w.owned()); n != 1+w.deps.Pool {
+		t.Errorf("%d taps, want one in use and %d warm", n, w.deps.Pool)
+	}
+	// A released tap serves the next VM.
+	w.must(w.s.Detach(t.Context(), "old"))
+	if b := w.attach(VM{ID: "new"}); b.Tap != a.Tap {
+		t.Errorf("the next VM has %s, not the released %s", b.Tap, a.Tap)
+	}
+	w.must(w.s.Detach(t.Context(), "new"))
+	// One that a VMM has not let go of serves nobody, and goes.
+	b := w.attach(VM{ID: "new"})
+	f, err := b.Open()
+	w.must(err)
+	defer func() { _ = f.Close() }()
+	w.must(w.s.Detach(t.Context(), "new"))
+	if slices.Contains(w.owned(), b.Tap) {
+		t.Errorf("tap %s, which is held open, is still there", b.Tap)
+	}
+	// A name that somebody else has is stepped over.
+	attrs := netlink.NewLinkAttrs()
+	w.s.pause()
+	for n := 0; ; n++ {
+		if attrs.Name = tapdev.TapName(w.deps.Bridge, n); !slices.Contains(w.owned(), attrs.Name) {
+			break
+		}
+	}
+	w.must(netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
+	defer func() { w.must(netlink.LinkDel(&netlink.Bridge{LinkAttrs: attrs})) }()
+	var wg sync.WaitGroup
+	for _, id := range []string{"1", "2", "3", "4", "5", "6", "7", "8"} {
+		wg.Go(func() {
+			if _, err := w.s.Attach(t.Context(), VM{ID: id, Network: "lab"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	w.legalTaps()
+	for _, id := range []string{"1", "2", "3", "4", "5", "6", "7", "8"} {
+		w.must(w.s.Release(t.Context(), id))
+	}
+	w.legal()
+
+	// Without the bridge no tap can be made: the filler tries once and rests.
+	w.s.mu.Lock()
+	warm := w.s.warm
+	w.s.warm = nil
+	w.s.mu.Unlock()
+	for _, tap := range warm {
+		w.must(w.s.deleteTap(tap))
+	}
+	w.must(tapdev.DeleteBridge(w.deps.Bridge, w.s.current().mac))
+	w.s.batch()
+	if !w.s.stalled {
+		t.Error("the filler does not rest although all failed")
+	}
+	w.s.mu.Lock()
+	taken := len(w.s.taken)
+	w.s.mu.Unlock()
+	if taken > 1 { // the foreign name
+		t.Errorf("%d names are reserved for taps that are not there", taken)
+	}
+	w.end()
+}
+
+// legalTaps checks that no two VMs have one tap.
+func (w *world) legalTaps() {
+	w.t.Helper()
+	seen := map[string]string{}
+	for id, l := range w.mem.leases {
+		if l.Tap == "" {
+			continue
+		}
+		if seen[l.Tap] != "" {
+			w.t.Errorf("tap %s is of both %s and %s", l.Tap, id, seen[l.Tap])
+		}
+		seen[l.Tap] = id
+	}
+}
+
+// A setting that was as guests need it, or that somebody changed since, is not ours
+// to put back.
+func TestSettingsArePutBackOnlyIfOurs(t *testing.T) {
+	w := newWorld(t)
+	const key = "/proc/sys/net/ipv4/ip_forward"
+	w.must(os.WriteFile(key, []byte("1"), 0))
+	w.attach(VM{ID: "old"})
+	w.end()
+	w.must(w.s.Uninstall(t.Context()))
+	if v, _ := os.ReadFile(key); string(v) != "1\n" {
+		t.Errorf("ip_forward is %q; it was on before", v)
+	}
+	w.must(os.WriteFile(key, []byte("0"), 0))
+	list, err := nat.MissingSettings()
+	w.must(err)
+	if !slices.ContainsFunc(list, func(s nat.Setting) bool { return s.Key == "ipv6/conf/up0/accept_ra" && s.Want == "2" }) {
+		t.Errorf("%+v lets the host forget its IPv6 router", list)
+	}
+}

@@ -1,0 +1,201 @@
+package hostnet
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+)
+
+// metadata is where clouds keep what a machine may do.
+var metadata = netip.MustParseAddr("169.254.169.254")
+
+// Who reaches whom, by real connections; and the same after everything that may
+// happen to the rules.
+func TestTraffic(t *testing.T) {
+	w := newWorld(t)
+	w.serve(w.uplink, 80)
+	w.serve(here{}, 53)
+	w.serve(here{}, 8080)
+	w.must(address("up0", "169.254.1.1/16"))
+	w.must(w.uplink.Do(func() error { return address("eth0", metadata.String()+"/16") }))
+	a, b := w.boot(VM{ID: "a", Expose: []uint16{8080}}), w.boot(VM{ID: "b"})
+	c, d := w.boot(VM{ID: "c", Network: "lab"}), w.boot(VM{ID: "d", Network: "lab"})
+	e := w.boot(VM{ID: "e", Network: "other", Isolated: true})
+	for _, g := range []*guest{a, b, c, d, e} {
+		w.serve(g, 22)
+	}
+	gw4, gw6 := a.Gateways[0], a.Gateways[1]
+
+	check := func(t *testing.T) {
+		t.Helper()
+		defer w.waiting.Wait()
+		for _, g := range []*guest{a, c} {
+			if as := g.reaches("the world", at(far4, 80)); as != hostUp4.String() {
+				t.Errorf("the world sees %s as %s", g.vm.ID, as)
+			}
+			if as := g.reaches("the world by IPv6", at(far6, 80)); as != hostUp6.String() {
+				t.Errorf("the world sees %s as %s", g.vm.ID, as)
+			}
+			g.reaches("the name server", at(gw4, 53))
+			g.reaches("the name server by IPv6", at(gw6, 53))
+		}
+		a.cannotReach("a cloud's secrets", at(metadata, 80))
+		e.cannotReach("the world although isolated", at(far4, 80))
+		e.cannotReach("the world by IPv6 although isolated", at(far6, 80))
+		e.reaches("the name server", at(gw4, 53))
+
+		a.reaches("an exposed port", at(gw4, 8080))
+		a.reaches("an exposed port by IPv6", at(gw6, 8080))
+		a.cannotReach("an exposed port elsewhere", at(hostUp4, 8080))
+		b.cannotReach("another's exposed port", at(gw4, 8080))
+		b.cannotReach("another's exposed port by IPv6", at(gw6, 8080))
+		b.cannotReach("the host's address outside", at(hostUp4, 8080))
+		b.cannotReach("the host's IPv6 address outside", at(hostUp6, 8080))
+		b.cannotReach("names at the host's address outside", at(hostUp4, 53))
+
+		a.cannotReach("a stranger", at(b.ip4(), 22))
+		a.cannotReach("a stranger by IPv6", at(b.ip6(), 22))
+		c.cannotReach("a stranger from a network", at(a.ip4(), 22))
+		a.cannotReach("a network from outside", at(c.ip4(), 22))
+		c.cannotReach("another network", at(e.ip4(), 22))
+		c.cannotReach("another network by IPv6", at(e.ip6(), 22))
+		if as := c.reaches("its network", at(d.ip4(), 22)); as != c.ip4().String() {
+			t.Errorf("its network sees c as %s", as)
+		}
+		d.reaches("its network by IPv6", at(c.ip6(), 22))
+
+		for _, to := range []netip.AddrPort{at(a.ip4(), 22), at(e.ip6(), 22)} {
+			conn, err := net.DialTimeout("tcp", to.String(), 5*time.Second)
+			if err != nil {
+				t.Errorf("the host does not reach %s: %v", to, err)
+				continue
+			}
+			_ = conn.Close()
+		}
+	}
+	check(t)
+
+	t.Run("bridged frames past the other families", func(t *testing.T) {
+		for key, v := range map[string]string{"iptables": "0", "ip6tables": "0", "arptables": "0"} {
+			file := "/proc/sys/net/bridge/bridge-nf-call-" + key
+			was, err := os.ReadFile(file)
+			if err != nil {
+				t.Skipf("no such switch: %v", err)
+			}
+			w.must(os.WriteFile(file, []byte(v), 0))
+			defer func() { w.must(os.WriteFile(file, was, 0)) }()
+		}
+		check(t)
+	})
+	t.Run("synced twice", func(t *testing.T) {
+		for range 2 {
+			if err := w.s.syncRules(t.Context(), w.s.current()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check(t)
+	})
+	t.Run("restarted", func(t *testing.T) {
+		w.restart(a.vm, b.vm, c.vm, d.vm, e.vm)
+		check(t)
+	})
+	t.Run("attached again", func(t *testing.T) {
+		for _, g := range []*guest{a, c, e} {
+			if again := w.attach(g.vm); again.Tap != g.Tap || again.MAC.String() != g.MAC.String() {
+				t.Errorf("%s is at %+v, was at %+v", g.vm.ID, again, g.Attachment)
+			}
+		}
+		check(t)
+	})
+	t.Run("rules flushed by somebody", func(t *testing.T) {
+		if err := w.s.table.Remove(); err != nil {
+			t.Fatal(err)
+		}
+		// The bridge's own isolation holds meanwhile.
+		a.cannotReach("a stranger without rules, in the link", at(b.ip4(), 22))
+		w.waiting.Wait()
+		x := w.boot(VM{ID: "x"})
+		check(t)
+		x.Close()
+		w.must(w.s.Detach(t.Context(), "x"))
+	})
+	for _, g := range []*guest{a, b, c, d, e} {
+		g.Close()
+		w.must(w.s.Release(t.Context(), g.vm.ID))
+	}
+}
+
+// What a VM may reach is changed while it runs, and ends what is under way.
+func TestPermissionsChangeUnderWay(t *testing.T) {
+	w := newWorld(t)
+	g := w.boot(VM{ID: "a", Expose: []uint16{7}})
+	world, host := w.talk(g, w.uplink, at(far4, 7)), w.talk(g, here{}, at(g.Gateways[0], 7))
+	for _, c := range []*talk{world, host} {
+		c.hears("at first")
+	}
+	// A connection survives a whole new ruleset, and a daemon's restart.
+	w.restart(g.vm)
+	for _, c := range []*talk{world, host} {
+		c.hears("after a restart")
+	}
+	w.attach(VM{ID: "a", Isolated: true})
+	for _, c := range []*talk{world, host} {
+		c.hearsNot("although isolated, and with no port exposed")
+	}
+	g.Close()
+	w.must(w.s.Release(t.Context(), "a"))
+}
+
+// talk is a connection that a guest has made.
+type talk struct {
+	t           *testing.T
+	guest, peer net.Conn
+}
+
+func (w *world) talk(g *guest, on doer, to netip.AddrPort) *talk {
+	w.t.Helper()
+	var l net.Listener
+	w.must(on.Do(func() (err error) {
+		l, err = net.Listen("tcp", to.String())
+		return err
+	}))
+	c := &talk{t: w.t}
+	w.must(g.Do(func() (err error) {
+		c.guest, err = net.DialTimeout("tcp", to.String(), 5*time.Second)
+		return err
+	}))
+	var err error
+	c.peer, err = l.Accept()
+	w.must(err)
+	w.t.Cleanup(func() { _ = errors.Join(c.guest.Close(), c.peer.Close(), l.Close()) })
+	return c
+}
+
+func (c *talk) say(text string, wait time.Duration) (heard string, err error) {
+	c.t.Helper()
+	if _, err := io.WriteString(c.guest, text); err != nil {
+		return "", err
+	}
+	_ = c.peer.SetReadDeadline(time.Now().Add(wait))
+	b := make([]byte, 100)
+	n, err := c.peer.Read(b)
+	return string(b[:n]), err
+}
+
+func (c *talk) hears(text string) {
+	c.t.Helper()
+	if heard, err := c.say(text, 10*time.Second); heard != text {
+		c.t.Errorf("%s heard %q, %v, want %q", c.peer.LocalAddr(), heard, err, text)
+	}
+}
+
+func (c *talk) hearsNot(text string) {
+	c.t.Helper()
+	if heard, err := c.say(text, patience); err == nil {
+		c.t.Errorf("%s heard %q", c.peer.LocalAddr(), heard)
+	}
+}

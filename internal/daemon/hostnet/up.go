@@ -1,0 +1,210 @@
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"banger/internal/daemon/nat"
+	"banger/internal/daemon/steps"
+	"banger/internal/daemon/tapdev"
+	"banger/internal/errdefs"
+	"banger/internal/logkey"
+)
+
+// ensure puts up what all VMs share, once. What it cannot have (not root, a foreign
+// bridge, an overlapping prefix) it says before it changes anything.
+func (s *Service) ensure(ctx context.Context) (*plan, error) {
+	if p := s.current(); p != nil {
+		return p, nil
+	}
+	if err := claim(ctx, s.hostUp); err != nil {
+		return nil, err
+	}
+	defer func() { <-s.hostUp }()
+	if p := s.current(); p != nil {
+		return p, nil
+	}
+	p, err := s.prepare(ctx)
+	if err == nil {
+		err = steps.Run(ctx, s.runner(), p, s.upSteps())
+	}
+	if err != nil {
+		return nil, errdefs.Wrap(err, "set up the host's network")
+	}
+	s.mu.Lock()
+	s.plan = p
+	s.mu.Unlock()
+	s.fill()
+	return p, nil
+}
+
+// prepare makes a plan and checks that it can be carried out. It changes nothing.
+func (s *Service) prepare(ctx context.Context) (*plan, error) {
+	if err := checkHost(); err != nil {
+		return nil, err
+	}
+	r, err := s.Memory.HostNet(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if r.ID == "" {
+		r = newRecord()
+	}
+	p := planOf(r, s.Bridge)
+	exists, err := tapdev.CheckBridge(s.Bridge, p.mac)
+	if err != nil {
+		return nil, err
+	}
+	p.fresh = !exists
+	routes, err := tapdev.Routes()
+	if err != nil {
+		return nil, err
+	}
+	switch configured := s.Prefix.IsValid(); {
+	case configured && p.Prefix4 != s.Prefix && !s.serving():
+		p.Prefix4 = s.Prefix
+	case configured && p.Prefix4 != s.Prefix:
+		// Guests were told of the old one.
+		s.Log.WarnContext(ctx, "network.prefix takes effect when no VM runs", logkey.Now, p.Prefix4, logkey.Configured, s.Prefix)
+	case !p.Prefix4.IsValid():
+		if p.Prefix4, err = autoPrefix(p.ID, routes, s.Bridge); err != nil {
+			return nil, err
+		}
+	}
+	if p.fresh {
+		err = checkPrefix(p.Prefix4, routes, s.Bridge)
+	}
+	return p, err
+}
+
+func (s *Service) serving() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.guests) > 0
+}
+
+// checkHost says what this host lacks.
+func checkHost() error {
+	if os.Geteuid() != 0 {
+		return errdefs.Permission("network devices of the host are for root").
+			WithHint("run the daemon as root, or choose --net user")
+	}
+	if _, err := os.Stat(tapdev.TunDevice); err != nil {
+		return errdefs.Unavailable("look at %s: %w", tapdev.TunDevice, err).
+			WithHint("load the module: modprobe tun; in a container, pass the device in")
+	}
+	if _, err := tableFor("").Present(); err != nil {
+		return errdefs.Unsupported("the kernel does not answer for nftables: %w", err).
+			WithHint("load the module: modprobe nf_tables")
+	}
+	return nil
+}
+
+func (s *Service) upSteps() []steps.Step[*plan] {
+	return []steps.Step[*plan]{
+		{Name: "settings", Do: s.applySettings, Undo: s.undoSettings},
+		{Name: "bridge", Do: s.makeBridge, Undo: s.undoBridge},
+		{Name: "firewall", Do: s.syncRules, Undo: s.undoRules},
+		{Name: "docker", Do: s.tellDocker, Undo: s.undoDocker},
+	}
+}
+
+// applySettings writes down what it will change, together with the plan, and
+// changes it.
+func (s *Service) applySettings(ctx context.Context, p *plan) error {
+	missing, err := nat.MissingSettings()
+	if err != nil {
+		return err
+	}
+	before := len(p.Settings)
+	p.Settings = nat.Merge(p.Settings, missing)
+	p.added, p.Up = len(p.Settings)-before, true
+	if err := s.Memory.KeepHostNet(ctx, p.Record); err != nil {
+		return err
+	}
+	return nat.Apply(missing)
+}
+
+func (s *Service) undoSettings(ctx context.Context, p *plan) error {
+	if !p.fresh {
+		return nil
+	}
+	err := nat.PutBack(p.Settings[len(p.Settings)-p.added:])
+	if err == nil {
+		p.Settings = p.Settings[:len(p.Settings)-p.added]
+		p.Up = len(p.Settings) > 0
+		err = s.Memory.KeepHostNet(ctx, p.Record)
+	}
+	return err
+}
+
+func (s *Service) makeBridge(_ context.Context, p *plan) error {
+	spec := tapdev.BridgeSpec{Name: s.Bridge, MAC: p.mac, Alias: p.alias, MTU: s.MTU, Addrs: p.addresses(p.gateways()[0])}
+	if !hasIPv6() {
+		spec.Addrs = spec.Addrs[:1]
+	}
+	return tapdev.EnsureBridge(spec)
+}
+
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}
+
+func (s *Service) undoBridge(_ context.Context, p *plan) error {
+	if !p.fresh {
+		return nil
+	}
+	return tapdev.DeleteBridge(s.Bridge, p.mac)
+}
+
+func (s *Service) undoRules(_ context.Context, p *plan) error {
+	if !p.fresh {
+		return nil
+	}
+	return s.table.Remove()
+}
+
+func (s *Service) tellDocker(context.Context, *plan) error { return nat.AllowInDocker() }
+
+func (s *Service) undoDocker(_ context.Context, p *plan) error {
+	if !p.fresh {
+		return nil
+	}
+	return nat.LeaveDocker()
+}
+
+// Uninstall takes away everything of ours: rules, taps, bridge, changed settings.
+// It works in a process that has restored nothing, and can be repeated. It refuses
+// while VMs are attached. Addresses of VMs stay leased.
+func (s *Service) Uninstall(ctx context.Context) error {
+	if err := claim(ctx, s.hostUp); err != nil {
+		return err
+	}
+	defer func() { <-s.hostUp }()
+	if s.serving() {
+		return errdefs.Precondition("VMs are on the host's network").WithHint("stop them first: banger vm stop NAME")
+	}
+	r, err := s.Memory.HostNet(ctx)
+	if err != nil || r.ID == "" {
+		return err
+	}
+	s.mu.Lock()
+	s.plan = nil // the filler makes no more taps
+	s.warm = nil
+	s.mu.Unlock()
+	s.pause()
+	p := planOf(r, s.Bridge)
+	taps, err := tapdev.Taps(p.alias)
+	errs := []error{err, s.table.Remove(), nat.LeaveDocker()}
+	for _, tap := range taps {
+		errs = append(errs, s.deleteTap(tap))
+	}
+	errs = append(errs, tapdev.DeleteBridge(s.Bridge, p.mac), nat.PutBack(r.Settings))
+	if err := errors.Join(errs...); err != nil {
+		return errdefs.Wrap(err, "take away the host's network")
+	}
+	r.Settings, r.Up = nil, false
+	return s.Memory.KeepHostNet(ctx, r)
+}
