@@ -55,6 +55,7 @@ var rings = map[string]ring{
 	"internal/daemon/imagemgr":  ringService,
 	"internal/daemon/opstate":   ringService,
 	"internal/daemon/vm":        ringService,
+	"internal/daemon/vmdns":     ringService,
 	"internal/daemon/workspace": ringService,
 
 	"internal/daemon": ringDaemon,

@@ -13,14 +13,17 @@ import (
 func TestCheckName(t *testing.T) {
 	good := []string{"a", "0", "calm-otter", strings.Repeat("a", 63), "a--b"}
 	bad := []string{"", "-a", "a-", "A", "a_b", "a.b", "ü", strings.Repeat("a", 64), "a b", "a\n", "../x"}
-	for _, n := range good {
-		if err := model.CheckName(n); err != nil {
-			t.Errorf("%q: %v", n, err)
+	for kind, check := range map[string]func(string) error{"VM": model.CheckName, "network": model.CheckNetworkName} {
+		for _, n := range good {
+			if err := check(n); err != nil {
+				t.Errorf("%q: %v", n, err)
+			}
 		}
-	}
-	for _, n := range bad {
-		if err := model.CheckName(n); !errors.Is(err, errdefs.ErrInvalidArgument) || errdefs.HintOf(err) == "" {
-			t.Errorf("%q: %v", n, err)
+		for _, n := range bad {
+			err := check(n)
+			if !errors.Is(err, errdefs.ErrInvalidArgument) || errdefs.HintOf(err) == "" || !strings.HasPrefix(err.Error(), kind+" name") {
+				t.Errorf("%q: %v", n, err)
+			}
 		}
 	}
 }

@@ -11,11 +11,17 @@ var dnsLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // CheckName reports whether name can name a VM: a DNS label, because it becomes
 // a host name, a DNS record and part of paths. Nothing is rewritten.
-func CheckName(name string) error {
+func CheckName(name string) error { return checkLabel("VM", name) }
+
+// CheckNetworkName reports whether name can name a network: a DNS label too, as
+// the VMs on it have names below it.
+func CheckNetworkName(name string) error { return checkLabel("network", name) }
+
+func checkLabel(kind, name string) error {
 	if dnsLabel.MatchString(name) {
 		return nil
 	}
-	return errdefs.Invalid("VM name %q is not a DNS label", name).
+	return errdefs.Invalid("%s name %q is not a DNS label", kind, name).
 		WithHint("use 1 to 63 of a-z, 0-9 and -, with no - at either end")
 }
 

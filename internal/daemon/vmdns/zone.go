@@ -1,0 +1,94 @@
+package vmdns
+
+import (
+	"maps"
+	"net"
+	"slices"
+
+	"github.com/miekg/dns"
+)
+
+// apex is the top of the zone, as questions spell it.
+const apex = Domain + "."
+
+// ttl is how long an answer may be kept, in seconds: not at all. A VM comes and
+// goes at any moment, and asking again costs a few microseconds.
+const ttl = 0
+
+// zone is what is true at one moment. It does not change.
+type zone struct {
+	views map[string]view // by network; what all VMs look like is under ""
+	none  view            // of a network without VMs
+	soa   dns.SOA
+}
+
+// view is the part of a zone that is seen from one place: its nodes by their
+// names, in lower case and with the dot at the end. The name of an address that
+// is known stands in it as well.
+type view map[string]node
+
+// node is one name. Without any content it only has names below it.
+type node struct {
+	a, aaaa []net.IP
+	ptr     string // name of the VM with the address that this name is of
+	apex    bool   // has SOA and NS: it is the top of a zone
+}
+
+// newZone makes the zone of these hosts.
+func newZone(hosts map[string]Host, serial uint32) *zone {
+	z := &zone{
+		views: map[string]view{"": newView()},
+		none:  newView(),
+		// As RFC 6303 has it for zones that exist locally only. The mailbox is
+		// what Check knows a bangerd by.
+		soa: dns.SOA{Ns: apex, Mbox: mailbox, Serial: serial, Refresh: 3600, Retry: 1200, Expire: 604800, Minttl: ttl},
+	}
+	// In the order of names: should two have one address, the same one is always
+	// its owner.
+	for _, name := range slices.Sorted(maps.Keys(hosts)) {
+		h := hosts[name]
+		z.views[""].add(name, h)
+		if h.Network == "" {
+			continue
+		}
+		if z.views[h.Network] == nil {
+			z.views[h.Network] = newView()
+		}
+		z.views[h.Network].add(name, h)
+	}
+	return z
+}
+
+func newView() view { return view{apex: {apex: true}} }
+
+// add makes the nodes of one VM.
+func (v view) add(name string, h Host) {
+	own := name + "." + apex
+	n := v[own] // there already when a network has this VM's name
+	for _, a := range h.Addrs {
+		if a.Is4() {
+			n.a = append(n.a, a.AsSlice())
+		} else {
+			n.aaaa = append(n.aaaa, a.AsSlice())
+		}
+		// An error is one of a malformed address, which this is not.
+		reverse, _ := dns.ReverseAddr(a.String())
+		if _, taken := v[reverse]; !taken {
+			v[reverse] = node{ptr: own, apex: true}
+		}
+	}
+	v[own] = n
+	if h.Network != "" {
+		network := h.Network + "." + apex
+		v[network] = v[network] // exists, with or without a VM of its name
+		v[name+"."+network] = n
+	}
+}
+
+// from returns the view of a network; the empty one sees all.
+func (z *zone) from(network string) view {
+	if v, ok := z.views[network]; ok {
+		return v
+	}
+	return z.none
+}
