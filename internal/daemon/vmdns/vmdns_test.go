@@ -1,0 +1,417 @@
+package vmdns
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"banger/internal/doctor"
+	"banger/internal/errdefs"
+)
+
+var loopback = netip.MustParseAddrPort("127.0.0.1:0")
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+// service returns one that answers for hosts on a free port.
+func service(t testing.TB, hosts map[string]Host, network string) (*Service, netip.AddrPort) {
+	t.Helper()
+	s := New(Deps{Log: quiet()})
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := s.Replace(hosts); err != nil {
+		t.Fatal(err)
+	}
+	at, err := s.Open(Listener{Addr: loopback, Network: network})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, at
+}
+
+// ask puts a question to a server.
+func ask(t testing.TB, at netip.AddrPort, network, name string, rrtype uint16) *dns.Msg {
+	t.Helper()
+	c := &dns.Client{Net: network, Timeout: 10 * time.Second}
+	m, _, err := c.Exchange(new(dns.Msg).SetQuestion(name, rrtype), at.String())
+	if err != nil {
+		t.Fatalf("%s %s: %v", network, name, err)
+	}
+	return m
+}
+
+func TestRecordsFollowTheVMs(t *testing.T) {
+	s, at := service(t, nil, "")
+	check := func(name, want string) {
+		t.Helper()
+		for _, network := range []string{"udp", "tcp"} {
+			if got := summary(ask(t, at, network, name, dns.TypeA)); got != want {
+				t.Errorf("%s %s:\n got %s\nwant %s", network, name, got, want)
+			}
+		}
+	}
+	check("web.vm.", absent)
+	if err := s.Set("web", Host{Addrs: addrs("10.42.0.2", "10.42.0.2", "::ffff:10.42.0.3")}); err != nil {
+		t.Fatal(err)
+	}
+	check("web.vm.", "NOERROR aa | web.vm. A 10.42.0.2, web.vm. A 10.42.0.3 | ")
+	if err := s.Set("web", Host{Network: "lab", Addrs: addrs("10.42.0.9")}); err != nil {
+		t.Fatal(err)
+	}
+	check("web.lab.vm.", "NOERROR aa | web.lab.vm. A 10.42.0.9 | ")
+	if m := ask(t, at, "udp", "2.0.42.10.in-addr.arpa.", dns.TypePTR); m.Rcode != dns.RcodeRefused {
+		t.Errorf("an address that was given back is known: %v", m)
+	}
+	s.Remove("web")
+	s.Remove("web")
+	check("web.vm.", absent)
+	check("lab.vm.", absent)
+
+	before := s.zone.Load().soa.Serial
+	if err := s.Replace(world()); err != nil {
+		t.Fatal(err)
+	}
+	check("v4.vm.", "NOERROR aa | v4.vm. A 10.42.0.4 | ")
+	if s.zone.Load().soa.Serial == before {
+		t.Error("the serial is that of the zone before")
+	}
+	if err := s.Replace(map[string]Host{"v4": {Addrs: addrs("10.42.0.5")}}); err != nil {
+		t.Fatal(err)
+	}
+	check("v4.vm.", "NOERROR aa | v4.vm. A 10.42.0.5 | ")
+	check("web.vm.", absent)
+}
+
+// What a caller does with its slice afterwards is not seen.
+func TestHostsAreCopied(t *testing.T) {
+	s, at := service(t, nil, "")
+	list := addrs("10.42.0.2")
+	if err := s.Set("web", Host{Addrs: list}); err != nil {
+		t.Fatal(err)
+	}
+	list[0] = netip.MustParseAddr("10.42.0.66")
+	s.Remove("other")
+	if got := summary(ask(t, at, "udp", "web.vm.", dns.TypeA)); !strings.Contains(got, "10.42.0.2") {
+		t.Error(got)
+	}
+}
+
+func TestBadHosts(t *testing.T) {
+	s, at := service(t, world(), "")
+	for _, tc := range []struct {
+		name string
+		host Host
+		msg  string
+	}{
+		{"my_vm", Host{}, `VM name "my_vm" is not a DNS label`},
+		{"a.b", Host{}, "is not a DNS label"},
+		{"Web", Host{}, "is not a DNS label"},
+		{"", Host{}, "is not a DNS label"},
+		{"web", Host{Network: "my_net"}, `network name "my_net" is not a DNS label`},
+		{"web", Host{Addrs: []netip.Addr{{}}}, "cannot have the address"},
+		{"web", Host{Addrs: addrs("0.0.0.0")}, "cannot have the address 0.0.0.0"},
+		{"web", Host{Addrs: addrs("::")}, "cannot have the address"},
+		{"web", Host{Addrs: addrs("224.0.0.251")}, "cannot have the address"},
+		{"web", Host{Addrs: make([]netip.Addr, maxAddrs+1)}, "65 addresses, more than 64"},
+	} {
+		for how, err := range map[string]error{"set": s.Set(tc.name, tc.host), "replace": s.Replace(map[string]Host{"v4": {}, tc.name: tc.host})} {
+			if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), tc.msg) {
+				t.Errorf("%s %q %+v: %v", how, tc.name, tc.host, err)
+			}
+		}
+	}
+	if got := summary(ask(t, at, "udp", "v4.vm.", dns.TypeA)); got != "NOERROR aa | v4.vm. A 10.42.0.4 | " {
+		t.Errorf("a refused change left %s", got)
+	}
+}
+
+func TestViewOfANetwork(t *testing.T) {
+	s, all := service(t, world(), "")
+	lab, err := s.Open(Listener{Addr: netip.MustParseAddrPort("[::1]:0"), Network: "lab"})
+	if err != nil {
+		t.Skipf("no IPv6 loopback: %v", err)
+	}
+	for _, tc := range []struct {
+		at        netip.AddrPort
+		name      string
+		addresses int
+	}{{all, "web.vm.", 2}, {all, "db.vm.", 1}, {lab, "db.vm.", 1}, {lab, "db.lab.vm.", 1}, {lab, "web.vm.", 0}, {lab, "far.vm.", 0}} {
+		if m := ask(t, tc.at, "udp", tc.name, dns.TypeA); len(m.Answer) != tc.addresses {
+			t.Errorf("%s on %v: %v", tc.name, tc.at, m)
+		}
+	}
+}
+
+func TestBadAddresses(t *testing.T) {
+	s, at := service(t, nil, "")
+	for _, tc := range []struct {
+		l         Listener
+		want      error
+		msg, hint string
+	}{
+		{Listener{}, errdefs.ErrInvalidArgument, "no address is given", ""},
+		{Listener{Addr: netip.MustParseAddrPort("0.0.0.0:53")}, errdefs.ErrInvalidArgument, "not the address of one interface", "loopback"},
+		{Listener{Addr: netip.MustParseAddrPort("[::]:53")}, errdefs.ErrInvalidArgument, "not the address of one interface", "loopback"},
+		{Listener{Addr: netip.MustParseAddrPort("192.0.2.77:5300")}, errdefs.ErrUnavailable, "this host does not have that address", "loopback"},
+		{Listener{Addr: at}, errdefs.ErrFailedPrecondition, fmt.Sprintf("answer for .vm on %s: the port is taken", at), fmt.Sprintf("'sport = :%d'", at.Port())},
+		{Listener{Addr: netip.AddrPortFrom(netip.MustParseAddr("::ffff:127.0.0.1"), at.Port())}, errdefs.ErrFailedPrecondition, "the port is taken", "dns.listen"},
+		{Listener{Addr: loopback, Network: "my_net"}, errdefs.ErrInvalidArgument, "not a DNS label", "use 1 to 63"},
+	} {
+		_, err := s.Open(tc.l)
+		if !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.msg) || !strings.Contains(errdefs.HintOf(err), tc.hint) {
+			t.Errorf("%+v: %v (hint %q)", tc.l, err, errdefs.HintOf(err))
+		}
+	}
+	// One of the two kinds of sockets being taken is enough.
+	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(loopback))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	taken := udp.LocalAddr().(*net.UDPAddr).AddrPort()
+	if _, err := s.Open(Listener{Addr: taken}); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("%v", err)
+	}
+	if err := New(Deps{Log: quiet(), Listen: []Listener{{Addr: taken}}}).Restore(t.Context()); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("%v", err)
+	}
+	// What failed has left nothing open.
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(taken))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = tcp.Close()
+}
+
+func TestStop(t *testing.T) {
+	s, first := service(t, world(), "")
+	second, err := s.Open(Listener{Addr: loopback})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", second.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := s.Shut(second); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Shut(second); err != nil {
+		t.Errorf("again: %v", err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Error("a connection lived on")
+	}
+	if m := ask(t, first, "udp", "v4.vm.", dns.TypeA); len(m.Answer) != 1 {
+		t.Errorf("the other address: %v", m)
+	}
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Open(Listener{Addr: loopback}); !errors.Is(err, errdefs.ErrUnavailable) {
+		t.Errorf("opened after the end: %v", err)
+	}
+	// All of it is free again.
+	for _, at := range []netip.AddrPort{first, second} {
+		s := New(Deps{Log: quiet(), Listen: []Listener{{Addr: at}}})
+		if err := errors.Join(s.Restore(t.Context()), s.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A packet that is no question is passed over, and the next one is answered.
+func TestJunk(t *testing.T) {
+	_, at := service(t, world(), "")
+	conn, err := net.Dial("udp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, junk := range [][]byte{{}, []byte("GET / HTTP/1.1\r\n"), make([]byte, 11), make([]byte, 60000)} {
+		if _, err := conn.Write(junk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m := ask(t, at, "udp", "v4.vm.", dns.TypeA); len(m.Answer) != 1 {
+		t.Errorf("%v", m)
+	}
+
+	for _, junk := range []string{"\x00\x00", "\x00\x05hello", "\xff\xff" + strings.Repeat("x", 70000)} {
+		conn, err := net.Dial("tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(conn, junk)
+		if _, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Errorf("%.20q was answered", junk)
+		}
+		_ = conn.Close()
+	}
+}
+
+// One connection carries many questions.
+func TestConnection(t *testing.T) {
+	_, at := service(t, world(), "")
+	conn, err := dns.DialTimeout("tcp", at.String(), 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var sent []uint16
+	for _, name := range []string{"v4.vm.", "web.vm.", "example.org."} {
+		q := new(dns.Msg).SetQuestion(name, dns.TypeA)
+		sent = append(sent, q.Id)
+		if err := conn.WriteMsg(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, id := range sent {
+		m, err := conn.ReadMsg()
+		if err != nil || m.Id != id {
+			t.Fatalf("answer %d: %v, %v", i, m, err)
+		}
+	}
+}
+
+func TestLimits(t *testing.T) {
+	var l limiter
+	now := time.Unix(1_700_000_000, 0)
+	guest, other := netip.MustParseAddr("10.42.0.2"), netip.MustParseAddr("10.42.0.3")
+	local := netip.MustParseAddr("127.0.0.1")
+	answered := 0
+	for range 3 * maxQuestions {
+		if l.question(guest, now) {
+			answered++
+		}
+		if !l.question(local, now) {
+			t.Fatal("this host was refused")
+		}
+	}
+	if answered != maxQuestions {
+		t.Errorf("%d questions were answered", answered)
+	}
+	if !l.question(other, now) {
+		t.Error("another guest pays for it")
+	}
+	if !l.question(guest, now.Add(time.Second)) {
+		t.Error("the next second is not another")
+	}
+	// Invented addresses cost no more than a bounded memory.
+	for a, i := netip.MustParseAddr("fd42::1"), 0; i < 3*maxSources; a, i = a.Next(), i+1 {
+		l.question(a, now)
+	}
+	if len(l.questions) > maxSources {
+		t.Errorf("%d addresses are counted", len(l.questions))
+	}
+
+	opened := 0
+	for range 2 * maxConnsEach {
+		if l.connect(guest) {
+			opened++
+		}
+	}
+	if opened != maxConnsEach || !l.connect(other) {
+		t.Errorf("%d connections of one guest", opened)
+	}
+	for l.connect(local) {
+		opened++
+	}
+	if l.open != maxConns {
+		t.Errorf("%d connections are open", l.open)
+	}
+	for range opened - maxConnsEach {
+		l.disconnect(local)
+	}
+	for range maxConnsEach {
+		l.disconnect(guest)
+	}
+	l.disconnect(other)
+	if l.open != 0 || len(l.conns) != 0 {
+		t.Errorf("%d, %v", l.open, l.conns)
+	}
+}
+
+// Questions are answered while the zone is replaced under them.
+func TestQuestionsDuringChanges(t *testing.T) {
+	s, at := service(t, world(), "")
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for i := range 2 {
+		wg.Go(func() {
+			name := fmt.Sprintf("vm-%d", i)
+			for n := range 10_000 {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := s.Set(name, Host{Network: "lab", Addrs: addrs(fmt.Sprintf("10.43.%d.%d", n>>8&0xff, n&0xff))}); err != nil {
+					t.Error(err)
+				}
+				s.Remove(name)
+			}
+		})
+	}
+	for range 200 {
+		if m := ask(t, at, "udp", "web.vm.", dns.TypeA); len(m.Answer) != 2 {
+			t.Fatalf("%v", m)
+		}
+	}
+	close(stop)
+	wg.Wait()
+}
+
+func TestCheck(t *testing.T) {
+	run := func(at netip.AddrPort) doctor.Result { return Check(at).Run(t.Context()) }
+	s, at := service(t, nil, "")
+	if r := run(at); r.Status != doctor.StatusPass || !strings.Contains(r.Detail, "bangerd answers for .vm on "+at.String()) {
+		t.Errorf("ours: %+v", r)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the check itself leaves it free
+		if r := run(at); r.Status != doctor.StatusPass || !strings.Contains(r.Detail, "is free") {
+			t.Errorf("free: %+v", r)
+		}
+	}
+	// Another name server, and something that is none.
+	other := &dns.Server{Addr: at.String(), Net: "udp", Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		_ = w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeNameError))
+	})}
+	started := make(chan struct{})
+	other.NotifyStartedFunc = func() { close(started) }
+	go func() { _ = other.ListenAndServe() }()
+	<-started
+	defer func() { _ = other.Shutdown() }()
+	if r := run(at); r.Status != doctor.StatusWarn || !strings.Contains(r.Detail, "the port is taken") || !strings.Contains(r.Fix, "ss -lntup") {
+		t.Errorf("another's: %+v", r)
+	}
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(loopback))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	if r := run(tcp.Addr().(*net.TCPAddr).AddrPort()); r.Status != doctor.StatusWarn {
+		t.Errorf("no name server: %+v", r)
+	}
+	if r := run(netip.MustParseAddrPort("192.0.2.77:53")); r.Status != doctor.StatusWarn || r.Fix == "" {
+		t.Errorf("not here: %+v", r)
+	}
+}
