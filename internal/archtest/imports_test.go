@@ -45,6 +45,7 @@ var rings = map[string]ring{
 	"internal/daemon/nat":      ringMechanism,
 	"internal/daemon/qemuproc": ringMechanism,
 	"internal/daemon/relay":    ringMechanism,
+	"internal/daemon/resolved": ringMechanism,
 	"internal/daemon/rootdisk": ringMechanism,
 	"internal/daemon/steps":    ringMechanism,
 	"internal/daemon/tapdev":   ringMechanism,
