@@ -75,7 +75,8 @@ type (
 // Point tells resolved of l, in the place of what it knew of that link. It reports
 // false when there is no resolved on this host. When it fails, resolved knows
 // nothing of the link; the names can then still be asked for directly, so callers
-// warn and go on.
+// warn and go on. resolved asks the servers while the link has a carrier: a bridge
+// has one as long as a VM on it runs.
 func (m *Manager) Point(ctx context.Context, l Link) (bool, error) {
 	servers := make([]server, 0, len(l.Servers))
 	for _, at := range l.Servers {
@@ -97,6 +98,10 @@ func (m *Manager) Point(ctx context.Context, l Link) (bool, error) {
 		// by. And the server has no TLS, whatever the host wants of others.
 		{"SetLinkDNSSEC", []any{index, "no"}},
 		{"SetLinkDNSOverTLS", []any{index, "no"}},
+		// Otherwise the host asks whoever is on the link for names without a dot,
+		// and on ours are guests, who would answer what they like.
+		{"SetLinkLLMNR", []any{index, "no"}},
+		{"SetLinkMulticastDNS", []any{index, "no"}},
 		{"SetLinkDomains", []any{index, domains}},
 		{"SetLinkDNSEx", []any{index, servers}},
 	}, revert(index))

@@ -98,6 +98,8 @@ func fakeOn(t *testing.T, socket string, without ...string) *fake {
 		"SetLinkDefaultRoute": func(i int32, yes bool) *dbus.Error { return f.tell("SetLinkDefaultRoute", i, yes) },
 		"SetLinkDNSSEC":       func(i int32, mode string) *dbus.Error { return f.tell("SetLinkDNSSEC", i, mode) },
 		"SetLinkDNSOverTLS":   func(i int32, mode string) *dbus.Error { return f.tell("SetLinkDNSOverTLS", i, mode) },
+		"SetLinkLLMNR":        func(i int32, mode string) *dbus.Error { return f.tell("SetLinkLLMNR", i, mode) },
+		"SetLinkMulticastDNS": func(i int32, mode string) *dbus.Error { return f.tell("SetLinkMulticastDNS", i, mode) },
 		"SetLinkDomains": func(i int32, d []domain) *dbus.Error {
 			err := f.tell("SetLinkDomains", i, d)
 			if f.hang != nil {
@@ -134,7 +136,7 @@ func TestPointAndRevert(t *testing.T) {
 		t.Fatalf("%v, %v", there, err)
 	}
 	want := []string{
-		"SetLinkDefaultRoute7 false", "SetLinkDNSSEC7no", "SetLinkDNSOverTLS7no",
+		"SetLinkDefaultRoute7 false", "SetLinkDNSSEC7no", "SetLinkDNSOverTLS7no", "SetLinkLLMNR7no", "SetLinkMulticastDNS7no",
 		"SetLinkDomains7 [{vm true} {42.10.in-addr.arpa true}]",
 		"SetLinkDNSEx7 [{2 [127 0 0 42] 53 } {10 [253 66 0 0 0 0 0 0 0 0 0 0 0 0 0 1] 5300 }]",
 	}
@@ -221,7 +223,7 @@ func TestGivenUp(t *testing.T) {
 	if there, err := New(socket).Point(ctx, link); !there || !errors.Is(err, errdefs.ErrCanceled) {
 		t.Errorf("%v, %v", there, err)
 	}
-	if told := f.take(); len(told) != 5 || told[4] != "RevertLink7" {
+	if told := f.take(); len(told) != 7 || told[6] != "RevertLink7" {
 		t.Errorf("told %q", told)
 	}
 }
