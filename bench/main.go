@@ -38,6 +38,7 @@ type measurement struct {
 var measurements = []measurement{
 	{"list-1000", "banger vm list with 1,000 stopped VMs", measureList},
 	{"daemon-rss", "memory of the daemon at rest, goroutines per stopped VM", measureDaemon},
+	{"vmdns", "questions to the name server, against dnsmasq with the same 1,000 names", measureNames},
 	{"run", "banger vm run --rm -- true, against the same QEMU started by hand", measureRun},
 	{"exec", "banger exec VM -- true, against a new connection of ssh", measureExec},
 	{"exec-api", "the same through the API, against fork and exec in the guest and a round trip", measureExecAPI},
