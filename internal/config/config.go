@@ -8,6 +8,8 @@ package config
 
 import (
 	"errors"
+	"net/netip"
+	"os"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -25,6 +27,7 @@ type Config struct {
 	VM       VM      `yaml:"vm"`
 	QEMU     QEMU    `yaml:"qemu"`
 	Network  Network `yaml:"network"`
+	DNS      DNS     `yaml:"dns"`
 	Limits   Limits  `yaml:"limits"`
 }
 
@@ -53,15 +56,27 @@ type Network struct {
 	Pool   Count  `yaml:"pool"`   // taps kept ready
 }
 
+// DNS tells where names of VMs are answered.
+type DNS struct {
+	Listen string `yaml:"listen"` // "auto", "none" or a loopback address and port; see Resolve
+}
+
+// Addr returns the address to answer on; false for none. Resolve comes first.
+func (d DNS) Addr() (netip.AddrPort, bool) {
+	addr, err := netip.ParseAddrPort(d.Listen)
+	return addr, err == nil
+}
+
 // Limits keep one user of the daemon from taking the whole host.
 type Limits struct {
 	VMs   Count `yaml:"vms"`   // how many may exist
 	Boots Count `yaml:"boots"` // how many may boot at once; auto: the host's CPUs, at least 2
 }
 
-// The values of Driver and QEMU.Accel.
+// The values of Driver, QEMU.Accel and DNS.Listen.
 const (
 	Auto       = "auto"
+	None       = "none"
 	DriverQEMU = "qemu"
 	DriverFake = "fake"
 	AccelKVM   = "kvm"
@@ -91,6 +106,7 @@ func Default() Config {
 			MTU:    1500,
 			Pool:   4,
 		},
+		DNS: DNS{Listen: Auto},
 		Limits: Limits{
 			VMs:   2000,
 			Boots: 0,
@@ -102,13 +118,14 @@ func Default() Config {
 type Host struct {
 	CPUs        int
 	MemoryBytes int64
+	UID         int   // of the daemon
 	DiskBytes   int64 // size of the file system that holds the state directory
 }
 
 // DetectHost reads the size of this machine, and of the file system where the
 // directory state is or would be made. What the kernel does not say is zero.
 func DetectHost(state string) Host {
-	h := Host{CPUs: runtime.NumCPU()}
+	h := Host{CPUs: runtime.NumCPU(), UID: os.Geteuid()}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {
 		h.MemoryBytes = int64(info.Totalram) * int64(info.Unit)
@@ -144,6 +161,15 @@ func (c Config) Resolve(h Host) Config {
 	}
 	if c.Limits.Boots == 0 {
 		c.Limits.Boots = Count(max(h.CPUs, 2))
+	}
+	if c.DNS.Listen == Auto {
+		// Not an address that other name servers of a host take. Every user has a
+		// port, below those the kernel gives to outgoing connections.
+		port := uint16(53)
+		if h.UID != 0 {
+			port = uint16(20000 + h.UID%10000)
+		}
+		c.DNS.Listen = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 42}), port).String()
 	}
 	return c
 }

@@ -78,7 +78,7 @@ func TestLoadSetsValues(t *testing.T) {
 func TestBadFiles(t *testing.T) {
 	for _, tc := range []struct{ text, msg, hint string }{
 		{"vm:\n  cpu: 2\n", "config: vm.cpu: unknown key (line 2)", "did you mean cpus?"},
-		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, log_level, vm, qemu, network, limits"},
+		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, log_level, vm, qemu, network, dns, limits"},
 		{"vm:\n  cpus: 0\n", `config: vm.cpus: must be "auto" or a whole number above zero, not "0" (line 2)`, ""},
 		{"vm: {cpus: -1}\n", "config: vm.cpus: must be", ""},
 		{"vm: {cpus: 999}\n", "config: vm.cpus: must be at most 256, not 999", ""},
@@ -111,6 +111,13 @@ func TestBadFiles(t *testing.T) {
 		{"network: {prefix: {a: b}}\n", "config: network.prefix: needs one value", ""},
 		{"network: {mtu: 100}\n", "config: network.mtu: must be at least 1280", ""},
 		{"network: {pool: 1000}\n", "config: network.pool: must be at most 256", ""},
+		{"dns: {listen: localhost:53}\n", `config: dns.listen: must be auto, none or an IP address and a port, not "localhost:53"`, "127.0.0.42:53"},
+		{"dns: {listen: 127.0.0.42}\n", "config: dns.listen: must be auto, none or", "127.0.0.42:53"},
+		{"dns: {listen: 0.0.0.0:53}\n", "config: dns.listen: must be a loopback address, not 0.0.0.0", "127.0.0.42:53"},
+		{"dns: {listen: 192.0.2.1:53}\n", "config: dns.listen: must be a loopback address, not 192.0.2.1", ""},
+		{"dns: {listen: '[::]:53'}\n", "config: dns.listen: must be a loopback address", ""},
+		{"dns: {listen: 127.0.0.42:0}\n", "config: dns.listen: must have a port", ""},
+		{"dns: {listen: 127.0.0.42:99999}\n", "config: dns.listen: must be auto, none or", ""},
 		{"limits: {vms: 1000000}\n", "config: limits.vms: must be at most", ""},
 		{"- a\n", "config: the file must be a section of keys", ""},
 		{"a: [\n", "config: yaml:", ""},
@@ -172,6 +179,21 @@ func TestResolve(t *testing.T) {
 	}
 	if later := config.DetectHost(filepath.Join(dir, "not", "yet")); later != h {
 		t.Errorf("with a directory that is not there yet: %+v, want %+v", later, h)
+	}
+	for uid, want := range map[int]string{0: "127.0.0.42:53", 1000: "127.0.0.42:21000", 65534: "127.0.0.42:25534"} {
+		at, ok := config.Default().Resolve(config.Host{CPUs: 1, UID: uid}).DNS.Addr()
+		if !ok || at.String() != want {
+			t.Errorf("names of user %d are answered on %v, %v", uid, at, ok)
+		}
+	}
+	for text, want := range map[string]string{"none": "", "'[::1]:5300'": "[::1]:5300", "127.1.2.3:1053": "127.1.2.3:1053"} {
+		l, err := config.Load(write(t, "dns: {listen: "+text+"}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at, ok := l.Resolve(config.Host{}).DNS.Addr(); ok != (want != "") || ok && at.String() != want {
+			t.Errorf("%s: %v, %v", text, at, ok)
+		}
 	}
 	set := config.Default()
 	set.VM.CPUs, set.VM.Memory, set.VM.Disk = 7, 5*config.GiB, 20*config.GiB

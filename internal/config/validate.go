@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -48,6 +49,7 @@ func (c Config) Validate() error {
 		{"network.prefix", guests(c.Network.Prefix)},
 		{"network.mtu", between(c.Network.MTU, minMTU, maxMTU)},
 		{"network.pool", between(c.Network.Pool, 1, maxPool)},
+		{"dns.listen", listen(c.DNS.Listen)},
 		{"limits.vms", between(c.Limits.VMs, 1, maxVMs)},
 		{"limits.boots", between(c.Limits.Boots, 0, maxBoots)},
 	}
@@ -144,6 +146,25 @@ func guests(prefix Prefix) *errdefs.Error {
 	case !p.Addr().IsPrivate():
 		return errdefs.Invalid("must be of a private network, not %s", prefix).
 			WithHint("choose one inside 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16, or auto")
+	}
+	return nil
+}
+
+// listen allows an address of the loopback only: the networks of VMs are answered on
+// anyway, and nobody else has business with their names.
+func listen(at string) *errdefs.Error {
+	if at == Auto || at == None {
+		return nil
+	}
+	const example = "for example 127.0.0.42:53, or [::1]:5300"
+	addr, err := netip.ParseAddrPort(at)
+	switch {
+	case err != nil:
+		return errdefs.Invalid("must be auto, none or an IP address and a port, not %q", at).WithHint(example)
+	case !addr.Addr().Unmap().IsLoopback():
+		return errdefs.Invalid("must be a loopback address, not %s", addr.Addr()).WithHint(example)
+	case addr.Port() == 0:
+		return errdefs.Invalid("must have a port from 1 to 65535, not 0").WithHint(example)
 	}
 	return nil
 }
