@@ -1,7 +1,7 @@
 package vmdns
 
 import (
-	"bytes"
+	"bufio"
 	"context"
 	"fmt"
 	"net"
@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -110,19 +111,13 @@ func TestDigTruncation(t *testing.T) {
 	}
 }
 
-// dnsmasqAt runs dnsmasq with these hosts on a port of its own.
-func dnsmasqAt(t *testing.T, hosts map[string]Host) netip.AddrPort {
+// dnsmasqAt runs dnsmasq with these options and returns where it listens. It has
+// read the hosts in list when it does.
+func dnsmasqAt(t *testing.T, list string, options ...string) netip.AddrPort {
 	t.Helper()
 	path := tool(t, "dnsmasq", "dnsmasq-base")
-	var file bytes.Buffer
-	for name, h := range hosts {
-		for _, a := range h.Addrs {
-			fmt.Fprintf(&file, "%s %s.vm\n", a, name)
-		}
-	}
-	dir := t.TempDir()
-	list := filepath.Join(dir, "hosts")
-	if err := os.WriteFile(list, file.Bytes(), 0o600); err != nil {
+	file := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(file, []byte(list), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(loopback))
@@ -131,10 +126,9 @@ func dnsmasqAt(t *testing.T, hosts map[string]Host) netip.AddrPort {
 	}
 	at := l.Addr().(*net.TCPAddr).AddrPort()
 	_ = l.Close()
-	// With -d it stays in front and keeps this user; with the log on stderr the line
-	// that it has started, and so listens, can be waited for.
-	cmd := exec.Command(path, "-d", "--conf-file=/dev/null", "--port="+strconv.Itoa(int(at.Port())), "--listen-address=127.0.0.1", "--bind-interfaces",
-		"--no-resolv", "--no-hosts", "--addn-hosts="+list, "--local=/vm/", "--auth-ttl=0", "--log-facility=-", "--pid-file=")
+	// With -d it stays in front, keeps this user and says on stderr what it does.
+	cmd := exec.Command(path, append([]string{"-d", "--conf-file=/dev/null", "--port=" + strconv.Itoa(int(at.Port())), "--listen-address=127.0.0.1",
+		"--bind-interfaces", "--no-resolv", "--no-hosts", "--addn-hosts=" + file, "--log-facility=-", "--pid-file="}, options...)...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -145,23 +139,15 @@ func dnsmasqAt(t *testing.T, hosts map[string]Host) netip.AddrPort {
 	ready, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		var all strings.Builder
-		buf := make([]byte, 4096)
-		said := false
-		for {
-			n, err := stderr.Read(buf)
-			all.Write(buf[:n])
-			if !said && strings.Contains(all.String(), "read "+list) {
-				said = true
+		said := ""
+		for lines := bufio.NewScanner(stderr); lines.Scan(); said += lines.Text() + "\n" {
+			if strings.Contains(lines.Text(), "read "+file) {
 				close(ready)
 			}
-			if err != nil {
-				if !said {
-					t.Logf("dnsmasq said: %s", all.String())
-				}
-				_ = cmd.Wait()
-				return
-			}
+		}
+		_ = cmd.Wait()
+		if !strings.Contains(said, "read "+file) {
+			t.Logf("dnsmasq said: %s", said)
 		}
 	}()
 	t.Cleanup(func() {
@@ -184,7 +170,13 @@ func TestSameAsDnsmasq(t *testing.T) {
 	hosts := map[string]Host{
 		"web": {Addrs: addrs("10.42.0.2", "fd42::2")}, "v4": {Addrs: addrs("10.42.0.4")}, "v6": {Addrs: addrs("fd42::6")},
 	}
-	theirs := dnsmasqAt(t, hosts)
+	var list strings.Builder
+	for name, h := range hosts {
+		for _, a := range h.Addrs {
+			fmt.Fprintf(&list, "%s %s.vm\n", a, name)
+		}
+	}
+	theirs := dnsmasqAt(t, list.String(), "--local=/vm/")
 	_, ours := service(t, hosts, "")
 	for _, q := range []struct {
 		name   string
@@ -206,6 +198,35 @@ func TestSameAsDnsmasq(t *testing.T) {
 			if gist(a) != gist(b) {
 				t.Errorf("%s %s by %s:\n   ours %s\ndnsmasq %s", q.name, dns.TypeToString[q.rrtype], network, gist(a), gist(b))
 			}
+		}
+	}
+}
+
+// The lines that docs/dns.md gives for dnsmasq make it ask us.
+func TestDnsmasqRecipe(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/dns.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, ours := service(t, world(), "")
+	options := []string{"--stop-dns-rebind"}
+	for _, line := range regexp.MustCompile(`(?m)^    ((?:rev-)?server=.*|rebind-domain-ok=.*)$`).FindAllStringSubmatch(string(text), -1) {
+		options = append(options, "--"+strings.ReplaceAll(line[1], "127.0.0.42#53", strings.ReplaceAll(ours.String(), ":", "#")))
+	}
+	if len(options) != 4 {
+		t.Fatalf("options %q", options)
+	}
+	through := dnsmasqAt(t, "", options...)
+	for _, tc := range []struct {
+		name   string
+		rrtype uint16
+		want   string
+	}{
+		{"web.vm.", dns.TypeAAAA, "fd42::2"}, {"v4.vm.", dns.TypeA, "10.42.0.4"}, {"nobody.vm.", dns.TypeA, "NXDOMAIN"},
+		{"2.0.42.10.in-addr.arpa.", dns.TypePTR, "web.vm."}, {"example.org.", dns.TypeA, "REFUSED"},
+	} {
+		if got := summary(ask(t, through, "udp", tc.name, tc.rrtype)); !strings.Contains(got, tc.want) {
+			t.Errorf("%s: %s", tc.name, got)
 		}
 	}
 }

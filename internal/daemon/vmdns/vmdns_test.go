@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
@@ -173,6 +175,10 @@ func TestBadAddresses(t *testing.T) {
 		if !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.msg) || !strings.Contains(errdefs.HintOf(err), tc.hint) {
 			t.Errorf("%+v: %v (hint %q)", tc.l, err, errdefs.HintOf(err))
 		}
+	}
+	err := bindError(netip.MustParseAddrPort("127.0.0.42:53"), os.NewSyscallError("bind", unix.EACCES))
+	if !errors.Is(err, errdefs.ErrPermission) || !strings.Contains(errdefs.HintOf(err), "below 1024") {
+		t.Errorf("%v (hint %q)", err, errdefs.HintOf(err))
 	}
 	// One of the two kinds of sockets being taken is enough.
 	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(loopback))
