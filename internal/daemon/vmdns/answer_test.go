@@ -175,6 +175,24 @@ func exchange(t testing.TB, z *zone, network string, via transport, q *dns.Msg) 
 	return &m
 }
 
+// A VM may have the name of a network; which of the two is made known first does not
+// matter.
+func TestVMNamedLikeANetwork(t *testing.T) {
+	z := newZone(map[string]Host{
+		"lab": {Addrs: addrs("10.42.0.7")}, "aa": {Network: "lab", Addrs: addrs("10.42.1.2")}, "zz": {Network: "lab", Addrs: addrs("10.42.1.3")},
+	}, 7)
+	for _, tc := range []struct{ network, name, want string }{
+		{"", "lab.vm.", "NOERROR aa | lab.vm. A 10.42.0.7 | "},
+		{"", "zz.lab.vm.", "NOERROR aa | zz.lab.vm. A 10.42.1.3 | "},
+		{"lab", "lab.vm.", nodata},
+		{"lab", "aa.lab.vm.", "NOERROR aa | aa.lab.vm. A 10.42.1.2 | "},
+	} {
+		if got := summary(exchange(t, z, tc.network, byUDP, new(dns.Msg).SetQuestion(tc.name, dns.TypeA))); got != tc.want {
+			t.Errorf("%q %s:\n got %s\nwant %s", tc.network, tc.name, got, tc.want)
+		}
+	}
+}
+
 // Codes that depend on more than the name.
 func TestCodes(t *testing.T) {
 	z := newZone(world(), 7)

@@ -80,7 +80,9 @@ func (v view) add(name string, h Host) {
 	v[own] = n
 	if h.Network != "" {
 		network := h.Network + "." + apex
-		v[network] = v[network] // exists, with or without a VM of its name
+		if _, taken := v[network]; !taken { // by a VM of the same name
+			v[network] = node{}
+		}
 		v[name+"."+network] = n
 	}
 }
