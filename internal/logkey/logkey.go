@@ -49,6 +49,7 @@ const (
 	Guest      = "guest" // ns of the probe's loop in a guest
 	Host       = "host"  // and on the host
 	Conclusive = "conclusive"
+	DNS        = "dns" // address of a name server of ours
 	Tap        = "tap"
 	Missing    = "missing"    // how many of something could not be made
 	Made       = "made"       // and how many could

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 )
 
 const (
@@ -44,7 +45,7 @@ type server struct {
 func newServer(s *Service, network string, udp *net.UDPConn, tcp *net.TCPListener) *server {
 	addr := udp.LocalAddr().(*net.UDPAddr).AddrPort()
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
-	srv := &server{svc: s, network: network, addr: addr, udp: udp, tcp: tcp, log: s.Log.With("dns", addr)}
+	srv := &server{svc: s, network: network, addr: addr, udp: udp, tcp: tcp, log: s.Log.With(logkey.DNS, addr)}
 	srv.ctx, srv.cancel = context.WithCancel(context.Background())
 	return srv
 }
@@ -70,7 +71,7 @@ func (srv *server) again(err error) bool {
 	if srv.ctx.Err() != nil {
 		return false
 	}
-	srv.log.Warn("take a question", "err", err)
+	srv.log.Warn("take a question", logkey.Err, err)
 	pause := time.NewTimer(errorPause)
 	defer pause.Stop()
 	select {
