@@ -83,7 +83,7 @@ var only = map[string][]string{
 	"internal/sysexec":       {"internal/errdefs"},
 	"internal/archtest":      {},
 	"internal/daemon/tapdev": {"internal/errdefs"},
-	"internal/daemon/nat":    {"internal/errdefs"},
+	"internal/daemon/nat":    {"internal/errdefs", "internal/model"},
 	"internal/client":        {"internal/api", "internal/errdefs", "internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/version"},
 	"internal/cli": {"internal/api", "internal/cli", "internal/client", "internal/config", "internal/doctor", "internal/errdefs",
 		"internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/version", "internal/workspace"},

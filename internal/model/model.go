@@ -9,8 +9,9 @@ type Net string
 
 // The network modes.
 const (
-	NetUser Net = "user" // user-mode network: outbound only, no root needed
-	NetNone Net = "none" // the card is there, its link is down
+	NetUser   Net = "user"   // user-mode network: outbound only, no root needed
+	NetBridge Net = "bridge" // a tap on the host's bridge, an address of its own; needs a daemon that is root
+	NetNone   Net = "none"   // the card is there, its link is down
 )
 
 // VM is one sandbox machine. It describes only what is durable: process ids,

@@ -1,4 +1,5 @@
-// Package store keeps what is durable in SQLite: VMs, images and kernels.
+// Package store keeps what is durable in SQLite: VMs, images and kernels, and what
+// of the host's network is theirs.
 // Nothing here describes transient kernel or process state.
 package store
 

@@ -23,17 +23,11 @@ import (
 	"banger/internal/daemon/steps"
 	"banger/internal/daemon/tapdev"
 	"banger/internal/logkey"
+	"banger/internal/model"
 )
 
-// Record is what must outlive the daemon about the host. Nothing of it can be
-// derived again.
-type Record struct {
-	ID       string        // random, made once: whose the devices are
-	Prefix4  netip.Prefix  // of the guests and the host's address among them
-	Prefix6  netip.Prefix  // a /64 of a unique local prefix (RFC 4193)
-	Settings []nat.Setting // kernel switches that were changed, with what they were
-	Up       bool          // something of ours is on the host, or may be
-}
+// Record is what must outlive the daemon about the host.
+type Record = model.HostNet
 
 // Memory keeps the Record.
 type Memory interface {
@@ -42,14 +36,8 @@ type Memory interface {
 	KeepHostNet(ctx context.Context, r Record) error
 }
 
-// Lease is what belongs to a VM while it exists (its address) and while it runs
-// (its tap). The tap is here and not in handles.json alone: a tap's name cannot be
-// derived from the VM.
-type Lease struct {
-	VMID string
-	Addr netip.Addr // IPv4; the IPv6 and hardware addresses follow from it
-	Tap  string     // empty: none
-}
+// Lease is a VM's address, and its tap while it runs.
+type Lease = model.Lease
 
 // Leases keeps the leases of all VMs.
 type Leases interface {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"banger/internal/errdefs"
+	"banger/internal/model"
 )
 
 // sysctlRoot is of the network namespace of the thread that looks.
@@ -22,11 +23,7 @@ const (
 )
 
 // Setting is a kernel switch that is not as guests need it.
-type Setting struct {
-	Key  string // below /proc/sys/net, e.g. "ipv4/ip_forward"
-	Was  string
-	Want string
-}
+type Setting = model.Setting
 
 // MissingSettings returns the switches to set before this host forwards for guests, in the
 // order to set them in. A host that learns its IPv6 routes from a router's
