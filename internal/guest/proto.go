@@ -95,11 +95,13 @@ type Configure struct {
 
 // NetConf is the guest's network configuration.
 type NetConf struct {
-	Address string   `json:"address"` // CIDR, e.g. 192.168.127.2/24
-	Gateway string   `json:"gateway"`
-	DNS     []string `json:"dns"`
-	MTU     int      `json:"mtu,omitempty"`
-	MAC     string   `json:"mac,omitempty"` // set on the card before it goes up; empty keeps it
+	Address  string   `json:"address"` // CIDR, e.g. 192.168.127.2/24
+	Gateway  string   `json:"gateway"`
+	Address6 string   `json:"address6,omitempty"` // a second one, of IPv6; a guest without IPv6 goes without
+	Gateway6 string   `json:"gateway6,omitempty"`
+	DNS      []string `json:"dns"`
+	MTU      int      `json:"mtu,omitempty"`
+	MAC      string   `json:"mac,omitempty"` // set on the card before it goes up; empty keeps it
 }
 
 // CopyIn unpacks a tar stream below Dest. Entry names are relative, never escape

@@ -3,6 +3,7 @@ package ifconf
 import (
 	"encoding/hex"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -27,26 +28,32 @@ const maxMTU = 65535
 
 // Plan is a checked network configuration.
 type Plan struct {
+	Place  Place
+	Place6 Place // of IPv6; the zero Place is none
+	DNS    []netip.Addr
+	MTU    int
+	MAC    []byte
+}
+
+// Place is where the machine is in one family of addresses.
+type Place struct {
 	Address netip.Prefix
 	Gateway netip.Addr // the zero Addr is none
-	DNS     []netip.Addr
-	MTU     int
-	MAC     []byte
 }
 
 // Parse checks a configuration. Errors are of class invalid_argument.
 func Parse(n *guest.NetConf) (Plan, error) {
 	var p Plan
 	var err error
-	if p.Address, err = netip.ParsePrefix(n.Address); err != nil {
-		return p, errdefs.Invalid("network address: %w", err)
+	if p.Place, err = parsePlace(n.Address, n.Gateway); err != nil {
+		return p, err
 	}
-	if n.Gateway != "" {
-		if p.Gateway, err = netip.ParseAddr(n.Gateway); err != nil {
-			return p, errdefs.Invalid("gateway: %w", err)
+	if n.Address6 != "" {
+		if p.Place6, err = parsePlace(n.Address6, n.Gateway6); err != nil {
+			return p, err
 		}
-		if p.Gateway.Is4() != p.Address.Addr().Is4() {
-			return p, errdefs.Invalid("gateway %s and address %s are of different families", n.Gateway, n.Address)
+		if p.Place6.Address.Addr().Is4() || !p.Place.Address.Addr().Is4() {
+			return p, errdefs.Invalid("addresses %s and %s are not of IPv4 and IPv6", n.Address, n.Address6)
 		}
 	}
 	if len(n.DNS) > 8 {
@@ -68,6 +75,22 @@ func Parse(n *guest.NetConf) (Plan, error) {
 		if err != nil || len(p.MAC) != 6 || p.MAC[0]&1 != 0 {
 			return p, errdefs.Invalid("MAC address %q: want six bytes in hex, not multicast", n.MAC)
 		}
+	}
+	return p, nil
+}
+
+func parsePlace(address, gateway string) (p Place, err error) {
+	if p.Address, err = netip.ParsePrefix(address); err != nil {
+		return p, errdefs.Invalid("network address: %w", err)
+	}
+	if gateway == "" {
+		return p, nil
+	}
+	if p.Gateway, err = netip.ParseAddr(gateway); err != nil {
+		return p, errdefs.Invalid("gateway: %w", err)
+	}
+	if p.Gateway.Is4() != p.Address.Addr().Is4() {
+		return p, errdefs.Invalid("gateway %s and address %s are of different families", gateway, address)
 	}
 	return p, nil
 }
@@ -140,7 +163,7 @@ func (c Card) Down() error {
 	return errdefs.Wrap(nl.link(c.Index, 0, unix.IFF_UP, nil), "take %s down", c.Name)
 }
 
-// Apply gives the card its address and the machine its default route. It may be
+// Apply gives the card its addresses and the machine its default routes. It may be
 // repeated, also with other values: what it set is replaced, not added to.
 func (c Card) Apply(p Plan) error {
 	nl, err := dial()
@@ -153,7 +176,7 @@ func (c Card) Apply(p Plan) error {
 
 func (c Card) apply(nl *conn, p Plan) error {
 	var attrs []byte
-	if p.MAC != nil {
+	if p.MAC != nil && !c.has(p.MAC) { // going down loses routes: not without need
 		// Many cards, and old kernels, change their address only while down.
 		if err := nl.link(c.Index, 0, unix.IFF_UP, nil); err != nil {
 			return err
@@ -173,13 +196,31 @@ func (c Card) apply(nl *conn, p Plan) error {
 	if err := nl.link(c.Index, unix.IFF_UP, unix.IFF_UP, nil); err != nil {
 		return err
 	}
-	if err := nl.address(c.Index, p); err != nil {
+	if err := nl.place(c.Index, p.Place); err != nil {
 		return err
 	}
-	if !p.Gateway.IsValid() {
+	if !p.Place6.Address.IsValid() {
 		return nil
 	}
-	return nl.route(c.Index, p)
+	err := nl.place(c.Index, p.Place6)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EACCES) {
+		return nil // a kernel without IPv6, or an image that has switched it off
+	}
+	return err
+}
+
+// has reports whether that is the card's address already.
+func (c Card) has(mac []byte) bool {
+	b, err := os.ReadFile(filepath.Join(sysNet, c.Name, "address"))
+	return err == nil && strings.TrimSpace(string(b)) == net.HardwareAddr(mac).String()
+}
+
+// place gives the card the address and the machine the route of one family.
+func (c *conn) place(index int, p Place) error {
+	if err := c.address(index, p); err != nil || !p.Gateway.IsValid() {
+		return err
+	}
+	return c.route(index, p)
 }
 
 func family(a netip.Addr) byte {
@@ -190,7 +231,7 @@ func family(a netip.Addr) byte {
 }
 
 // address replaces the addresses of the family by one.
-func (c *conn) address(index int, p Plan) error {
+func (c *conn) address(index int, p Place) error {
 	addr := p.Address.Addr()
 	body := []byte{family(addr), byte(p.Address.Bits()), 0, unix.RT_SCOPE_UNIVERSE}
 	body = append(body, u32(uint32(index))...)
@@ -230,7 +271,7 @@ func broadcast(p netip.Prefix) []byte {
 }
 
 // route replaces the default route.
-func (c *conn) route(index int, p Plan) error {
+func (c *conn) route(index int, p Place) error {
 	body := []byte{
 		family(p.Gateway), 0, 0, 0, // family, prefix lengths, service
 		unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST,

@@ -15,10 +15,17 @@ import (
 
 func TestParse(t *testing.T) {
 	p, err := Parse(&guest.NetConf{Address: "192.168.127.2/24", Gateway: "192.168.127.1", DNS: []string{"192.168.127.1"}, MTU: 1500, MAC: "52:54:00:12:34:56"})
-	if err != nil || p.Address.Bits() != 24 || !bytes.Equal(p.MAC, []byte{0x52, 0x54, 0, 0x12, 0x34, 0x56}) || len(p.DNS) != 1 {
+	if err != nil || p.Place.Address.Bits() != 24 || !bytes.Equal(p.MAC, []byte{0x52, 0x54, 0, 0x12, 0x34, 0x56}) || len(p.DNS) != 1 {
+		t.Errorf("%+v %v", p, err)
+	}
+	p, err = Parse(&guest.NetConf{Address: "10.42.0.2/16", Gateway: "10.42.0.1", Address6: "fd00:1::a2a:2/64", Gateway6: "fd00:1::a2a:1"})
+	want := Place{netip.MustParsePrefix("fd00:1::a2a:2/64"), netip.MustParseAddr("fd00:1::a2a:1")}
+	if err != nil || p.Place6 != want {
 		t.Errorf("%+v %v", p, err)
 	}
 	for _, bad := range []guest.NetConf{
+		{Address: "1.2.3.4/24", Address6: "1.2.3.5/24"}, {Address: "fd00::1/64", Address6: "fd00::2/64"}, {Address: "1.2.3.4/24", Address6: "x"},
+		{Address: "1.2.3.4/24", Address6: "fd00::2/64", Gateway6: "1.2.3.1"},
 		{}, {Address: "1.2.3.4"}, {Address: "1.2.3.4/33"}, {Address: "1.2.3.4/24", Gateway: "x"},
 		{Address: "1.2.3.4/24", Gateway: "fe80::1"}, {Address: "1.2.3.4/24", DNS: []string{"dns"}},
 		{Address: "1.2.3.4/24", MTU: 5}, {Address: "1.2.3.4/24", MAC: "52:54"}, {Address: "1.2.3.4/24", MAC: "01:00:00:00:00:01"},
