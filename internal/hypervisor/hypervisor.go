@@ -23,6 +23,7 @@ package hypervisor
 import (
 	"context"
 	"net"
+	"os"
 	"time"
 )
 
@@ -43,6 +44,8 @@ type Capabilities struct {
 	// UserNet: the driver can connect the card to a stream socket for usernet;
 	// otherwise NetUser is refused.
 	UserNet bool
+	// Tap: the driver can connect the card to Spec.Tap; otherwise NetBridge is refused.
+	Tap bool
 	// Pause: Machine also implements Pauser.
 	Pause bool
 }
@@ -136,7 +139,11 @@ type Spec struct {
 	Disks     []Disk // at most 8; the first is the root disk
 	LinkUp    bool   // state of the network card's cable at start
 	MAC       string // the same for every VM: the guest learns its own later
-	UID, GID  int    // identity to run the VMM as when the daemon is root; 0 keeps the daemon's
+	// Tap is what the card is connected to instead of a socket; nil: the socket. The
+	// VMM inherits it: the caller closes its own when Start has returned. Attach
+	// takes none.
+	Tap      *os.File
+	UID, GID int // identity to run the VMM as when the daemon is root; 0 keeps the daemon's
 }
 
 // DiskFormat is the format of a disk file.

@@ -152,7 +152,7 @@ func arguments(s hypervisor.Spec, accel hypervisor.Accel, out *outside) ([]strin
 		"-chardev", "file,id=console,path=/dev/fdset/1,append=on",
 		"-device", "isa-serial,id=serial0,chardev=console",
 
-		"-netdev", fmt.Sprintf("stream,id=net0,server=on,addr.type=fd,addr.str=%d", fdNet),
+		"-netdev", netdev(s),
 		"-device", device("virtio-net-pci", slotNet) + ",id=nic0,netdev=net0,romfile=,mac=" + s.MAC,
 		"-object", "rng-builtin,id=rng0",
 		"-device", device("virtio-rng-pci", slotRNG) + ",rng=rng0",
@@ -186,6 +186,16 @@ func arguments(s hypervisor.Spec, accel hypervisor.Accel, out *outside) ([]strin
 			"-device", fmt.Sprintf("%s,drive=disk%d,serial=%s,werror=enospc,rerror=report", device("virtio-blk-pci", slotDisk0+i), i, d.Serial))
 	}
 	return append(args, out.args...), nil
+}
+
+// netdev is the other end of the card's cable. The guest sees the same card at
+// either. Packets of a tap go through QEMU: its user may not open vhost-net, and a
+// guest that breaks out of a ring should find a process, not the kernel.
+func netdev(s hypervisor.Spec) string {
+	if s.Tap != nil {
+		return fmt.Sprintf("tap,id=net0,fd=%d,vhost=off", fdNet)
+	}
+	return fmt.Sprintf("stream,id=net0,server=on,addr.type=fd,addr.str=%d", fdNet)
 }
 
 func listener(id string, fd int) string {

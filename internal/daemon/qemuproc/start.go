@@ -54,7 +54,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	if err := notRunning(ctx, spec.Dir); err != nil {
 		return nil, err
 	}
-	files, err := openFiles(spec.Dir)
+	files, err := openFiles(spec)
 	if err != nil {
 		return nil, errdefs.Wrap(err, "prepare the VM directory")
 	}
@@ -93,12 +93,14 @@ func notRunning(ctx context.Context, dir string) error {
 
 // files are what a VMM inherits.
 type files struct {
-	qmp, agent, net *os.File // listening
-	console, log    *os.File // append only
+	qmp, agent   *os.File // listening
+	net          *os.File // listening; nil: the caller's tap in its place
+	console, log *os.File // append only
 }
 
-func openFiles(dir string) (f *files, err error) {
+func openFiles(spec hypervisor.Spec) (f *files, err error) {
 	f = new(files)
+	dir := spec.Dir
 	defer func() {
 		if err != nil {
 			f.close()
@@ -110,8 +112,10 @@ func openFiles(dir string) (f *files, err error) {
 	if f.agent, err = dirsock.Listen(dir, paths.AgentSocket); err != nil {
 		return f, err
 	}
-	if f.net, err = dirsock.Listen(dir, paths.NetSocket); err != nil {
-		return f, err
+	if spec.Tap == nil {
+		if f.net, err = dirsock.Listen(dir, paths.NetSocket); err != nil {
+			return f, err
+		}
 	}
 	if f.console, err = newLog(dir, paths.ConsoleLog, os.O_WRONLY); err != nil {
 		return f, err
@@ -146,9 +150,13 @@ func removeSockets(dir string) error {
 // dumps, its own network and IPC namespaces where we may make them, and the VM's
 // own user when we are root.
 func launch(binary string, args []string, spec hypervisor.Spec, acc hypervisor.Accel, f *files, out *outside) (*sysexec.Proc, error) {
+	card := f.net
+	if spec.Tap != nil {
+		card = spec.Tap
+	}
 	d := sysexec.Detached{
 		Path: binary, Args: args, Dir: spec.Dir, Env: []string{}, Stdout: f.log, Stderr: f.log,
-		ExtraFiles: []*os.File{fdQMP - 3: f.qmp, fdAgent - 3: f.agent, fdNet - 3: f.net, fdConsole - 3: f.console},
+		ExtraFiles: []*os.File{fdQMP - 3: f.qmp, fdAgent - 3: f.agent, fdNet - 3: card, fdConsole - 3: f.console},
 	}
 	d.ExtraFiles = append(d.ExtraFiles, out.files...)
 	if os.Geteuid() == 0 && (spec.UID != 0 || spec.GID != 0) {
