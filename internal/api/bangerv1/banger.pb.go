@@ -861,7 +861,9 @@ type VM struct {
 	DiskUsedBytes int64                  `protobuf:"varint,25,opt,name=disk_used_bytes,json=diskUsedBytes,proto3" json:"disk_used_bytes,omitempty"` // allocated on the host
 	Dir           string                 `protobuf:"bytes,26,opt,name=dir,proto3" json:"dir,omitempty"`
 	VmmVersion    string                 `protobuf:"bytes,27,opt,name=vmm_version,json=vmmVersion,proto3" json:"vmm_version,omitempty"`
-	Paused        string                 `protobuf:"bytes,28,opt,name=paused,proto3" json:"paused,omitempty"` // why it stands still though it runs, e.g. "no space left on the host's disk, since 10:03:12"
+	Paused        string                 `protobuf:"bytes,28,opt,name=paused,proto3" json:"paused,omitempty"`                  // why it stands still though it runs, e.g. "no space left on the host's disk, since 10:03:12"
+	Addresses     []string               `protobuf:"bytes,30,rep,name=addresses,proto3" json:"addresses,omitempty"`            // on the bridge, IPv4 first; kept while the VM exists
+	DnsName       string                 `protobuf:"bytes,29,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"` // by which it is found there while it runs, e.g. "calm-otter.vm"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1088,6 +1090,20 @@ func (x *VM) GetVmmVersion() string {
 func (x *VM) GetPaused() string {
 	if x != nil {
 		return x.Paused
+	}
+	return ""
+}
+
+func (x *VM) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *VM) GetDnsName() string {
+	if x != nil {
+		return x.DnsName
 	}
 	return ""
 }
@@ -2211,7 +2227,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"tail_bytes\x18\x04 \x01(\x03R\ttailBytes\"\x1e\n" +
 	"\bLogChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x83\x06\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xbc\x06\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2248,7 +2264,9 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x03dir\x18\x1a \x01(\tR\x03dir\x12\x1f\n" +
 	"\vvmm_version\x18\x1b \x01(\tR\n" +
 	"vmmVersion\x12\x16\n" +
-	"\x06paused\x18\x1c \x01(\tR\x06paused\"/\n" +
+	"\x06paused\x18\x1c \x01(\tR\x06paused\x12\x1c\n" +
+	"\taddresses\x18\x1e \x03(\tR\taddresses\x12\x19\n" +
+	"\bdns_name\x18\x1d \x01(\tR\adnsName\"/\n" +
 	"\fListResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\"\x1e\n" +
 	"\bImageRef\x12\x12\n" +

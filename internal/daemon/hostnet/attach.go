@@ -33,6 +33,16 @@ func (s *Service) Reserve(ctx context.Context, vmID string) error {
 	return err
 }
 
+// Check says what keeps VMs off the host's network: not root, a device or a route in
+// the way. It changes nothing. Attach says the same.
+func (s *Service) Check(ctx context.Context) error {
+	if s.current() != nil {
+		return nil
+	}
+	_, err := s.prepare(ctx)
+	return err
+}
+
 // planned is the plan, made and kept if there is none: the prefix is perhaps chosen
 // just now, and whoever comes next must get the same.
 func (s *Service) planned(ctx context.Context) (*plan, error) {
@@ -89,6 +99,44 @@ func (s *Service) Attach(ctx context.Context, vm VM) (Attachment, error) {
 		return Attachment{}, errdefs.Wrap(err, "attach to the host's network")
 	}
 	return s.attachment(a), nil
+}
+
+// Find says how a VM is on the network that Attach has put there, or Restore left. It
+// errors with class not_found when it is not.
+func (s *Service) Find(ctx context.Context, vmID string) (Attachment, error) {
+	l, ok, err := s.lease(ctx, vmID)
+	if err != nil {
+		return Attachment{}, err
+	}
+	p := s.current()
+	if p == nil || !ok || l.Tap == "" {
+		return Attachment{}, errdefs.NotFound("the vm is not on the host's network").WithHint("restart it: banger vm restart NAME")
+	}
+	return s.attachment(&attach{plan: p, addr: l.Addr, tap: l.Tap}), nil
+}
+
+// Addresses returns what every VM with an address has, whether it runs or not.
+func (s *Service) Addresses(ctx context.Context) (map[string][]netip.Addr, error) {
+	leases, err := s.Leases.Leases(ctx)
+	if err != nil || len(leases) == 0 {
+		return nil, err
+	}
+	r, err := s.Memory.HostNet(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p := planOf(r, s.Bridge)
+	all := make(map[string][]netip.Addr, len(leases))
+	for _, l := range leases {
+		if !l.Addr.IsValid() {
+			continue
+		}
+		all[l.VMID] = []netip.Addr{l.Addr}
+		if hasIPv6() {
+			all[l.VMID] = append(all[l.VMID], p.ip6(l.Addr))
+		}
+	}
+	return all, nil
 }
 
 func (s *Service) attachment(a *attach) Attachment {

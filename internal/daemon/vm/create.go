@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -79,7 +80,7 @@ func (s *Service) plan(ctx context.Context, req *bangerv1.CreateRequest) (*model
 	if req.DiskBytes != nil {
 		v.Spec.DiskBytes = *req.DiskBytes
 	}
-	if err := s.checkShape(&v.Spec); err != nil {
+	if err := s.checkShape(ctx, &v.Spec); err != nil {
 		return nil, err
 	}
 	if v.Name != "" {
@@ -129,7 +130,7 @@ func (s *Service) releaseName(name string) {
 	s.createVMMu.Unlock()
 }
 
-func (s *Service) checkShape(spec *model.VMSpec) error {
+func (s *Service) checkShape(ctx context.Context, spec *model.VMSpec) error {
 	if n := runtime.NumCPU(); spec.CPUs < 1 || spec.CPUs > n {
 		return errdefs.Invalid("%d cpus asked for; this host can give 1 to %d", spec.CPUs, n).
 			WithHint("choose --cpus between 1 and %d", n)
@@ -145,8 +146,10 @@ func (s *Service) checkShape(spec *model.VMSpec) error {
 	spec.DiskBytes = spec.DiskBytes &^ 4095
 	switch spec.Net {
 	case model.NetUser, model.NetNone:
+	case model.NetBridge:
+		return s.Bridge.Check(ctx)
 	default:
-		return errdefs.Invalid("network %q is not known", spec.Net).WithHint("use --net user or --net none")
+		return errdefs.Invalid("network %q is not known", spec.Net).WithHint("use --net user, --net bridge or --net none")
 	}
 	return nil
 }
@@ -200,8 +203,11 @@ func (s *Service) create(ctx context.Context, v *model.VM, req *bangerv1.CreateR
 		{Name: "directory", Do: s.makeDir, Undo: s.removeDir},
 		{Name: "disk", Do: s.makeDisk},
 	}
+	if v.Spec.Net == model.NetBridge {
+		list = slices.Insert(list, 1, steps.Step[*creation]{Name: "address", Do: s.address})
+	}
 	if !req.NoStart {
-		list = append(list, s.startSteps()...)
+		list = append(list, s.startSteps(v)...)
 	} else {
 		list = append(list, steps.Step[*creation]{Name: "settle", Do: func(ctx context.Context, c *creation) error {
 			return s.setState(ctx, c.held, c.vm, model.StateStopped)
@@ -225,8 +231,8 @@ func (s *Service) resolve(ctx context.Context, c *creation, kernel string, p mod
 	if err != nil {
 		return err
 	}
-	if v.Spec.Net == model.NetUser && !info.Capabilities.UserNet {
-		return errdefs.Unsupported("driver %q has no user-mode network", d.Name()).WithHint("use --net none")
+	if !netCapable(v.Spec.Net, info.Capabilities) {
+		return errdefs.Unsupported("driver %q has no network of mode %s", d.Name(), v.Spec.Net).WithHint("use --net none")
 	}
 	c.driver, c.qcow = d, info.Capabilities.QcowDisks
 	v.Spec.Driver, v.Spec.Machine, v.Spec.CPUModel = d.Name(), info.Machine, info.CPUModel

@@ -131,6 +131,7 @@ func (s *Service) rename(ctx context.Context, ref, name string) (model.VM, error
 			defer cancelUndo()
 			return v, errors.Join(errdefs.Wrap(err, "rename vm %q in its guest", old), s.Store.UpdateVM(uctx, &v))
 		}
+		s.announce(ctx, &v)
 	}
 	return v, nil
 }

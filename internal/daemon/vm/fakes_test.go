@@ -2,12 +2,15 @@ package vm_test
 
 import (
 	"context"
+	"errors"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 
+	"banger/internal/guest"
 	"banger/internal/hypervisor"
 	"banger/internal/model"
 	"banger/internal/store"
@@ -167,4 +170,114 @@ func (n *network) list() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Sorted(maps.Keys(n.attached))
+}
+
+// bridge remembers who has a tap and by which name it is known. Leases are in the
+// database of the world, as the real ones are.
+type bridge struct {
+	w       *world
+	refused error // what Check says
+	mu      sync.Mutex
+	names   map[string]string // of attached VMs; "" until it is announced
+	taps    []*os.File        // what was handed out
+}
+
+func (b *bridge) Check(context.Context) error { return b.refused }
+
+func (b *bridge) Reserve(ctx context.Context, id string) error {
+	return b.w.around("Reserve", func() error {
+		return b.w.db.UpdateLease(ctx, id, func(l *model.Lease, used []netip.Addr) error {
+			for a := netip.MustParseAddr("10.42.0.2"); !l.Addr.IsValid(); a = a.Next() {
+				if !slices.Contains(used, a) {
+					l.Addr = a
+				}
+			}
+			return nil
+		})
+	})
+}
+
+func (b *bridge) Attach(_ context.Context, id string) (tap *os.File, err error) {
+	err = b.w.around("Attach", func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if tap, err = os.Open(os.DevNull); err != nil {
+			return err
+		}
+		b.names[id] = ""
+		b.taps = append(b.taps, tap)
+		return nil
+	})
+	if err != nil && tap != nil {
+		_ = tap.Close()
+	}
+	return tap, err
+}
+
+func (b *bridge) Conf(ctx context.Context, id string) (*guest.NetConf, error) {
+	all, err := b.Addresses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.names[id]; !ok || len(all[id]) == 0 {
+		return nil, errors.New("the guest is configured for a network that it is not on")
+	}
+	return &guest.NetConf{Address: all[id][0].String() + "/16"}, nil
+}
+
+func (b *bridge) Announce(_ context.Context, id, name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.names[id] = name
+}
+
+func (b *bridge) Detach(_ context.Context, id string) error {
+	return b.w.around("Detach", func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if slices.Contains(b.w.processes(), id) {
+			return errors.New("the tap is taken from a VMM that runs")
+		}
+		delete(b.names, id)
+		return nil
+	})
+}
+
+func (b *bridge) Restore(_ context.Context, running map[string]string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.names = maps.Clone(running)
+	return nil
+}
+
+func (b *bridge) Addresses(ctx context.Context) (map[string][]netip.Addr, error) {
+	leases, err := b.w.db.Leases(ctx)
+	all := map[string][]netip.Addr{}
+	for _, l := range leases {
+		all[l.VMID] = []netip.Addr{l.Addr}
+	}
+	return all, err
+}
+
+// known are the attached VMs with their names.
+func (b *bridge) known() map[string]string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return maps.Clone(b.names)
+}
+
+// closeTaps closes what was handed out, as the end of a daemon does, and returns how
+// many were open.
+func (b *bridge) closeTaps() (open int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, tap := range b.taps {
+		if tap.Close() == nil {
+			open++
+		}
+	}
+	b.taps = nil
+	return open
 }

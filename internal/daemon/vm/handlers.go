@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -104,7 +105,7 @@ func (h Handlers) Rename(ctx context.Context, req *connect.Request[bangerv1.Rena
 	if err != nil {
 		return nil, api.ToConnect(err)
 	}
-	return connect.NewResponse(h.s.wire(&v, nil)), nil
+	return connect.NewResponse(h.s.wire(&v, lookups{})), nil
 }
 
 // List implements VMService.
@@ -113,13 +114,13 @@ func (h Handlers) List(ctx context.Context, _ *connect.Request[bangerv1.ListRequ
 	if err != nil {
 		return nil, api.ToConnect(err)
 	}
-	kernels, err := h.s.kernelNames(ctx)
+	known, err := h.s.lookUp(ctx)
 	if err != nil {
 		return nil, api.ToConnect(err)
 	}
 	out := &bangerv1.ListResponse{Vms: make([]*bangerv1.VM, 0, len(all))}
 	for i := range all {
-		out.Vms = append(out.Vms, h.s.wire(&all[i], kernels))
+		out.Vms = append(out.Vms, h.s.wire(&all[i], known))
 	}
 	return connect.NewResponse(out), nil
 }
@@ -134,11 +135,11 @@ func (h Handlers) Get(ctx context.Context, req *connect.Request[bangerv1.VMRef])
 }
 
 func (h Handlers) full(ctx context.Context, v *model.VM) (*connect.Response[bangerv1.VM], error) {
-	kernels, err := h.s.kernelNames(ctx)
+	known, err := h.s.lookUp(ctx)
 	if err != nil {
 		return nil, api.ToConnect(err)
 	}
-	out := h.s.wire(v, kernels)
+	out := h.s.wire(v, known)
 	out.Dir = h.s.Layout.VM(v.ID)
 	var st unix.Stat_t
 	if err := unix.Stat(filepath.Join(out.Dir, paths.RootDiskFile), &st); err == nil {
@@ -163,7 +164,7 @@ func (h Handlers) Wait(ctx context.Context, req *connect.Request[bangerv1.VMRef]
 			// Deleted while we waited: it has stopped, for good.
 			h.s.notify(v.ID) // nobody else will, and it would be remembered
 			v.State = model.StateDeleting
-			return connect.NewResponse(h.s.wire(&v, nil)), nil
+			return connect.NewResponse(h.s.wire(&v, lookups{})), nil
 		}
 		if err != nil {
 			return nil, api.ToConnect(err)
@@ -193,23 +194,30 @@ func (h Handlers) Logs(ctx context.Context, req *connect.Request[bangerv1.LogsRe
 	return api.ToConnect(err)
 }
 
-func (s *Service) kernelNames(ctx context.Context) (map[string]string, error) {
-	all, err := s.Store.ListKernels(ctx)
-	if err != nil {
-		return nil, err
-	}
-	names := make(map[string]string, len(all))
-	for _, k := range all {
-		names[k.ID] = k.Name
-	}
-	return names, nil
+// lookups are what of a VM's message stands in other tables than its row.
+type lookups struct {
+	kernels   map[string]string       // names by id
+	addresses map[string][]netip.Addr // by the VM's id
 }
 
-// wire turns a record into its message; kernels maps ids to names.
-func (s *Service) wire(v *model.VM, kernels map[string]string) *bangerv1.VM {
+func (s *Service) lookUp(ctx context.Context) (lookups, error) {
+	all, err := s.Store.ListKernels(ctx)
+	if err != nil {
+		return lookups{}, err
+	}
+	known := lookups{kernels: make(map[string]string, len(all))}
+	for _, k := range all {
+		known.kernels[k.ID] = k.Name
+	}
+	known.addresses, err = s.Bridge.Addresses(ctx)
+	return known, err
+}
+
+// wire turns a record into its message.
+func (s *Service) wire(v *model.VM, known lookups) *bangerv1.VM {
 	out := &bangerv1.VM{
 		Id: v.ID, Name: v.Name, State: string(v.State),
-		Image: v.ImageRef, ImageId: v.ImageID, Kernel: kernels[v.KernelID], KernelId: v.KernelID,
+		Image: v.ImageRef, ImageId: v.ImageID, Kernel: known.kernels[v.KernelID], KernelId: v.KernelID,
 		Cpus: int32(v.Spec.CPUs), MemoryMib: v.Spec.MemoryMiB, DiskBytes: v.Spec.DiskBytes,
 		Net: string(v.Spec.Net), Driver: v.Spec.Driver, Machine: v.Spec.Machine, CpuModel: v.Spec.CPUModel,
 		BootId: v.BootID, LastError: v.LastError, User: v.Spec.User, Workdir: v.Spec.Workdir,
@@ -218,6 +226,12 @@ func (s *Service) wire(v *model.VM, kernels map[string]string) *bangerv1.VM {
 	}
 	if !v.StartedAt.IsZero() {
 		out.StartedAt = timestamppb.New(v.StartedAt)
+	}
+	for _, a := range known.addresses[v.ID] {
+		out.Addresses = append(out.Addresses, a.String())
+	}
+	if v.Spec.Net == model.NetBridge {
+		out.DnsName = v.Name + "." + model.DNSDomain
 	}
 	if l := s.lookup(v.ID); l != nil {
 		handle := l.machine.Handle()

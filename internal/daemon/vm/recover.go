@@ -38,7 +38,7 @@ func (s *Service) Restore(ctx context.Context) error {
 		return err
 	}
 	known := make(map[string]bool, len(all))
-	sockets := make(map[string]string)
+	sockets, bridged := make(map[string]string), make(map[string]string)
 	for i := range all {
 		v := &all[i]
 		known[v.ID] = true
@@ -50,11 +50,16 @@ func (s *Service) Restore(ctx context.Context) error {
 			s.Log.ErrorContext(ctx, "recover vm", logkey.VM, v.ID, logkey.State, v.State, logkey.Err, err)
 		}
 		// One that could not be reached may run all the same.
-		if v.State.Live() && v.Spec.Net == model.NetUser {
+		switch {
+		case !v.State.Live():
+		case v.Spec.Net == model.NetUser:
 			sockets[v.ID] = filepath.Join(s.Layout.VM(v.ID), paths.NetSocket)
+		case v.Spec.Net == model.NetBridge:
+			bridged[v.ID] = v.Name
 		}
 	}
-	if err := s.Network.Restore(ctx, sockets); err != nil {
+	err = errors.Join(s.Network.Restore(ctx, sockets), s.Bridge.Restore(ctx, bridged))
+	if err != nil {
 		s.Log.ErrorContext(ctx, "recover the network of running vms", logkey.Err, err)
 	}
 	entries, err := os.ReadDir(s.Layout.VMs())

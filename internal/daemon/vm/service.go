@@ -44,13 +44,6 @@ type Artifacts interface {
 	BootFiles(ctx context.Context, k model.Kernel) (model.BootFiles, error)
 }
 
-// Network connects VMs to the user-mode network.
-type Network interface {
-	Attach(ctx context.Context, vmID, netSocket string) error
-	Detach(ctx context.Context, vmID string) error
-	Restore(ctx context.Context, sockets map[string]string) error
-}
-
 // Disks makes root disks.
 type Disks interface {
 	// Create makes the disk file dest of size bytes as a view of the image.
@@ -89,6 +82,7 @@ type Deps struct {
 	Pick      func(ctx context.Context) (hypervisor.Driver, error) // driver of new VMs
 	Artifacts Artifacts
 	Network   Network
+	Bridge    Bridge
 	Disks     Disks
 	Ops       Operations
 	Defaults  Defaults

@@ -70,23 +70,22 @@ func (s *Service) startHeld(ctx context.Context, c *creation, p model.Progress) 
 	if c.kernel, err = s.Store.KernelByID(ctx, c.vm.KernelID); err != nil {
 		return err
 	}
-	if err := steps.Run(ctx, s.runner(c.vm, "start", p), c, s.startSteps()); err != nil {
+	if err := steps.Run(ctx, s.runner(c.vm, "start", p), c, s.startSteps(c.vm)); err != nil {
 		return errdefs.Wrap(err, "start vm %q", c.vm.Name)
 	}
 	return nil
 }
 
 // startSteps boots the VM of a creation whose row and disk exist.
-func (s *Service) startSteps() []steps.Step[*creation] {
-	return []steps.Step[*creation]{
+func (s *Service) startSteps(v *model.VM) []steps.Step[*creation] {
+	return slices.Concat([]steps.Step[*creation]{
 		{Name: "prepare", Do: s.markStarting, Undo: s.unmarkStarting},
 		{Name: "turn", Do: s.awaitTurn, Undo: s.endTurn},
-		{Name: "vmm", Do: s.launch, Undo: s.unlaunch},
-		{Name: "network", Do: s.connect, Undo: s.disconnect},
+	}, s.vmmSteps(v.Spec.Net), []steps.Step[*creation]{
 		{Name: "boot", Do: s.awaitAgent},
 		{Name: "configure", Do: s.configure},
 		{Name: "publish", Do: s.markRunning},
-	}
+	})
 }
 
 // markStarting writes the intent and gathers what the VMM must be told. A VM that
@@ -174,6 +173,7 @@ func (s *Service) unmarkStarting(ctx context.Context, c *creation) error {
 
 func (s *Service) launch(ctx context.Context, c *creation) error {
 	b := c.boot
+	defer b.closeTap()
 	m, err := c.driver.Start(ctx, b.spec)
 	if err != nil {
 		return err
@@ -206,20 +206,6 @@ func (s *Service) endVMM(ctx context.Context, d hypervisor.Driver, v *model.VM, 
 	}
 	errs = append(errs, d.Cleanup(ctx, dir, h), removeHandles(dir))
 	return errors.Join(errs...)
-}
-
-func (s *Service) connect(ctx context.Context, c *creation) error {
-	if c.vm.Spec.Net != model.NetUser {
-		return nil
-	}
-	return s.Network.Attach(ctx, c.vm.ID, filepath.Join(c.boot.spec.Dir, paths.NetSocket))
-}
-
-func (s *Service) disconnect(ctx context.Context, c *creation) error {
-	if c.vm.Spec.Net != model.NetUser {
-		return nil
-	}
-	return s.Network.Detach(ctx, c.vm.ID)
 }
 
 // awaitAgent waits for the agent's ready event, the end of the VMM, a stall, or the
@@ -289,12 +275,11 @@ func (s *Service) identify(ctx context.Context, l *live, v *model.VM, image mode
 	for k, val := range v.Spec.Env {
 		conf.Env = append(conf.Env, k+"="+val)
 	}
-	if v.Spec.Net == model.NetUser {
-		conf.Net = &guest.NetConf{
-			Address: s.Guest.Address, Gateway: s.Guest.Gateway, DNS: s.Guest.DNS, MTU: s.Guest.MTU,
-		}
+	var err error
+	if conf.Net, err = s.netConf(ctx, v); err != nil {
+		return err
 	}
-	_, err := l.call(ctx, guest.Request{Kind: guest.KindConfigure, Configure: &conf})
+	_, err = l.call(ctx, guest.Request{Kind: guest.KindConfigure, Configure: &conf})
 	return err
 }
 
@@ -303,6 +288,7 @@ func (s *Service) markRunning(ctx context.Context, c *creation) error {
 	if err := s.setState(ctx, c.held, c.vm, model.StateRunning); err != nil {
 		return err
 	}
+	s.announce(ctx, c.vm)
 	s.adopt(c.vm, c.boot.live)
 	return s.endTurn(ctx, c)
 }

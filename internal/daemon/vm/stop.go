@@ -172,12 +172,7 @@ func (s *Service) flush(ctx context.Context, l *live) error {
 func (s *Service) settleSteps() []steps.Step[*ending] {
 	return []steps.Step[*ending]{
 		{Name: "end vmm", Do: s.endStep},
-		{Name: "disconnect", Do: func(ctx context.Context, e *ending) error {
-			if e.vm.Spec.Net != model.NetUser {
-				return nil
-			}
-			return s.Network.Detach(ctx, e.vm.ID)
-		}},
+		{Name: "disconnect", Do: func(ctx context.Context, e *ending) error { return s.detach(ctx, e.vm) }},
 		{Name: "settle", Do: func(ctx context.Context, e *ending) error {
 			if e.vm.State != model.StateDeleting {
 				if err := s.setState(ctx, e.held, e.vm, model.StateStopped); err != nil {

@@ -15,6 +15,7 @@ import (
 // verb is swept: it begins in a world its before has made.
 type verb struct {
 	name   string
+	mode   model.Net
 	before func(w *world)
 	do     func(w *world) error
 	// after is the state of the VM when the verb has succeeded; "": it is gone.
@@ -26,7 +27,18 @@ type verb struct {
 	commit point
 }
 
-func verbs() []verb {
+// verbs are those of VMs with a network of either kind.
+func verbs() (all []verb) {
+	for _, mode := range []model.Net{model.NetUser, model.NetBridge} {
+		for _, v := range verbsOfOne() {
+			v.name, v.mode = string(mode)+"/"+v.name, mode
+			all = append(all, v)
+		}
+	}
+	return all
+}
+
+func verbsOfOne() []verb {
 	create := func(start bool) func(w *world) error {
 		return func(w *world) error { return w.create("dev", start) }
 	}
@@ -94,7 +106,7 @@ func (r *recorder) passed() []point {
 // them is the final and which the committing one.
 func (v verb) passed(t *testing.T) (points []point, final, commit int) {
 	t.Helper()
-	w := newSweptWorld(t)
+	w := newSweptWorld(t, v.mode)
 	v.before(w)
 	r := &recorder{at: -1}
 	w.injectAt(r.hit)
@@ -115,8 +127,8 @@ func (v verb) passed(t *testing.T) (points []point, final, commit int) {
 
 // newSweptWorld makes a world with one turn to boot: one that is not given back is
 // missed by the next start.
-func newSweptWorld(t *testing.T) *world {
-	return newWorldWith(t, func(w *world) { w.boots = 1 })
+func newSweptWorld(t *testing.T, mode model.Net) *world {
+	return newWorldWith(t, func(w *world) { w.boots, w.mode = 1, mode })
 }
 
 // check verifies that the world is as after the verb.
@@ -154,7 +166,7 @@ func sweep(t *testing.T, err error, fn func(t *testing.T, w *world, v verb, was 
 					continue
 				}
 				t.Run(p.String(), func(t *testing.T) {
-					w := newSweptWorld(t)
+					w := newSweptWorld(t, v.mode)
 					v.before(w)
 					was := w.snapshot()
 					r := &recorder{at: i, err: err}

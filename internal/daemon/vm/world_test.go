@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,6 +43,8 @@ type world struct {
 	t      *testing.T
 	layout paths.Layout
 	net    *network
+	bridge *bridge
+	mode   model.Net // of the VMs
 
 	// The parts below are replaced by restart.
 	db    *store.Store
@@ -66,8 +69,9 @@ func newWorldWith(t *testing.T, option func(*world)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, layout: layout, max: 100, boots: 4}
+	w := &world{t: t, layout: layout, max: 100, boots: 4, mode: model.NetUser}
 	w.net = &network{w: w, attached: map[string]bool{}}
+	w.bridge = &bridge{w: w, names: map[string]string{}}
 	option(w)
 	w.open()
 	ctx := context.Background()
@@ -108,13 +112,13 @@ func (w *world) open() {
 	w.fake = &watchedDriver{w: w, Driver: fakevm.New(fakevm.Deps{Command: []string{self, "fakevm"}, Log: log})}
 	w.locks = &vmlock.Set{Noun: "vm", Rank: lockrank.VM}
 	w.svc = vm.New(vm.Deps{
-		Store: faultyStore{db, w}, Layout: w.layout, Log: log, Ops: w.ops, Network: w.net,
+		Store: faultyStore{db, w}, Layout: w.layout, Log: log, Ops: w.ops, Network: w.net, Bridge: w.bridge,
 		Drivers:   map[string]hypervisor.Driver{w.fake.Name(): w.fake},
 		Pick:      func(context.Context) (hypervisor.Driver, error) { return w.fake, nil },
 		Artifacts: artifacts{db, w}, Disks: disks{w},
 		Defaults: vm.Defaults{
 			CPUs: 1, MemoryMiB: 128, DiskBytes: 64 << 20, Image: "debian", Kernel: "debian",
-			Net: model.NetUser, StopTimeout: 20 * time.Second, BootTimeout: 30 * time.Second,
+			Net: w.mode, StopTimeout: 20 * time.Second, BootTimeout: 30 * time.Second,
 		},
 		MaxVMs: w.max, MaxBoots: w.boots, Locks: w.locks, After: w.clock, UIDBase: w.uids,
 		Faults: func(step string, done bool) error {
@@ -137,6 +141,7 @@ func (w *world) close() {
 func (w *world) restart() {
 	w.t.Helper()
 	w.close()
+	w.bridge.closeTaps()
 	w.open()
 	w.must(w.svc.Restore(context.Background()))
 }
@@ -265,7 +270,9 @@ func (w *world) snapshot() string {
 		return nil
 	}))
 	fmt.Fprintf(&b, "processes %v\n", w.processes())
-	fmt.Fprintf(&b, "network %v\n", w.net.list())
+	leases, err := w.db.Leases(context.Background())
+	w.must(err)
+	fmt.Fprintf(&b, "network %v, bridge %v, leases %v\n", w.net.list(), w.bridge.known(), leases)
 	return b.String()
 }
 
@@ -306,8 +313,42 @@ func (w *world) checkLegal() {
 	if got := w.processes(); !slices.Equal(got, running) {
 		w.t.Errorf("processes %v, want %v", got, running)
 	}
+	w.checkNetwork(running)
+}
+
+// checkNetwork verifies that the running VMs, and no others, are on their network
+// and known by their names, and that no tap but theirs is open.
+func (w *world) checkNetwork(running []string) {
+	w.t.Helper()
+	known, leased := map[string]string{}, []string(nil)
+	for _, v := range w.vms() {
+		if v.Spec.Net != model.NetBridge {
+			continue
+		}
+		leased = append(leased, v.ID)
+		if slices.Contains(running, v.ID) {
+			known[v.ID] = v.Name
+			running = slices.DeleteFunc(slices.Clone(running), func(id string) bool { return id == v.ID })
+		}
+	}
 	if got := w.net.list(); !slices.Equal(got, running) {
 		w.t.Errorf("network %v, want %v", got, running)
+	}
+	if got := w.bridge.known(); !maps.Equal(got, known) {
+		w.t.Errorf("on the bridge are %v, want %v", got, known)
+	}
+	all, err := w.db.Leases(context.Background())
+	w.must(err)
+	var have []string
+	for _, l := range all {
+		have = append(have, l.VMID)
+	}
+	slices.Sort(leased)
+	if !slices.Equal(have, leased) {
+		w.t.Errorf("addresses are leased to %v, want %v", have, leased)
+	}
+	if n := w.bridge.closeTaps(); n > 0 {
+		w.t.Errorf("%d taps are still open", n)
 	}
 }
 

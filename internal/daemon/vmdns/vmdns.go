@@ -26,7 +26,7 @@ import (
 )
 
 // Domain is what the service is the authority for.
-const Domain = "vm"
+const Domain = model.DNSDomain
 
 // maxAddrs is how many addresses one VM may have.
 const maxAddrs = 64
