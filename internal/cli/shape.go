@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -36,7 +37,7 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	f.IntVar(&s.cpus, "cpus", 0, "`number` of CPUs (default: the configured number)")
 	f.StringVar(&s.memory, "memory", "", "memory `size`, in MiB or as 2G (default: the configured size)")
 	f.StringVar(&s.disk, "disk", "", "disk `size`, like 16G (default: the configured size)")
-	f.StringVar(&s.net, "net", "", "network: user (outbound only) or none (default: the configured `mode`)")
+	f.StringVar(&s.net, "net", "", "network: user (outbound only), bridge (an address and a name of its own, for daemons that are root) or none (default: the configured `mode`)")
 	f.BoolVar(&s.nested, "nested", false, "let the guest run VMs with KVM itself")
 	f.StringArrayVarP(&s.env, "env", "e", nil, "set `KEY=VALUE` for commands; KEY alone takes the value from here")
 	f.StringArrayVar(&s.envFiles, "env-file", nil, "read KEY=VALUE lines from `file`")
@@ -44,8 +45,11 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	f.StringVarP(&s.workdir, "workdir", "w", "", "`directory` that commands run in")
 	complete(cmd, "image", a.completeImages)
 	complete(cmd, "kernel", a.completeKernels)
-	complete(cmd, "net", fixed(string(model.NetUser), string(model.NetNone)))
+	complete(cmd, "net", fixed(netModes...))
 }
+
+// netModes are the values of --net.
+var netModes = []string{string(model.NetUser), string(model.NetBridge), string(model.NetNone)}
 
 // request checks the flags and turns them into a request; what was not given
 // stays absent, so that the daemon's defaults apply.
@@ -83,8 +87,8 @@ func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 		}
 		req.DiskBytes = &n
 	}
-	if given("net") && s.net != string(model.NetUser) && s.net != string(model.NetNone) {
-		return nil, errdefs.Invalid("--net %q is not a network mode", s.net).WithHint("use --net user or --net none")
+	if given("net") && !slices.Contains(netModes, s.net) {
+		return nil, errdefs.Invalid("--net %q is not a network mode", s.net).WithHint("use --net user, --net bridge or --net none")
 	}
 	if given("workdir") && !strings.HasPrefix(s.workdir, "/") {
 		return nil, errdefs.Invalid("--workdir %q is not absolute", s.workdir).WithHint("write the whole path, e.g. --workdir /srv")

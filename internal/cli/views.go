@@ -33,6 +33,8 @@ type vmView struct {
 	DiskBytes     int64      `json:"disk_bytes"`
 	DiskUsedBytes int64      `json:"disk_used_bytes"`
 	Net           string     `json:"net"`
+	Addresses     []string   `json:"addresses"` // on the bridge
+	DNSName       string     `json:"dns_name"`
 	User          string     `json:"user"`
 	Workdir       string     `json:"workdir"`
 	AutoRemove    bool       `json:"auto_remove"`
@@ -54,7 +56,7 @@ func viewVM(v *bangerv1.VM) vmView {
 		ID: v.GetId(), Name: v.GetName(), State: v.GetState(), Busy: v.GetBusy(), Paused: v.GetPaused(),
 		Image: v.GetImage(), ImageID: v.GetImageId(), Kernel: v.GetKernel(), KernelID: v.GetKernelId(),
 		CPUs: v.GetCpus(), MemoryMiB: v.GetMemoryMib(), DiskBytes: v.GetDiskBytes(), DiskUsedBytes: v.GetDiskUsedBytes(),
-		Net: v.GetNet(), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
+		Net: v.GetNet(), Addresses: list(v.GetAddresses()), DNSName: v.GetDnsName(), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
 		Driver: v.GetDriver(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
 		VMMVersion: v.GetVmmVersion(), PID: v.GetPid(), BootID: v.GetBootId(), Dir: v.GetDir(), LastError: v.GetLastError(),
 		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()),

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -85,6 +86,8 @@ func vmFields(v *bangerv1.VM) [][2]string {
 		{"Memory", humanBytes(v.GetMemoryMib() << 20)},
 		{"Disk", humanBytes(v.GetDiskBytes()) + ", " + humanBytes(v.GetDiskUsedBytes()) + " used"},
 		{"Network", v.GetNet()},
+		{"Address", strings.Join(v.GetAddresses(), ", ")},
+		{"DNS name", v.GetDnsName()},
 		{"User", v.GetUser()},
 		{"Workdir", v.GetWorkdir()},
 		{"Driver", v.GetDriver()},

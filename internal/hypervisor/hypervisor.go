@@ -142,7 +142,7 @@ type Spec struct {
 	// Tap is what the card is connected to instead of a socket; nil: the socket. The
 	// VMM inherits it: the caller closes its own when Start has returned. Attach
 	// takes none.
-	Tap      *os.File
+	Tap      *os.File `json:"-"`
 	UID, GID int // identity to run the VMM as when the daemon is root; 0 keeps the daemon's
 }
 

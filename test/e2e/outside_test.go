@@ -146,51 +146,77 @@ for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
     print(c.recv(100).decode(), c.getpeername()[0])
 `
 
-// TestOutside: from a guest, names that the host's resolver knows are known, and a
-// host that the host reaches is reached. All of it in namespaces.
-func TestOutside(t *testing.T) {
+// outsideWorld is a world whose daemon runs on a host of its own, beside one outside.
+type outsideWorld struct {
+	*world
+	here, outside *netns
+	conf          string // what is /etc/resolv.conf there
+	flags         []string
+}
+
+// newOutsideWorld makes both hosts, a resolver that knows www.test on ours, and a
+// daemon there. Outside, port 7 echoes. All of it in namespaces.
+func newOutsideWorld(t *testing.T, name string) *outsideWorld {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
-	image := defaultRootfs(t)
-	kernel := kernelDir(t)
-	here, outside := newNetns(t), newNetns(t)
-	here.ip("link set lo up", "link add v0 type veth peer name v1",
-		fmt.Sprintf("link set v1 netns /proc/%d/fd/%d", os.Getpid(), outside.fd),
+	image, kernel := defaultRootfs(t), kernelDir(t)
+	o := &outsideWorld{
+		here: newNetns(t), outside: newNetns(t), conf: filepath.Join(t.TempDir(), "resolv.conf"),
+		flags: []string{"--image", name, "--kernel", name},
+	}
+	o.here.ip("link set lo up", "link add v0 type veth peer name v1",
+		fmt.Sprintf("link set v1 netns /proc/%d/fd/%d", os.Getpid(), o.outside.fd),
 		"addr add "+oursIP+"/24 dev v0", "link set v0 up")
-	outside.ip("link set lo up", "addr add "+outsideIP+"/24 dev v1", "link set v1 up")
-	outside.echo("7")
+	o.outside.ip("link set lo up", "addr add "+outsideIP+"/24 dev v1", "link set v1 up")
+	o.outside.echo("7")
 	resolver := exec.Command(tool(t, "dnsmasq"), "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
 		"--user=root", "--pid-file=", "--listen-address=127.0.0.1", "--bind-interfaces", "--log-facility=-",
 		"--address=/www.test/"+outsideIP, "--local=/test/")
 	var dnsmasq *running
-	here.do(func() error { dnsmasq = start(t, resolver); return nil })
+	o.here.do(func() error { dnsmasq = start(t, resolver); return nil })
 	dnsmasq.err.expect(t, "started, ") // and it listens
+	write(t, o.conf, "nameserver 127.0.0.1\n")
+	o.world = scratchWorld(t, config)
+	o.startDaemon(t)
+	o.ok(t, "image", "register", "--rootfs", image, name)
+	o.ok(t, "kernel", "import", "--from", kernel, name)
+	return o
+}
 
-	w := scratchWorld(t, config)
-	conf := filepath.Join(t.TempDir(), "resolv.conf")
-	write(t, conf, "nameserver 127.0.0.1\n")
-	here.do(func() error {
-		// The daemon, and so its helper, sees that as the host's.
+// startDaemon starts the daemon on our host. It, and so its network helper, sees the
+// host's resolv.conf and no system bus: the one there is belongs to another host.
+func (o *outsideWorld) startDaemon(t *testing.T) {
+	t.Helper()
+	bus := t.TempDir()
+	o.here.do(func() error {
 		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 			return err
 		}
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return err
 		}
-		if err := unix.Mount(conf, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(o.conf, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
 			return err
 		}
-		w.ok(t, "daemon", "start")
+		if err := unix.Mount(bus, "/run/dbus", "", unix.MS_BIND, ""); err != nil && err != unix.ENOENT {
+			return err
+		}
+		o.ok(t, "daemon", "start")
 		return nil
 	})
-	w.ok(t, "image", "register", "--rootfs", image, "e2e-outside")
-	w.ok(t, "kernel", "import", "--from", kernel, "e2e-outside")
-	v := w.create(t, "e2e-outside", "--image", "e2e-outside", "--kernel", "e2e-outside")
+}
+
+// TestOutside: from a guest, names that the host's resolver knows are known, and a
+// host that the host reaches is reached.
+func TestOutside(t *testing.T) {
+	w := newOutsideWorld(t, "e2e-outside")
+	v := w.create(t, "e2e-outside", w.flags...)
 	const want = "udp www.test 0 1 " + outsideIP + "\nudp nothing.test 3 0 -\n" +
 		"tcp www.test 0 1 " + outsideIP + "\ntcp nothing.test 3 0 -\n" +
 		"hello " + outsideIP + "\nhello " + outsideIP
-	if got := python(t, w, v, outsideScript, ""); got != want {
+	if got := python(t, w.world, v, outsideScript, ""); got != want {
 		t.Errorf("the guest got\n%s\nwant\n%s", got, want)
 	}
 	if got := w.exec(t, v, "cat", "/etc/resolv.conf"); got != "nameserver "+gateway {

@@ -34,6 +34,8 @@ type vm struct {
 	MemoryMiB  int64      `json:"memory_mib"`
 	DiskBytes  int64      `json:"disk_bytes"`
 	Net        string     `json:"net"`
+	Addresses  []string   `json:"addresses"`
+	DNSName    string     `json:"dns_name"`
 	User       string     `json:"user"`
 	AutoRemove bool       `json:"auto_remove"`
 	Driver     string     `json:"driver"`

@@ -862,8 +862,8 @@ type VM struct {
 	Dir           string                 `protobuf:"bytes,26,opt,name=dir,proto3" json:"dir,omitempty"`
 	VmmVersion    string                 `protobuf:"bytes,27,opt,name=vmm_version,json=vmmVersion,proto3" json:"vmm_version,omitempty"`
 	Paused        string                 `protobuf:"bytes,28,opt,name=paused,proto3" json:"paused,omitempty"`                  // why it stands still though it runs, e.g. "no space left on the host's disk, since 10:03:12"
-	Addresses     []string               `protobuf:"bytes,30,rep,name=addresses,proto3" json:"addresses,omitempty"`            // on the bridge, IPv4 first; kept while the VM exists
-	DnsName       string                 `protobuf:"bytes,29,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"` // by which it is found there while it runs, e.g. "calm-otter.vm"
+	Addresses     []string               `protobuf:"bytes,29,rep,name=addresses,proto3" json:"addresses,omitempty"`            // on the bridge, IPv4 first; kept while the VM exists
+	DnsName       string                 `protobuf:"bytes,30,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"` // by which it is found there while it runs, e.g. "calm-otter.vm"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2265,8 +2265,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\vvmm_version\x18\x1b \x01(\tR\n" +
 	"vmmVersion\x12\x16\n" +
 	"\x06paused\x18\x1c \x01(\tR\x06paused\x12\x1c\n" +
-	"\taddresses\x18\x1e \x03(\tR\taddresses\x12\x19\n" +
-	"\bdns_name\x18\x1d \x01(\tR\adnsName\"/\n" +
+	"\taddresses\x18\x1d \x03(\tR\taddresses\x12\x19\n" +
+	"\bdns_name\x18\x1e \x01(\tR\adnsName\"/\n" +
 	"\fListResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\"\x1e\n" +
 	"\bImageRef\x12\x12\n" +

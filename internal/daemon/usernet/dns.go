@@ -107,7 +107,7 @@ func (n *network) answer(network string, query []byte) []byte {
 		return serverFailure(query)
 	}
 	defer n.files.give()
-	a, err := n.names.resolve(n.ctx, network, query)
+	a, err := n.names.Resolve(n.ctx, network, query)
 	if err != nil {
 		n.log.Debug("a question without an answer", logkey.Err, err)
 		return serverFailure(query)

@@ -51,7 +51,7 @@ type HelperConfig struct {
 	// Policy decides on flows; nil is HostPolicy of this host.
 	Policy Policy
 	Limits Limits
-	// Resolvers is the file with the host's resolvers; empty: /etc/resolv.conf.
+	// Resolvers is the file with the host's resolvers; empty: HostResolvers.
 	Resolvers string
 	// Grace is how long a helper without VMs and without clients stays; 0: 10s.
 	Grace time.Duration
@@ -131,7 +131,7 @@ func newHelper(cfg HelperConfig) (*helper, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Resolvers == "" {
-		cfg.Resolvers = "/etc/resolv.conf"
+		cfg.Resolvers = HostResolvers
 	}
 	h := &helper{cfg: cfg, log: cfg.Log, quit: make(chan struct{}),
 		vms: make(map[string]*attachment), clients: make(map[*client]struct{})}
@@ -144,7 +144,7 @@ func newHelper(cfg HelperConfig) (*helper, error) {
 			return nil, err
 		}
 	}
-	h.host = host{policy: cfg.Policy, names: newResolver(cfg.Resolvers), files: &slots{max: fileLimit()},
+	h.host = host{policy: cfg.Policy, names: NewResolver(cfg.Resolvers), files: &slots{max: fileLimit()},
 		limits: cfg.Limits.withDefaults(), log: cfg.Log, redirect: cfg.redirect}
 	l, err := listen(cfg.Socket)
 	if err != nil {

@@ -73,7 +73,7 @@ var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer); ret
 // host is what the networks of all VMs share.
 type host struct {
 	policy Policy
-	names  *resolver
+	names  *Resolver
 	files  *slots // descriptors left for flows
 	limits Limits
 	log    *slog.Logger

@@ -291,7 +291,7 @@ func TestCloseDuringHandshakes(t *testing.T) {
 			}
 			return nil
 		},
-		names: newResolver(""), files: &slots{max: 100}, limits: Limits{}.withDefaults(),
+		names: NewResolver(""), files: &slots{max: 100}, limits: Limits{}.withDefaults(),
 		log: testLog(t), redirect: toLoopback,
 	})
 	if err != nil {

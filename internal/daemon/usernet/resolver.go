@@ -25,12 +25,15 @@ const (
 	resolveTimeout = 9 * time.Second
 )
 
+// HostResolvers is the file with the resolvers of this host.
+const HostResolvers = "/etc/resolv.conf"
+
 // errNoAnswer is a question that no server answered.
 var errNoAnswer = errors.New("no resolver answered")
 
-// resolver passes questions on to the host's resolvers, as they are, and their
+// Resolver passes questions on to the host's resolvers, as they are, and their
 // answers back. It reads the host's configuration again when that changed.
-type resolver struct {
+type Resolver struct {
 	path string // resolv.conf
 
 	// mu guards what was read from path.
@@ -50,10 +53,11 @@ type fileStamp struct {
 	ok    bool
 }
 
-func newResolver(path string) *resolver { return &resolver{path: path} }
+// NewResolver returns the resolver that asks the servers of a resolv.conf.
+func NewResolver(path string) *Resolver { return &Resolver{path: path} }
 
 // current returns the host's resolvers.
-func (r *resolver) current() []netip.AddrPort {
+func (r *Resolver) current() []netip.AddrPort {
 	var stamp fileStamp
 	if st, err := os.Stat(r.path); err == nil {
 		stamp = fileStamp{mtime: st.ModTime(), size: st.Size(), ok: true}
@@ -90,9 +94,9 @@ func readServers(path string) []netip.AddrPort {
 	return servers
 }
 
-// resolve asks the servers in turn, network being "udp" or "tcp". Where all of
+// Resolve asks the servers in turn, network being "udp" or "tcp". Where all of
 // them refuse or fail to find out, it returns what the last one said.
-func (r *resolver) resolve(ctx context.Context, network string, query []byte) ([]byte, error) {
+func (r *Resolver) Resolve(ctx context.Context, network string, query []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	servers := r.current()

@@ -48,8 +48,8 @@ func says(ip string, asked *atomic.Int32) dns.HandlerFunc {
 	}
 }
 
-func fixedResolver(servers ...netip.AddrPort) *resolver {
-	return &resolver{path: "/nonexistent/resolv.conf", servers: servers}
+func fixedResolver(servers ...netip.AddrPort) *Resolver {
+	return &Resolver{path: "/nonexistent/resolv.conf", servers: servers}
 }
 
 func query(t testing.TB, name string) []byte {
@@ -78,7 +78,7 @@ func TestResolverFailover(t *testing.T) {
 	for _, network := range []string{"udp", "tcp"} {
 		r := fixedResolver(dead, broken, working)
 		for range 3 {
-			a, err := r.resolve(testContext(t), network, query(t, "x.example."))
+			a, err := r.Resolve(testContext(t), network, query(t, "x.example."))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,11 +93,11 @@ func TestResolverFailover(t *testing.T) {
 	}
 
 	r := fixedResolver(dead, broken)
-	a, err := r.resolve(testContext(t), "udp", query(t, "x.example."))
+	a, err := r.Resolve(testContext(t), "udp", query(t, "x.example."))
 	if err != nil || a[3]&0xf != rcodeServerFailure {
 		t.Fatalf("%x, %v: want the server's failure passed on", a, err)
 	}
-	if _, err := fixedResolver(dead).resolve(testContext(t), "udp", query(t, "x.example.")); !errors.Is(err, errNoAnswer) {
+	if _, err := fixedResolver(dead).Resolve(testContext(t), "udp", query(t, "x.example.")); !errors.Is(err, errNoAnswer) {
 		t.Fatalf("%v, want no answer", err)
 	}
 }
@@ -121,7 +121,7 @@ func TestResolverIgnoresForgeries(t *testing.T) {
 		}
 		_, _ = w.Write([]byte("short"))
 	})
-	a, err := fixedResolver(server).resolve(testContext(t), "udp", query(t, "x.example."))
+	a, err := fixedResolver(server).Resolve(testContext(t), "udp", query(t, "x.example."))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r := newResolver(path)
+	r := NewResolver(path)
 	check := func(want string) {
 		t.Helper()
 		if got := fmt.Sprint(r.current()); got != want {

@@ -1,6 +1,7 @@
 package vmdns
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
@@ -24,28 +26,33 @@ const (
 	maxReaders = 4
 	// connIdle is how long a connection may take for one question or answer.
 	connIdle = 10 * time.Second
+	// maxForwards is how many questions of one address may wait for others at once.
+	maxForwards = 128
 	// errorPause is the time between two tries of what the kernel refuses.
 	errorPause = time.Second
 )
 
 // server answers on one address.
 type server struct {
-	svc     *Service
-	network string
-	addr    netip.AddrPort
-	udp     *net.UDPConn
-	tcp     *net.TCPListener
-	log     *slog.Logger
+	Listener
+	svc *Service
+	// forwards holds a token for each question that waits for an answer of others.
+	forwards chan struct{}
+	addr     netip.AddrPort
+	udp      *net.UDPConn
+	tcp      *net.TCPListener
+	log      *slog.Logger
 
 	ctx    context.Context // ends with the server
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
 
-func newServer(s *Service, network string, udp *net.UDPConn, tcp *net.TCPListener) *server {
+func newServer(s *Service, l Listener, udp *net.UDPConn, tcp *net.TCPListener) *server {
 	addr := udp.LocalAddr().(*net.UDPAddr).AddrPort()
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
-	srv := &server{svc: s, network: network, addr: addr, udp: udp, tcp: tcp, log: s.Log.With(logkey.DNS, addr)}
+	srv := &server{Listener: l, svc: s, forwards: make(chan struct{}, maxForwards), addr: addr, udp: udp, tcp: tcp,
+		log: s.Log.With(logkey.DNS, addr)}
 	srv.ctx, srv.cancel = context.WithCancel(context.Background())
 	return srv
 }
@@ -98,11 +105,40 @@ func (srv *server) serveUDP() {
 		if !srv.svc.limit.question(from.Addr().Unmap(), time.Now()) {
 			continue
 		}
-		if answer := srv.svc.zone.Load().respond(srv.network, byUDP, in[:n], out); answer != nil {
+		answer := srv.svc.zone.Load().respond(srv.Network, byUDP, in[:n], out)
+		switch {
+		case answer == nil:
+		case srv.forwarded(from.Addr().Unmap(), answer):
+			query, refusal := bytes.Clone(in[:n]), bytes.Clone(answer)
+			select {
+			case srv.forwards <- struct{}{}:
+				srv.wg.Go(func() {
+					_, _ = srv.udp.WriteToUDPAddrPort(srv.ask("udp", query, refusal), from)
+					<-srv.forwards
+				})
+			default: // the asker asks again
+			}
+		default:
 			// An asker that has gone is no error of ours.
 			_, _ = srv.udp.WriteToUDPAddrPort(answer, from)
 		}
 	}
+}
+
+// forwarded reports whether others are asked instead of giving this answer.
+func (srv *server) forwarded(from netip.Addr, answer []byte) bool {
+	return srv.Forward != nil && srv.Guests.Contains(from) && answer[3]&0xf == dns.RcodeRefused
+}
+
+// ask puts a question to others. When they have no answer, the refusal becomes that.
+func (srv *server) ask(network string, query, refusal []byte) []byte {
+	answer, err := srv.Forward(srv.ctx, network, query)
+	if err != nil {
+		srv.log.Debug("a question without an answer", logkey.Err, err)
+		refusal[3] = refusal[3]&0xf0 | dns.RcodeServerFailure
+		return refusal
+	}
+	return answer
 }
 
 func (srv *server) serveTCP() {
@@ -148,9 +184,19 @@ func (srv *server) serveConn(conn *net.TCPConn, from netip.Addr) {
 		if _, err := io.ReadFull(conn, in[:n]); err != nil || !srv.svc.limit.question(from, time.Now()) {
 			return
 		}
-		answer := srv.svc.zone.Load().respond(srv.network, byTCP, in[:n], out)
+		answer := srv.svc.zone.Load().respond(srv.Network, byTCP, in[:n], out)
 		if answer == nil {
 			return
+		}
+		if srv.forwarded(from, answer) {
+			select {
+			case srv.forwards <- struct{}{}:
+			case <-srv.ctx.Done():
+				return
+			}
+			answer = srv.ask("tcp", in[:n], answer)
+			<-srv.forwards
+			_ = conn.SetDeadline(time.Now().Add(connIdle))
 		}
 		// In one write: a length that travels alone costs the asker a wait.
 		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil {

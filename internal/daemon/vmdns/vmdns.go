@@ -1,6 +1,7 @@
 // Package vmdns answers for the names of VMs: it is the authority for the domain
-// vm on the addresses it is given, and for nothing else. It asks nobody, so it is
-// no resolver, least of all an open one.
+// vm on the addresses it is given, and for nothing else. By itself it asks nobody, so
+// it is no resolver, least of all an open one; on a gateway, what its guests ask of
+// other names is put to whoever Listener.Forward is.
 //
 // A VM called web is web.vm; on a named network lab it is web.lab.vm as well. A
 // listener that belongs to a network, the gateway its guests ask, knows that
@@ -41,6 +42,10 @@ type Host struct {
 type Listener struct {
 	Addr    netip.AddrPort // of this host; port 0 takes a free one
 	Network string         // answer for the VMs of this network only; empty: for all
+	// Forward finds an answer to what is refused here, for askers with an address of
+	// Guests: only their network hears it. network is "udp" or "tcp". nil: nobody does.
+	Forward func(ctx context.Context, network string, query []byte) ([]byte, error)
+	Guests  netip.Prefix
 }
 
 // Deps are the service's collaborators; Log is required.
@@ -100,7 +105,7 @@ func (s *Service) Open(l Listener) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	srv := newServer(s, l.Network, udp, tcp)
+	srv := newServer(s, l, udp, tcp)
 	s.mu.Lock()
 	closed := s.closed
 	if !closed {

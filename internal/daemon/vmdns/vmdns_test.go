@@ -1,6 +1,7 @@
 package vmdns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -419,5 +421,58 @@ func TestCheck(t *testing.T) {
 	}
 	if r := run(netip.MustParseAddrPort("192.0.2.77:53")); r.Status != doctor.StatusWarn || r.Fix == "" {
 		t.Errorf("not here: %+v", r)
+	}
+}
+
+// What is refused is put to others for guests, and for nobody else.
+func TestForward(t *testing.T) {
+	s, refusing := service(t, map[string]Host{"web": {Addrs: addrs("10.42.0.2")}}, "")
+	var asked atomic.Int32
+	forward := func(_ context.Context, network string, query []byte) ([]byte, error) {
+		asked.Add(1)
+		var q dns.Msg
+		if err := q.Unpack(query); err != nil {
+			return nil, err
+		}
+		if q.Question[0].Name == "silent.example." {
+			return nil, errors.New("nobody answers")
+		}
+		m := new(dns.Msg).SetReply(&q)
+		rr, err := dns.NewRR(q.Question[0].Name + " 60 IN TXT " + network)
+		m.Answer = append(m.Answer, rr)
+		b, perr := m.Pack()
+		return b, errors.Join(err, perr)
+	}
+	open := func(guests string) netip.AddrPort {
+		t.Helper()
+		at, err := s.Open(Listener{Addr: loopback, Forward: forward, Guests: netip.MustParsePrefix(guests)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	guests, outside := open("127.0.0.0/8"), open("10.42.0.0/16")
+	for _, network := range []string{"udp", "tcp"} {
+		if m := ask(t, guests, network, "www.example.", dns.TypeTXT); len(m.Answer) != 1 || m.Answer[0].(*dns.TXT).Txt[0] != network {
+			t.Errorf("%s: a guest got %v", network, m)
+		}
+		if m := ask(t, guests, network, "silent.example.", dns.TypeTXT); m.Rcode != dns.RcodeServerFailure {
+			t.Errorf("%s: without an answer a guest got %v", network, m)
+		}
+		before := asked.Load()
+		if m := ask(t, guests, network, "web.vm.", dns.TypeA); len(m.Answer) != 1 {
+			t.Errorf("%s: a guest got %v for a VM", network, m)
+		}
+		if m := ask(t, guests, network, "nothing.vm.", dns.TypeA); m.Rcode != dns.RcodeNameError {
+			t.Errorf("%s: a guest got %v for no VM", network, m)
+		}
+		for _, at := range []netip.AddrPort{outside, refusing} {
+			if m := ask(t, at, network, "www.example.", dns.TypeTXT); m.Rcode != dns.RcodeRefused {
+				t.Errorf("%s: who is no guest got %v", network, m)
+			}
+		}
+		if n := asked.Load() - before; n != 0 {
+			t.Errorf("%s: %d questions were passed on that must not be", network, n)
+		}
 	}
 }
