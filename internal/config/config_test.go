@@ -12,6 +12,7 @@ import (
 
 	"banger/internal/config"
 	"banger/internal/errdefs"
+	"banger/internal/model"
 	"banger/internal/paths"
 )
 
@@ -91,7 +92,7 @@ func TestBadFiles(t *testing.T) {
 		{"vm: {disk: 1K}\n", "config: vm.disk: must be at least 64M", ""},
 		{"vm: {disk: -1G}\n", "config: vm.disk:", ""},
 		{"vm: {disk: 900T}\n", "config: vm.disk: must be at most 16T, not 900T", ""},
-		{"vm: {net: bridge}\n", `config: vm.net: must be user or none, not "bridge"`, ""},
+		{"vm: {net: lan}\n", `config: vm.net: must be user or bridge or none, not "lan"`, ""},
 		{"vm: {image: ../x}\n", "config: vm.image:", ""},
 		{"vm: {stop_timeout: 10}\n", `config: vm.stop_timeout: "10" is not a duration`, "90s or 5m"},
 		{"vm: {stop_timeout: 0s}\n", "config: vm.stop_timeout: must be at least 1s", ""},
@@ -287,4 +288,19 @@ func FuzzLoad(f *testing.F) {
 			t.Fatalf("loaded but not valid: %v", err)
 		}
 	})
+}
+
+// The bridge is root's, whoever reads the file.
+func TestBridgeIsForRoot(t *testing.T) {
+	c := config.Default()
+	c.VM.Net = model.NetBridge
+	if err := c.CheckHost(config.Host{UID: 0}); err != nil {
+		t.Errorf("root: %v", err)
+	}
+	if err := c.CheckHost(config.Host{UID: 1000}); !errors.Is(err, errdefs.ErrPermission) || errdefs.HintOf(err) == "" {
+		t.Errorf("somebody else: %v", err)
+	}
+	if err := config.Default().CheckHost(config.Host{UID: 1000}); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
 }

@@ -41,7 +41,7 @@ func (c Config) Validate() error {
 		{"vm.disk", autoOr(c.VM.Disk, minDisk, maxDisk)},
 		{"vm.image", artifact("image", c.VM.Image)},
 		{"vm.kernel", artifact("kernel", c.VM.Kernel)},
-		{"vm.net", oneOf(string(c.VM.Net), string(model.NetUser), string(model.NetNone))},
+		{"vm.net", oneOf(string(c.VM.Net), string(model.NetUser), string(model.NetBridge), string(model.NetNone))},
 		{"vm.stop_timeout", between(c.VM.StopTimeout, Duration(time.Second), Duration(maxStopTimeout))},
 		{"qemu.binary", program(c.QEMU.Binary)},
 		{"qemu.accel", oneOf(c.QEMU.Accel, Auto, AccelKVM, AccelTCG)},
@@ -57,6 +57,16 @@ func (c Config) Validate() error {
 		if e := check.err; e != nil {
 			return &errdefs.Error{Class: e.Class, Msg: "config: " + check.key + ": " + e.Msg, Hint: e.Hint, Err: e}
 		}
+	}
+	return nil
+}
+
+// CheckHost reports, with class permission, what a daemon on h may not do. It is apart
+// from Validate because a config file says nothing of who reads it.
+func (c Config) CheckHost(h Host) error {
+	if c.VM.Net == model.NetBridge && h.UID != 0 {
+		return errdefs.Permission("config: vm.net: bridge is for a daemon that is root").
+			WithHint("set it to user, or run the daemon as root")
 	}
 	return nil
 }

@@ -69,6 +69,9 @@ func Open(ctx context.Context, opts Options) (d *Daemon, err error) {
 	if d.conf, err = config.Load(opts.ConfigFile); err != nil {
 		return d, err
 	}
+	if err := d.conf.CheckHost(config.DetectHost(opts.Layout.State)); err != nil {
+		return d, errdefs.Wrap(err, "read %s", opts.ConfigFile)
+	}
 	if err := d.setLevel(); err != nil {
 		return d, err
 	}

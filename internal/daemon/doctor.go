@@ -6,15 +6,19 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"banger/internal/config"
+	"banger/internal/daemon/hostnet"
 	"banger/internal/daemon/imagemgr"
 	"banger/internal/daemon/qemuproc"
 	"banger/internal/daemon/rootdisk"
+	"banger/internal/daemon/vmdns"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/accel"
+	"banger/internal/model"
 	"banger/internal/store"
 )
 
@@ -35,10 +39,10 @@ func Doctor(ctx context.Context, opts Options) []doctor.Result {
 	}
 	distro := doctor.HostDistro()
 	state := opts.Layout.State
-	return doctor.Run(ctx, []doctor.Check{
+	return doctor.Run(ctx, slices.Concat([]doctor.Check{
 		{Name: "configuration", Run: func(context.Context) doctor.Result {
-			if confErr != nil {
-				return doctor.FailErr("mend "+opts.ConfigFile+", or move it away", confErr)
+			if err := cmp.Or(confErr, resolved.CheckHost(config.DetectHost(state))); err != nil {
+				return doctor.FailErr("mend "+opts.ConfigFile+", or move it away", err)
 			}
 			if _, err := os.Stat(opts.ConfigFile); err != nil {
 				return doctor.Pass("defaults (no %s)", opts.ConfigFile)
@@ -67,7 +71,45 @@ func Doctor(ctx context.Context, opts Options) []doctor.Result {
 		doctor.Resolver(),
 		kernelCheck(opts, resolved),
 		imageCheck(opts, resolved),
+	}, bridgeChecks(ctx, opts, resolved)))
+}
+
+// bridgeChecks are for a host whose VMs are to be on its network: root has chosen so
+// for all of them, or for one that is there. Others have no need of what they ask for.
+func bridgeChecks(ctx context.Context, opts Options, conf config.Config) []doctor.Check {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	wanted := conf.VM.Net == model.NetBridge
+	deps := hostnet.Configured(conf.Network)
+	// What cannot be read is another check's to say, and counts as nothing here.
+	_ = peek(ctx, opts, func(db *store.Store) error {
+		r, err := db.HostNet(ctx)
+		if err != nil {
+			return err
+		}
+		deps.Memory = keptHostNet(r)
+		leases, err := db.Leases(ctx)
+		wanted = wanted || len(leases) > 0
+		return err
 	})
+	if !wanted {
+		return nil
+	}
+	checks := hostnet.Checks(deps)
+	if addr, ok := conf.Resolve(config.DetectHost(opts.Layout.State)).DNS.Addr(); ok {
+		checks = append(checks, vmdns.Check(addr))
+	}
+	return checks
+}
+
+// keptHostNet is a record of the host's network that was read once.
+type keptHostNet model.HostNet
+
+func (r keptHostNet) HostNet(context.Context) (model.HostNet, error) { return model.HostNet(r), nil }
+
+func (keptHostNet) KeepHostNet(context.Context, model.HostNet) error {
+	return errdefs.Internal("doctor changes nothing")
 }
 
 // Failed reports whether any check failed.

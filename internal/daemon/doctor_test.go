@@ -84,3 +84,29 @@ func TestDoctorOfABrokenHost(t *testing.T) {
 		}
 	}
 }
+
+// What the bridge needs is asked of hosts that are to have one.
+func TestDoctorOfTheBridge(t *testing.T) {
+	h := newHost(t)
+	asked := func() bool {
+		for _, r := range Doctor(context.Background(), h.opts) {
+			if r.Name == "network bridge" {
+				return true
+			}
+		}
+		return false
+	}
+	if asked() {
+		t.Error("nobody wants a bridge, and it is looked for")
+	}
+	if err := os.WriteFile(h.opts.ConfigFile, []byte("vm: {net: bridge}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root := os.Geteuid() == 0
+	if asked() != root {
+		t.Errorf("vm.net is bridge; asked about it: %v, root: %v", !root, root)
+	}
+	if r := h.doctor("configuration"); (r.Status == doctor.StatusPass) != root {
+		t.Errorf("%+v", r)
+	}
+}

@@ -143,7 +143,7 @@ type Spec struct {
 	// VMM inherits it: the caller closes its own when Start has returned. Attach
 	// takes none.
 	Tap      *os.File `json:"-"`
-	UID, GID int // identity to run the VMM as when the daemon is root; 0 keeps the daemon's
+	UID, GID int      // identity to run the VMM as when the daemon is root; 0 keeps the daemon's
 }
 
 // DiskFormat is the format of a disk file.
