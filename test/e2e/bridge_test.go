@@ -19,7 +19,7 @@ func (o *outsideWorld) traces(t *testing.T) (text string) {
 	t.Helper()
 	o.here.do(func() error {
 		script := tool(t, "ip") + " -o link | cut -d' ' -f2; " + tool(t, "nft") + " list tables; " +
-			"cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; cut -d' ' -f4-6 /proc/net/udp | grep :0035"
+			"cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; grep -o '[0-9A-F]*:0035 ' /proc/net/udp | sort"
 		out, err := exec.Command("sh", "-c", script).CombinedOutput()
 		text = string(out)
 		return err
