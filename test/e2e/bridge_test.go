@@ -31,7 +31,7 @@ func (o *outsideWorld) traces(t *testing.T) (text string) {
 func (o *outsideWorld) lookup(t *testing.T, name string) (addrs []string) {
 	t.Helper()
 	o.here.do(func() error {
-		// By the C library's way of asking, in this thread's namespace.
+		// Dialled here: the resolver would do it in a thread, and namespace, of its own.
 		conn, err := net.Dial("udp", "127.0.0.42:53")
 		if err != nil {
 			return err
