@@ -97,7 +97,7 @@ func (s *Service) doctorForwarding(context.Context) doctor.Result {
 	for _, m := range missing {
 		keys = append(keys, "net/"+m.Key+"="+m.Want)
 	}
-	return doctor.Pass("off; the first VM sets %s, uninstalling puts it back", strings.Join(keys, ", "))
+	return doctor.Pass("off; the first VM sets %s, and after the last one it is put back", strings.Join(keys, ", "))
 }
 
 func (s *Service) doctorFirewalls(context.Context) doctor.Result {
