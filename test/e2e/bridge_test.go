@@ -63,6 +63,9 @@ func TestBridge(t *testing.T) {
 		}
 	})
 	before := o.traces(t)
+	if strings.Contains(before, "bgr0") || strings.Contains(before, "banger") {
+		t.Errorf("a daemon without VMs has made something on the host:\n%s", before)
+	}
 	o.here.echo("9") // a service of our host
 	create := func(name string) vm {
 		o.ok(t, append([]string{"vm", "create", "--name", name, "--net", "bridge"}, o.flags...)...)
@@ -73,6 +76,9 @@ func TestBridge(t *testing.T) {
 		return v
 	}
 	one, two := create("one"), create("two")
+	if during := o.traces(t); !strings.Contains(during, "bgr0") || !strings.Contains(during, "inet banger") {
+		t.Errorf("with VMs the host is\n%s", during)
+	}
 	server := start(t, o.command("exec", two.ID, "--", "python3", "-u", "-c", `
 import socket
 l = socket.socket(); l.bind(("0.0.0.0", 5555)); l.listen()
