@@ -3,7 +3,7 @@
 //
 // # Channel
 //
-// A VM has one byte channel to its agent (a virtio-serial port, later vsock).
+// A VM has one byte channel to its agent (a virtio-serial port, or a connection over vsock).
 // Old bytes may sit in it, so every new connection starts with a handshake: the
 // host sends HelloMagic and a fresh nonce; the agent discards input until it sees
 // that, and answers AckMagic, the same nonce and a Ready record; the host

@@ -28,6 +28,24 @@ const (
 // PortName is the virtio-serial port the agent serves.
 const PortName = "banger.agent.0"
 
+// VsockPort is the vsock port the agent listens on where MachineMMIO says so. Once
+// it does, it connects to the same port of the host and hangs up: a host that came
+// too early need not try again and again.
+const VsockPort = 1024
+
+// Kernel parameters by which a driver tells the agent what machine it is in.
+const (
+	// ParamMachine is MachineMMIO, or absent: devices on PCI, disks with serials,
+	// the channel on a virtio-serial port, power-off by ACPI.
+	ParamMachine = "banger.machine"
+	// MachineMMIO: devices on MMIO, disks in the order of ParamDisks, the channel on
+	// vsock, and nothing ends the machine but a reset.
+	MachineMMIO = "mmio"
+	// ParamDisks lists the serials of the disks, joined by commas, in the order the
+	// machine has the disks.
+	ParamDisks = "banger.disks"
+)
+
 // Ready is what the agent says of itself in every handshake.
 type Ready struct {
 	Protocol     int    `json:"protocol"`

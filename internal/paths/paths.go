@@ -37,6 +37,7 @@ const (
 	BzImageFile      = "bzImage"
 	EarlyModulesDir  = "early"        // modules the initramfs loads
 	EarlyOrderFile   = "order"        // in early/: file names in load order, one a line
+	MMIOOrderFile    = "order-mmio"   // in early/: the same for a machine without PCI
 	LateOrderFile    = "order-late"   // in early/: those that may be loaded once the root is there
 	ModulesImageFile = "modules.ext4" // the full tree of /lib/modules/<release>
 	KernelConfigFile = "config"
@@ -45,15 +46,23 @@ const (
 // Names in vms/<id>/. They are short and used relative to that directory, which
 // keeps sockets under the 108-byte limit wherever the state directory is.
 const (
-	RootDiskFile = "root.qcow2"
-	HandlesFile  = "handles.json" // scratch: pid, start time, sockets of the running VMM
-	QMPSocket    = "qmp.sock"
-	AgentSocket  = "agent.sock" // the guest channel
-	NetSocket    = "net.sock"   // QEMU listens, usernet connects
-	ConsoleLog   = "console.log"
-	VMMLog       = "vmm.log"
-	FakeRoot     = "fake-root" // the fake driver's file system of the guest
-	FakeKnobs    = "fake.json" // read by the fake driver: how this VM is to fail
+	RootDiskFile   = "root.qcow2"
+	HandlesFile    = "handles.json" // scratch: pid, start time, sockets of the running VMM
+	QMPSocket      = "qmp.sock"
+	AgentSocket    = "agent.sock" // the guest channel
+	NetSocket      = "net.sock"   // QEMU listens, usernet connects
+	ConsoleLog     = "console.log"
+	VMMLog         = "vmm.log"
+	FirecrackerDir = "fc"        // Firecracker's working directory when it is not jailed
+	JailDir        = "jail"      // base of the jailer: jail/<program>/vm/root/ is the jailed one's root
+	FakeRoot       = "fake-root" // the fake driver's file system of the guest
+	FakeKnobs      = "fake.json" // read by the fake driver: how this VM is to fail
+)
+
+// Names in Firecracker's working directory, or in its jail; AgentSocket as well.
+const (
+	APISocket   = "api.sock"
+	MetricsFile = "metrics" // a line of JSON per minute
 )
 
 // Well-known places.
@@ -61,6 +70,7 @@ const (
 	SystemStateDir = "/var/lib/banger"
 	SystemSocket   = "/run/banger/bangerd.sock"
 	SystemConfig   = "/etc/banger/config.yaml"
+	CgroupDir      = "/sys/fs/cgroup/banger" // of root's daemon: one control group per jailed VMM
 )
 
 // Environment variables.

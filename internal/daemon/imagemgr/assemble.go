@@ -25,16 +25,22 @@ import (
 // soon after. The second kind is loaded while commands can already run.
 var (
 	neededModules = []string{"virtio_pci", "virtio_blk", "virtio_console", "ext4"}
+	// The same in a machine without PCI, as Firecracker makes it.
+	mmioModules = []string{"virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport", "ext4"}
 	// ext4 asks for its checksum by the algorithm's name, which no dependency shows.
 	ext4Helpers = []string{"crc32c_generic"}
-	lateModules = []string{"virtio_net", "virtio_rng", "af_packet"}
+	lateModules = []string{"virtio_net", "virtio_rng", "virtio_balloon", "af_packet"}
 )
+
+// earlyVersion is part of a kernel's id and changes with what writeEarly makes, so
+// that a kernel pulled again takes the place of one that lacks it.
+const earlyVersion = 2
 
 // assemble makes the directory of a kernel at final, as paths names its files, and
 // returns the kernel's id: a hash of its name and its content.
 func assemble(ctx context.Context, name string, made madeKernel, final string, p model.Progress) (id string, err error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "kernel %q %q\n", name, made.release)
+	fmt.Fprintf(h, "kernel %d %q %q\n", earlyVersion, name, made.release)
 	if err := os.Mkdir(final, 0o755); err != nil {
 		return "", err
 	}
@@ -93,11 +99,12 @@ func writeEarly(tree, early string) error {
 	if err != nil {
 		return err
 	}
-	needed := slices.Clone(neededModules)
+	needed, mmio := slices.Clone(neededModules), slices.Clone(mmioModules)
 	if t.Has("ext4") {
 		for _, m := range ext4Helpers {
 			if t.Has(m) {
 				needed = append([]string{m}, needed...)
+				mmio = append([]string{m}, mmio...)
 			}
 		}
 	}
@@ -123,6 +130,14 @@ func writeEarly(tree, early string) error {
 		return err
 	}
 	if err := copyModules(first, early, paths.EarlyOrderFile); err != nil {
+		return err
+	}
+	// A kernel that only lacks these boots everywhere else.
+	bare, err := t.Order(mmio...)
+	if err == nil {
+		err = copyModules(bare, early, paths.MMIOOrderFile)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return copyModules(all[len(first):], early, paths.LateOrderFile)

@@ -3,7 +3,7 @@
 //
 // Process 1 prepares the root (package boot), starts the agent proper as a child,
 // and becomes the image's init or reaps orphans. The child answers the host over
-// one virtio-serial port (packages port, guest, serve) for as long as the VM
+// one virtio-serial port or vsock (packages port, guest, serve) for as long as the VM
 // lives. Its name begins with '@', which tells systemd to leave it alone at
 // shutdown.
 package agent

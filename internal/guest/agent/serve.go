@@ -64,13 +64,22 @@ func serveHost(ctx context.Context, log *slog.Logger) error {
 	})
 	s := serve.New(serve.Deps{
 		Log: log, Spawner: spawner, Users: proc.NewUsers("/etc"),
-		Machine: machine.New(log, spawner, state.Init, late), RootError: state.Error,
+		Machine: machine.New(log, spawner, state, late), RootError: state.Error,
 	})
 	if err := s.Open(); err != nil {
 		return err
 	}
 	defer s.Close()
-	p, err := port.Open(guest.PortName, portTimeout)
+	var p interface {
+		host
+		io.Closer
+	}
+	var err error
+	if state.MMIO {
+		p, err = port.Listen(guest.VsockPort)
+	} else {
+		p, err = port.Open(guest.PortName, portTimeout)
+	}
 	if err != nil {
 		return err
 	}

@@ -68,8 +68,8 @@ type input struct {
 }
 
 // Ensure returns the path of the archive that holds agent as /init and the
-// modules of early, a directory with files and the lists paths.EarlyOrderFile and
-// paths.LateOrderFile. An empty early means a kernel with everything built in.
+// modules of early, a directory with files and the lists paths.EarlyOrderFile,
+// paths.MMIOOrderFile and paths.LateOrderFile. An empty early means a kernel with everything built in.
 // The archive is written when it is not there yet.
 func (b *Builder) Ensure(ctx context.Context, early, agent string) (string, error) {
 	inputs, err := b.inputs(early, agent)
@@ -103,10 +103,10 @@ func (b *Builder) inputs(early, agent string) ([]input, error) {
 		return in, nil
 	}
 	seen := map[string]bool{}
-	for _, list := range []string{paths.EarlyOrderFile, paths.LateOrderFile} {
+	for _, list := range []string{paths.EarlyOrderFile, paths.MMIOOrderFile, paths.LateOrderFile} {
 		path := filepath.Join(early, list)
 		data, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) && list == paths.LateOrderFile {
+		if errors.Is(err, fs.ErrNotExist) && list != paths.EarlyOrderFile {
 			continue
 		}
 		if err != nil {

@@ -6,7 +6,8 @@
 //
 // /init is the agent. /modules holds uncompressed kernel modules; /modules/order
 // names, one to a line, those that the root disk and the agent's port need, in
-// load order; /modules/order-late those that may be loaded later. The directories
+// load order; /modules/order-mmio are those for a machine without PCI (see
+// guest.MachineMMIO), /modules/order-late those that may be loaded later. The directories
 // /dev, /proc, /sys, /run and /newroot exist, and so does /dev/console.
 //
 // # Processes
@@ -26,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
+	"banger/internal/guest"
 	"banger/internal/hypervisor"
 )
 
@@ -33,6 +35,7 @@ import (
 type State struct {
 	Init    string `json:"init"`            // as in guest.Ready
 	Release string `json:"release"`         // of the kernel
+	MMIO    bool   `json:"mmio,omitempty"`  // the machine is a guest.MachineMMIO
 	Error   string `json:"error,omitempty"` // why there is no root
 }
 
@@ -53,12 +56,17 @@ func Prepare(log *slog.Logger) (State, *os.File) {
 	state := State{Init: "none"}
 	release, err := mountKernel()
 	state.Release = release
+	state.MMIO = cmdlineValue(guest.ParamMachine) == guest.MachineMMIO
 	if err == nil {
-		err = loadModules("order")
+		list := "order"
+		if state.MMIO {
+			list = "order-mmio"
+		}
+		err = loadModules(list)
 	}
 	late, _ := os.Open(modulesDir)
 	if err == nil {
-		state.Init, err = enterRoot(log, release)
+		state.Init, err = enterRoot(log, release, state.MMIO)
 	}
 	if err != nil {
 		state.Error = err.Error()
@@ -92,7 +100,7 @@ func mountKernel() (string, error) {
 }
 
 // enterRoot mounts the root disk and switches to it. It returns the kind of init.
-func enterRoot(log *slog.Logger, release string) (string, error) {
+func enterRoot(log *slog.Logger, release string, mmio bool) (string, error) {
 	disk, err := waitDisk(hypervisor.SerialRoot, diskTimeout)
 	if err != nil {
 		return "none", err
@@ -124,8 +132,8 @@ func enterRoot(log *slog.Logger, release string) (string, error) {
 		log.Warn("a file system is missing", "err", err)
 	}
 	if kind != "none" {
-		if err := writeDropIns("/run"); err != nil {
-			log.Warn("the image may change the network", "err", err)
+		if err := writeDropIns("/run", mmio); err != nil {
+			log.Warn("the image may change the network or stay on after power-off", "err", err)
 		}
 	}
 	return kind, nil
@@ -134,8 +142,12 @@ func enterRoot(log *slog.Logger, release string) (string, error) {
 // cmdlineValue returns the value of a kernel parameter key=value; the last counts.
 func cmdlineValue(key string) string {
 	b, _ := os.ReadFile("/proc/cmdline")
+	return parameter(string(b), key)
+}
+
+func parameter(line, key string) string {
 	value := ""
-	for field := range strings.FieldsSeq(string(b)) {
+	for field := range strings.FieldsSeq(line) {
 		if v, ok := strings.CutPrefix(field, key+"="); ok {
 			value = v
 		}

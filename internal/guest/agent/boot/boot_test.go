@@ -98,7 +98,7 @@ func TestSuperblock(t *testing.T) {
 
 func TestDropIns(t *testing.T) {
 	run := t.TempDir()
-	if err := writeDropIns(run); err != nil {
+	if err := writeDropIns(run, false); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range []string{
@@ -108,5 +108,51 @@ func TestDropIns(t *testing.T) {
 		if st, err := os.Stat(filepath.Join(run, f)); err != nil || st.Size() == 0 {
 			t.Errorf("%s: %v", f, err)
 		}
+	}
+}
+
+// A disk that its VMM gave no serial is found by its place on the bus, whatever
+// order the kernel met the disks in, and none before all are there.
+func TestNthDisk(t *testing.T) {
+	dir := t.TempDir()
+	sys := filepath.Join(dir, "block")
+	add := func(name, bus string) {
+		t.Helper()
+		device := filepath.Join(dir, "devices", bus, "virtio-"+name)
+		for _, d := range []string{device, filepath.Join(sys, name)} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Symlink(device, filepath.Join(sys, name, "device")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(sys, "loop0"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	order := []string{"root", "modules"}
+	add("vda", "LNRO0005:0a")
+	if name, ok := nthDisk(sys, order, "root"); ok {
+		t.Errorf("one disk of two: %s", name)
+	}
+	add("vdb", "LNRO0005:02")
+	for serial, want := range map[string]string{"root": "vdb", "modules": "vda"} {
+		if name, ok := nthDisk(sys, order, serial); !ok || name != want {
+			t.Errorf("%s: %q, %v; want %s", serial, name, ok, want)
+		}
+	}
+	if _, ok := nthDisk(sys, order, "other"); ok {
+		t.Error("a disk that is not listed was found")
+	}
+}
+
+func TestParameter(t *testing.T) {
+	line := "quiet banger.disks=a banger.disks=root,modules xbanger.machine=no\n"
+	if got := parameter(line, "banger.disks"); got != "root,modules" {
+		t.Errorf("got %q", got)
+	}
+	if got := parameter(line, "banger.machine"); got != "" {
+		t.Errorf("got %q", got)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,13 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
+	"banger/internal/guest"
 	"banger/internal/guest/agent/uevent"
 )
 
 const sysBlock = "/sys/block"
 
-// findDisk returns the kernel's name (vda) of the disk with a serial.
+// findDisk returns the kernel's name (vda) of the disk with a serial. Where the VMM
+// cannot set serials, the command line lists them in the order of the disks.
 func findDisk(serial string) (string, bool) {
+	if order := cmdlineValue(guest.ParamDisks); order != "" {
+		return nthDisk(sysBlock, strings.Split(order, ","), serial)
+	}
 	entries, _ := os.ReadDir(sysBlock)
 	for _, e := range entries {
 		b, err := os.ReadFile(filepath.Join(sysBlock, e.Name(), "serial"))
@@ -27,6 +33,27 @@ func findDisk(serial string) (string, bool) {
 		}
 	}
 	return "", false
+}
+
+// nthDisk returns the virtio disk that has the place of serial in order. The place
+// of a disk is that of its device on the bus: its name comes from whichever was
+// probed first. No disk is known before all are there.
+func nthDisk(sys string, order []string, serial string) (string, bool) {
+	type disk struct{ bus, name string }
+	var disks []disk
+	entries, _ := os.ReadDir(sys)
+	for _, e := range entries {
+		// …/LNRO0005:02/virtio2 for the third device.
+		if bus, err := filepath.EvalSymlinks(filepath.Join(sys, e.Name(), "device")); err == nil {
+			disks = append(disks, disk{filepath.Dir(bus), e.Name()})
+		}
+	}
+	place := slices.Index(order, serial)
+	if place < 0 || len(disks) < len(order) {
+		return "", false
+	}
+	slices.SortFunc(disks, func(a, b disk) int { return strings.Compare(a.bus, b.bus) })
+	return disks[place].name, true
 }
 
 func waitDisk(serial string, timeout time.Duration) (string, error) {

@@ -75,7 +75,17 @@ func Reap(log *slog.Logger, c Child) int {
 	// Signals whose default action the kernel would spare process 1 would
 	// otherwise be turned into an exit by the Go runtime.
 	ignored := make(chan os.Signal, 1)
-	signal.Notify(ignored, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT, unix.SIGPWR, unix.SIGUSR1, unix.SIGUSR2)
+	signal.Notify(ignored, unix.SIGHUP, unix.SIGTERM, unix.SIGQUIT, unix.SIGPWR, unix.SIGUSR1, unix.SIGUSR2)
+	// Ctrl-Alt-Del is the power button of a machine without ACPI events. Left alone,
+	// the kernel would reset at once and lose what is not on the disk yet.
+	pressed := make(chan os.Signal, 1)
+	signal.Notify(pressed, unix.SIGINT)
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
+	go func() {
+		<-pressed
+		unix.Sync()
+		log.Error("reset", "err", unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART))
+	}()
 	restarts := 0
 	for {
 		var ws syscall.WaitStatus

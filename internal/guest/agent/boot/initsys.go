@@ -82,7 +82,10 @@ func ExecInit() error {
 // All of it lies in
 // run, so nothing of it outlives the VM's run, and a service that the image does
 // not have is not touched.
-func writeDropIns(run string) error {
+//
+// A machine that only a reset can end must be reset where systemd would turn it
+// off: with nothing to turn it off, the kernel halts the processor for ever.
+func writeDropIns(run string, mmio bool) error {
 	files := map[string]string{
 		"systemd/network/00-banger.network":    "[Match]\nDriver=virtio_net\n\n[Link]\nUnmanaged=yes\n",
 		"systemd/network/00-banger.link":       "[Match]\nDriver=virtio_net\n\n[Link]\nNamePolicy=\n",
@@ -96,6 +99,11 @@ func writeDropIns(run string) error {
 		"systemd-networkd-wait-online", "systemd-networkd-wait-online@", "NetworkManager-wait-online", "connman-wait-online",
 	} {
 		files["systemd/system/"+unit+".service.d/00-banger.conf"] = skip
+	}
+	if mmio {
+		for _, unit := range []string{"systemd-poweroff", "systemd-halt"} {
+			files["systemd/system/"+unit+".service.d/00-banger.conf"] = "[Unit]\nSuccessAction=reboot-force\n"
+		}
 	}
 	var errs []error
 	for name, text := range files {

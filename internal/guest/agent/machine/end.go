@@ -12,11 +12,24 @@ import (
 	"banger/internal/errdefs"
 )
 
-// Signals that an init takes as the order to power off.
-const (
-	systemdPowerOff = 34 + 4 // SIGRTMIN+4
-	busyboxPowerOff = unix.SIGUSR2
+// order is how inits and the kernel are told to end the machine.
+type order struct {
+	systemd, busybox unix.Signal // to process 1
+	program          string
+	kernel           int
+}
+
+var (
+	powerOffOrder = order{34 + 4, unix.SIGUSR2, "poweroff", unix.LINUX_REBOOT_CMD_POWER_OFF} // SIGRTMIN+4
+	resetOrder    = order{34 + 5, unix.SIGTERM, "reboot", unix.LINUX_REBOOT_CMD_RESTART}     // SIGRTMIN+5
 )
+
+func (m *Machine) order() order {
+	if m.reset {
+		return resetOrder
+	}
+	return powerOffOrder
+}
 
 // termGrace is how long processes have to obey SIGTERM where no init does this.
 const termGrace = 5 * time.Second
@@ -26,19 +39,20 @@ const termGrace = 5 * time.Second
 // be asked yet, because the kernel drops a signal that process 1 has no handler
 // for.
 func (m *Machine) Shutdown(ctx context.Context) (func(), error) {
+	o := m.order()
 	switch m.initKind() {
 	case "systemd":
-		if takes(1, systemdPowerOff) && unix.Kill(1, systemdPowerOff) == nil {
+		if takes(1, int(o.systemd)) && unix.Kill(1, o.systemd) == nil {
 			return nil, nil
 		}
 	case "other":
 		exe, _ := os.Readlink("/proc/1/exe")
-		if strings.HasSuffix(exe, "/busybox") && takes(1, int(busyboxPowerOff)) {
-			if unix.Kill(1, busyboxPowerOff) == nil {
+		if strings.HasSuffix(exe, "/busybox") && takes(1, int(o.busybox)) {
+			if unix.Kill(1, o.busybox) == nil {
 				return nil, nil
 			}
 		}
-		if status, err := m.run(ctx, nil, "poweroff"); err == nil && status.Code == 0 {
+		if status, err := m.run(ctx, nil, o.program); err == nil && status.Code == 0 {
 			return nil, nil
 		}
 	}
@@ -74,7 +88,7 @@ func (m *Machine) powerOff() {
 		m.log.Warn("the root stays writable until power-off", "err", err)
 	}
 	unix.Sync()
-	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
+	if err := unix.Reboot(m.order().kernel); err != nil {
 		m.log.Error("power off", "err", err)
 	}
 }

@@ -23,16 +23,17 @@ type Machine struct {
 	log        *slog.Logger
 	spawner    *proc.Spawner
 	initSystem string
+	reset      bool            // only a reset ends the machine
 	late       <-chan struct{} // closed when the late modules are loaded
 
 	mu     sync.Mutex // one Configure at a time; guards bootID
 	bootID string
 }
 
-// New makes a Machine whose init system is of the kind that the boot found. late
-// is closed when the network card's driver was loaded.
-func New(log *slog.Logger, spawner *proc.Spawner, initSystem string, late <-chan struct{}) *Machine {
-	return &Machine{log: log, spawner: spawner, initSystem: initSystem, late: late}
+// New makes a Machine as the boot found it. late is closed when the network card's
+// driver was loaded.
+func New(log *slog.Logger, spawner *proc.Spawner, state boot.State, late <-chan struct{}) *Machine {
+	return &Machine{log: log, spawner: spawner, initSystem: state.Init, reset: state.MMIO, late: late}
 }
 
 // Configure applies what is set. It may be repeated.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/guest/agent/boot"
 	"banger/internal/guest/agent/ifconf"
 	"banger/internal/guest/agent/proc"
 )
@@ -55,7 +56,7 @@ func TestReplaceFileKeepsSymlinks(t *testing.T) {
 func TestSetDNS(t *testing.T) {
 	servers := []netip.Addr{netip.MustParseAddr("192.168.127.1"), netip.MustParseAddr("fd00::1")}
 	want := "nameserver 192.168.127.1\nnameserver fd00::1\n"
-	m := New(slog.New(slog.DiscardHandler), proc.NewSpawner(), "none", nil)
+	m := New(slog.New(slog.DiscardHandler), proc.NewSpawner(), boot.State{Init: "none"}, nil)
 	for name, prepare := range map[string]func(root string) string{
 		"missing": func(string) string { return "etc/resolv.conf" },
 		"file": func(root string) string {
@@ -95,10 +96,10 @@ func TestSetDNS(t *testing.T) {
 
 func TestStatusTakes(t *testing.T) {
 	const status = "Name:\tsystemd\nSigPnd:\t0000000000000000\nSigBlk:\t7be3c0fe28014a03\nSigIgn:\t0000000000001000\nSigCgt:\t00000001000006ec\n"
-	if !statusTakes(status, systemdPowerOff) {
+	if !statusTakes(status, int(powerOffOrder.systemd)) {
 		t.Error("systemd's mask has the signal")
 	}
-	if statusTakes("SigBlk:\t0000000000000000\nSigCgt:\t0000000000000000\n", systemdPowerOff) || statusTakes("", 1) {
+	if statusTakes("SigBlk:\t0000000000000000\nSigCgt:\t0000000000000000\n", int(powerOffOrder.systemd)) || statusTakes("", 1) {
 		t.Error("nobody takes it")
 	}
 	if statusTakes(status, 13) {

@@ -1,10 +1,10 @@
-// Package port opens the agent's virtio-serial port and makes it usable as a
-// guest.Port.
+// Package port opens the agent's end of the channel and makes it usable as a
+// guest.Port: a virtio-serial port, or vsock.
 //
-// While no host is connected such a port reports a hang-up and reads as end of
-// file at once, so neither reading nor polling may be repeated then for longer than
-// it takes to be sure. The port is registered edge-triggered with the runtime's
-// poller, and WaitConnected sleeps until the state changes.
+// While no host is connected a virtio-serial port reports a hang-up and reads as
+// end of file at once, so neither reading nor polling may be repeated then for longer
+// than it takes to be sure. It is registered edge-triggered with the runtime's poller,
+// and WaitConnected sleeps until the state changes.
 package port
 
 import (
