@@ -18,6 +18,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/accel"
+	"banger/internal/hypervisor/fence"
 	"banger/internal/model"
 	"banger/internal/store"
 )
@@ -158,7 +159,7 @@ func qemuCheck(opts Options, conf config.Config) doctor.Check {
 func isolationCheck() doctor.Check {
 	return doctor.Check{Name: "isolation", Run: func(ctx context.Context) doctor.Result {
 		root := os.Geteuid() == 0
-		err := qemuproc.Fenced(ctx)
+		err := fence.Try(ctx)
 		switch {
 		case err == nil && root:
 			return doctor.Pass("a VMM has a user, a network and IPC of its own, and few system calls")

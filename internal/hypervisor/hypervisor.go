@@ -48,11 +48,24 @@ type Capabilities struct {
 	Tap bool
 	// Pause: Machine also implements Pauser.
 	Pause bool
+	// Link: Machine.SetLink moves the network card's cable; otherwise a machine that
+	// starts with LinkUp false has no card, and stays without.
+	Link bool
+	// DiskLimits: the driver keeps to Disk.Limit; otherwise that is refused.
+	DiskLimits bool
+	// MMIO: the machine has no PCI; a kernel that cannot boot in such is refused.
+	MMIO bool
+	// NetOverride: a restored machine's card can be connected to another tap;
+	// otherwise the tap must have the name it had when the machine was saved.
+	NetOverride bool
+	// VsockOverride: a restored machine's channel can have another path; otherwise it
+	// has the one it was saved with, relative to the VM directory.
+	VsockOverride bool
 }
 
 // Info describes a driver on this host.
 type Info struct {
-	Driver       string // "qemu", "fake"
+	Driver       string // "qemu", "firecracker", "fake"
 	Binary       string // absolute path of the VMM
 	Version      string // as the VMM reports it
 	Accel        Accel
@@ -80,8 +93,8 @@ type Driver interface {
 	// has lost its handle. It errors with class not_found when there is none. What
 	// of the handle only a connection can tell is missing; Attach adds it.
 	Find(ctx context.Context, dir string) (Handle, error)
-	// Cleanup kills what a lost or half-started VMM of this VM may have left,
-	// found by handle and by API socket in dir, and removes its sockets.
+	// Cleanup kills what a lost or half-started VMM of this VM may have left, found
+	// by handle and by what it holds in dir, and removes its sockets.
 	// It is idempotent, and safe when nothing was ever started (zero Handle).
 	Cleanup(ctx context.Context, dir string, h Handle) error
 }
@@ -95,7 +108,8 @@ type Machine interface {
 	DialAgent(ctx context.Context) (net.Conn, error)
 	// PowerButton asks the guest's firmware for an orderly power-off.
 	PowerButton(ctx context.Context) error
-	// SetLink connects or disconnects the network card's cable.
+	// SetLink connects or disconnects the network card's cable. Without
+	// Capabilities.Link only what is so already succeeds.
 	SetLink(ctx context.Context, up bool) error
 	// Stalled says since when the guest stands still because a disk of it cannot grow,
 	// for want of space on the host (zero: it does not). The channel closes when that
@@ -142,8 +156,10 @@ type Spec struct {
 	// Tap is what the card is connected to instead of a socket; nil: the socket. The
 	// VMM inherits it: the caller closes its own when Start has returned. Attach
 	// takes none.
-	Tap      *os.File `json:"-"`
-	UID, GID int      // identity to run the VMM as when the daemon is root; 0 keeps the daemon's
+	Tap *os.File `json:"-"`
+	// TapName is the name of that device, for drivers that open it themselves.
+	TapName  string
+	UID, GID int // identity to run the VMM as when the daemon is root; 0 keeps the daemon's
 }
 
 // DiskFormat is the format of a disk file.
@@ -162,6 +178,13 @@ type Disk struct {
 	Format   DiskFormat
 	ReadOnly bool
 	Backing  string // raw image that a qcow2 disk is a view of; empty: as its header says
+	Limit    DiskLimit
+}
+
+// DiskLimit bounds what a guest does with a disk; zero is no bound.
+type DiskLimit struct {
+	BytesPerSecond int64
+	OpsPerSecond   int64
 }
 
 // Serials of the disks every VM has.

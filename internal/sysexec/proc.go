@@ -28,6 +28,7 @@ type Detached struct {
 	// Cloneflags are namespaces to make for it. In a new user namespace the process
 	// is who this one is, keeps its groups, and can become nobody else.
 	Cloneflags uintptr
+	Cgroup     *os.File // directory of the control group it starts in; nil: that of this process
 }
 
 // Proc is a process watched by pidfd: started here, or found again by pid and
@@ -94,6 +95,9 @@ func startDetached(d Detached) (*Proc, error) {
 		uid, gid := os.Geteuid(), os.Getegid()
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
+	}
+	if d.Cgroup != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(d.Cgroup.Fd())
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, &Error{Program: d.Path, Code: -1, Err: err}
@@ -178,6 +182,34 @@ func (p *Proc) Release() error { return p.pidfd.Close() }
 
 // State is how it ended; nil when it was not our child. Valid after Done.
 func (p *Proc) State() *os.ProcessState { return p.state }
+
+// Exit is how a process ended.
+type Exit struct {
+	Known        bool // false: it was not our child
+	Code, Signal int  // -1 and the signal, when one ended it
+}
+
+// Exit says how it ended; valid after Done.
+func (p *Proc) Exit() Exit {
+	st := p.state
+	if st == nil {
+		return Exit{}
+	}
+	if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return Exit{Known: true, Code: -1, Signal: int(ws.Signal())}
+	}
+	return Exit{Known: true, Code: st.ExitCode()}
+}
+
+func (e Exit) String() string {
+	switch {
+	case !e.Known:
+		return "it ended"
+	case e.Signal != 0:
+		return fmt.Sprintf("it was ended by signal %d (%s)", e.Signal, unix.SignalName(syscall.Signal(e.Signal)))
+	}
+	return fmt.Sprintf("it ended with status %d", e.Code)
+}
 
 // Signal sends sig to this very process, never to a later owner of its pid.
 func (p *Proc) Signal(sig syscall.Signal) error {

@@ -76,7 +76,7 @@ func (d *Driver) Info(context.Context) (hypervisor.Info, error) {
 	return hypervisor.Info{
 		Driver: Name, Binary: d.command[0], Version: version, Accel: hypervisor.AccelTCG,
 		Machine: machine, CPUModel: cpuModel,
-		Capabilities: hypervisor.Capabilities{UserNet: true, Tap: true},
+		Capabilities: hypervisor.Capabilities{UserNet: true, Tap: true, Link: true},
 	}, nil
 }
 

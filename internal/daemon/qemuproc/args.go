@@ -107,6 +107,9 @@ func checkSpec(s hypervisor.Spec) error {
 		if d.Format != hypervisor.FormatRaw && d.Format != hypervisor.FormatQcow2 {
 			return errdefs.Invalid("disk %s has unknown format %q", d.Serial, d.Format)
 		}
+		if d.Limit != (hypervisor.DiskLimit{}) {
+			return errdefs.Unsupported("disk %s has a limit, which QEMU does not keep to here", d.Serial)
+		}
 	}
 	if _, err := net.ParseMAC(s.MAC); err != nil {
 		return errdefs.Invalid("MAC address %q: %w", s.MAC, err)

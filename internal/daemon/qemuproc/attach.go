@@ -62,7 +62,7 @@ func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec
 		return nil, errdefs.Unavailable("attach to QEMU (pid %d): %w", h.PID, err).
 			WithHint("the process runs but does not answer; end the VM: banger vm kill VM")
 	}
-	log, err := openLog(spec.Dir, paths.VMMLog)
+	log, err := openLog(spec.Dir)
 	if err != nil {
 		_ = client.Close()
 		return nil, errdefs.Wrap(err, "open the VMM's log")

@@ -40,7 +40,7 @@ func testSpec(t *testing.T, dir string) hypervisor.Spec {
 	info := requireQEMU(t)
 	kernel := filepath.Join(t.TempDir(), "kernel")
 	disk := filepath.Join(dir, "disk, raw.img")
-	for name, data := range map[string][]byte{kernel: hypervisortest.Kernel(), disk: make([]byte, 1<<20)} {
+	for name, data := range map[string][]byte{kernel: hypervisortest.Kernel(hypervisortest.ACPI), disk: make([]byte, 1<<20)} {
 		if err := os.WriteFile(name, data, 0o644); err != nil {
 			t.Fatal(err)
 		}

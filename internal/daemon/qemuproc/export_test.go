@@ -5,6 +5,7 @@ import (
 
 	"banger/internal/daemon/qemuproc/qmp"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/vmmlog"
 )
 
 // MonitorOf gives tests the connection a machine holds; QEMU has no second.
@@ -29,17 +30,8 @@ var (
 	PickModel     = pickModel
 	NestedModel   = nestedModel
 	HostNesting   = hostNesting
-	LastLines     = func(f *os.File, n int) string { return lastLines(f, n) }
-	Cut           = cut
-	OpenLog       = openLog
-	BoundLogs     = boundLogs
+	LastLines     = func(f *os.File, n int) string { return vmmlog.Last(f, n, strip) }
 )
 
 // CPUDefinition is a CPU model as QEMU describes it.
 type CPUDefinition = cpuDefinition
-
-// Bounds of a log.
-const (
-	LogLimit = logLimit
-	LogKeep  = logKeep
-)

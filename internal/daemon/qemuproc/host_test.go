@@ -15,6 +15,8 @@ import (
 	"banger/internal/daemon/qemuproc"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/fence"
+	"banger/internal/hypervisor/vmmlog"
 	"banger/internal/paths"
 )
 
@@ -82,7 +84,7 @@ func TestLeastPrivilege(t *testing.T) {
 		ours, _ := os.Readlink("/proc/self/ns/" + ns)
 		theirs, err := os.Readlink(proc + "ns/" + ns)
 		// As an ordinary user the host may not allow it, and then it goes without.
-		if fenced := qemuproc.Fenced(t.Context()) == nil; err != nil || fenced == (ours == theirs) {
+		if fenced := fence.Try(t.Context()) == nil; err != nil || fenced == (ours == theirs) {
 			t.Errorf("the %s namespace is %q, ours is %q, %v; the host allows its own: %v", ns, theirs, ours, err, fenced)
 		}
 	}
@@ -258,12 +260,12 @@ func TestFloodedConsole(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if _, err := f.Write(make([]byte, 2*qemuproc.LogLimit)); err != nil {
+		if _, err := f.Write(make([]byte, 2*vmmlog.Limit)); err != nil {
 			t.Fatal(err)
 		}
 		onChange(t, dir, func() bool {
 			st, err := os.Stat(console)
-			return err == nil && st.Size() <= qemuproc.LogLimit
+			return err == nil && st.Size() <= vmmlog.Limit
 		})
 	}
 	flood()

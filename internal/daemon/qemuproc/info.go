@@ -18,6 +18,7 @@ import (
 	"banger/internal/daemon/qemuproc/qmp"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/vmmlog"
 	"banger/internal/logkey"
 	"banger/internal/sysexec"
 )
@@ -66,7 +67,7 @@ func (d *Driver) Info(ctx context.Context) (hypervisor.Info, error) {
 	return hypervisor.Info{
 		Driver: Name, Binary: path, Version: f.version.String(), Accel: accel,
 		Machine: f.machine, CPUModel: f.model, NestedModel: f.nested,
-		Capabilities: hypervisor.Capabilities{QcowDisks: true, UserNet: true, Tap: true, Pause: true},
+		Capabilities: hypervisor.Capabilities{QcowDisks: true, UserNet: true, Tap: true, Pause: true, Link: true},
 	}, nil
 }
 
@@ -165,7 +166,7 @@ func interview(ctx context.Context, path string, accel hypervisor.Accel) (facts,
 	defer func() { _ = proc.Signal(unix.SIGKILL) }()
 	client, err := qmp.New(ctx, conn.(*net.UnixConn), nil)
 	if err != nil {
-		if text := lastLines(log, 5); text != "" {
+		if text := vmmlog.Last(log, 5, strip); text != "" {
 			err = fmt.Errorf("%w: %s", err, text)
 		}
 		return facts{}, err

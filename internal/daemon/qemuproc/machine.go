@@ -11,6 +11,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/dirsock"
+	"banger/internal/hypervisor/vmmlog"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
@@ -57,7 +58,7 @@ func (d *Driver) newMachine(dir string, proc *sysexec.Proc, h hypervisor.Handle,
 	m.watcher.Go(m.followStall)
 	go func() {
 		defer m.watcher.Done()
-		boundLogs(dir, m.proc.Done(), m.released, d.log)
+		vmmlog.Bound([]vmmlog.Log{{Dir: dir, Name: paths.ConsoleLog}, {Dir: dir, Name: paths.VMMLog}}, m.proc.Done(), m.released, d.log)
 	}()
 	return m
 }
@@ -71,10 +72,10 @@ func (m *machine) watch() {
 	case <-m.proc.Done():
 	}
 	m.end()
-	e := exitOf(m.proc)
-	m.exit = hypervisor.Exit{Known: e.known, Code: e.code, Signal: e.signal}
-	if !e.known || e.code != 0 || e.signal != 0 {
-		m.exit.Detail = lastLines(m.log, 10)
+	e := m.proc.Exit()
+	m.exit = hypervisor.Exit{Known: e.Known, Code: e.Code, Signal: e.Signal}
+	if !e.Known || e.Code != 0 || e.Signal != 0 {
+		m.exit.Detail = vmmlog.Last(m.log, 10, strip)
 	}
 	m.mu.Lock()
 	client := m.client

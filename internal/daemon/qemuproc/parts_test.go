@@ -1,21 +1,16 @@
 package qemuproc_test
 
 import (
-	"bytes"
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"banger/internal/daemon/qemuproc"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
-	"banger/internal/paths"
 )
 
 // plainSpec is a spec whose files exist but hold nothing: it is not started.
@@ -218,116 +213,4 @@ func TestNestedModel(t *testing.T) {
 			t.Errorf("nested is %q: %q, want %q", text, got, want)
 		}
 	}
-}
-
-func TestCut(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "log")
-	writer, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer writer.Close()
-	f, err := qemuproc.OpenLog(dir, "log")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	_, _ = writer.Write(bytes.Repeat([]byte("x"), qemuproc.LogLimit))
-	if err := qemuproc.Cut(f); err != nil {
-		t.Fatal(err)
-	}
-	if st, _ := f.Stat(); st.Size() != qemuproc.LogLimit {
-		t.Errorf("a log within the limit was cut to %d", st.Size())
-	}
-	_, _ = writer.WriteString("the end\n")
-	if err := qemuproc.Cut(f); err != nil {
-		t.Fatal(err)
-	}
-	_, _ = writer.WriteString("and on\n")
-	b, err := os.ReadFile(path)
-	if err != nil || len(b) > qemuproc.LogKeep+200 || !bytes.HasPrefix(b, []byte("[banger: ")) || !bytes.HasSuffix(b, []byte("xthe end\nand on\n")) {
-		t.Errorf("%d bytes, %v: %.60q … %q", len(b), err, b, b[max(0, len(b)-30):])
-	}
-}
-
-// The VMM's user owns the directory and may put there what it likes.
-func TestOpenLogRefuses(t *testing.T) {
-	dir := t.TempDir()
-	victim := filepath.Join(t.TempDir(), "victim")
-	for _, err := range []error{
-		os.WriteFile(victim, []byte("precious"), 0o600),
-		os.Symlink(victim, filepath.Join(dir, "symlink")),
-		os.Link(victim, filepath.Join(dir, "hardlink")),
-		unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600),
-		os.Mkdir(filepath.Join(dir, "dir"), 0o700),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range []string{"symlink", "hardlink", "fifo", "dir", "none"} {
-		if f, err := qemuproc.OpenLog(dir, name); err == nil {
-			_ = f.Close()
-			t.Errorf("%s was opened", name)
-		}
-	}
-}
-
-// A log stays bounded when nothing tells of writes to it any more.
-func TestLogsStayBoundedWithoutEvents(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	console, moved := filepath.Join(dir, paths.ConsoleLog), filepath.Join(dir, "moved")
-	for _, name := range []string{paths.ConsoleLog, paths.VMMLog} {
-		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	armed := make(chan struct{})
-	ended, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		<-armed
-		qemuproc.BoundLogs(dir, ended, nil, slog.New(slog.DiscardHandler))
-	}()
-	events, err := unix.InotifyInit1(unix.IN_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	watch := os.NewFile(uintptr(events), "inotify")
-	defer func() { _ = watch.Close() }()
-	if _, err := unix.InotifyAddWatch(events, console, unix.IN_OPEN|unix.IN_MODIFY); err != nil {
-		t.Fatal(err)
-	}
-	close(armed)
-	buf := make([]byte, 4096)
-	if _, err := watch.Read(buf); err != nil { // it has the log open
-		t.Fatal(err)
-	}
-	if err := os.Rename(console, moved); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.OpenFile(moved, os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = f.Close() }()
-	if _, err := f.Write(make([]byte, qemuproc.LogLimit+1)); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		st, err := f.Stat()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if st.Size() <= qemuproc.LogLimit {
-			break
-		}
-		if _, err := watch.Read(buf); err != nil {
-			t.Fatal(err)
-		}
-	}
-	close(ended)
-	<-done
 }

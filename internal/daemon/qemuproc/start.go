@@ -3,10 +3,8 @@ package qemuproc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -18,6 +16,8 @@ import (
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/accel"
 	"banger/internal/hypervisor/dirsock"
+	"banger/internal/hypervisor/fence"
+	"banger/internal/hypervisor/vmmlog"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
@@ -117,21 +117,11 @@ func openFiles(spec hypervisor.Spec) (f *files, err error) {
 			return f, err
 		}
 	}
-	if f.console, err = newLog(dir, paths.ConsoleLog, os.O_WRONLY); err != nil {
+	if f.console, err = vmmlog.Create(dir, paths.ConsoleLog, os.O_WRONLY); err != nil {
 		return f, err
 	}
-	f.log, err = newLog(dir, paths.VMMLog, os.O_RDWR)
+	f.log, err = vmmlog.Create(dir, paths.VMMLog, os.O_RDWR)
 	return f, err
-}
-
-// newLog replaces a log of an earlier run. The directory may belong to the VMM's
-// own user: nothing that lies there already is ever opened.
-func newLog(dir, name string, mode int) (*os.File, error) {
-	path := filepath.Join(dir, name)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	return os.OpenFile(path, mode|os.O_APPEND|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 }
 
 func (f *files) close() {
@@ -160,24 +150,18 @@ func launch(binary string, args []string, spec hypervisor.Spec, acc hypervisor.A
 	}
 	d.ExtraFiles = append(d.ExtraFiles, out.files...)
 	if os.Geteuid() == 0 && (spec.UID != 0 || spec.GID != 0) {
-		d.Credential = &syscall.Credential{Uid: uint32(spec.UID), Gid: uint32(spec.GID), Groups: groups(acc)}
+		d.Credential = &syscall.Credential{Uid: uint32(spec.UID), Gid: uint32(spec.GID)}
+		if acc == hypervisor.AccelKVM {
+			d.Credential.Groups = accel.Groups()
+		}
 	}
-	proc, err := startFenced(d)
+	proc, err := fence.Start(d, false)
 	if err != nil {
 		return nil, err
 	}
 	// A container's root may not; guest memory is left out of core dumps either way.
 	_ = unix.Prlimit(proc.PID, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
 	return proc, nil
-}
-
-// groups is the group of the KVM device, when that is used.
-func groups(acc hypervisor.Accel) []uint32 {
-	var st unix.Stat_t
-	if acc != hypervisor.AccelKVM || unix.Stat(accel.Device, &st) != nil || st.Gid == 0 {
-		return nil
-	}
-	return []uint32{st.Gid}
 }
 
 // bringUp waits for QEMU's greeting, which comes when all devices are there, sets
@@ -199,7 +183,7 @@ func (d *Driver) bringUp(ctx context.Context, spec hypervisor.Spec, proc *sysexe
 	heard := d.newHeard(spec.VMID)
 	client, err := d.bringUpQMP(up, spec, heard)
 	if err == nil {
-		log, lerr := f.keepLog(spec.Dir)
+		log, lerr := openLog(spec.Dir)
 		if lerr != nil {
 			_ = client.Close()
 			return nil, errdefs.Wrap(lerr, "open the VMM's log")
@@ -245,9 +229,6 @@ func (d *Driver) bringUpQMP(ctx context.Context, spec hypervisor.Spec, heard *he
 	return client, nil
 }
 
-// keepLog opens the log again for reading: f is closed when Start returns.
-func (f *files) keepLog(dir string) (*os.File, error) { return openLog(dir, paths.VMMLog) }
-
 // launchError explains a process that could not be started at all.
 func (d *Driver) launchError(err error, spec hypervisor.Spec) error {
 	switch {
@@ -289,8 +270,8 @@ var complaints = []struct {
 
 // endedEarly explains a QEMU that ended before its CPUs ran.
 func (d *Driver) endedEarly(proc *sysexec.Proc, log *os.File) error {
-	text := lastLines(log, 4)
-	exit := exitOf(proc)
+	text := vmmlog.Last(log, 4, strip)
+	exit := proc.Exit()
 	if text == "" {
 		text = exit.String()
 	}
@@ -300,31 +281,4 @@ func (d *Driver) endedEarly(proc *sysexec.Proc, log *os.File) error {
 		}
 	}
 	return errdefs.Internal("start QEMU: %s", text)
-}
-
-// exitStatus is how a child ended.
-type exitStatus struct {
-	known        bool
-	code, signal int
-}
-
-func exitOf(proc *sysexec.Proc) exitStatus {
-	st := proc.State()
-	if st == nil {
-		return exitStatus{}
-	}
-	if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		return exitStatus{known: true, code: -1, signal: int(ws.Signal())}
-	}
-	return exitStatus{known: true, code: st.ExitCode()}
-}
-
-func (e exitStatus) String() string {
-	switch {
-	case !e.known:
-		return "it ended"
-	case e.signal != 0:
-		return fmt.Sprintf("it was ended by signal %d (%s)", e.signal, unix.SignalName(syscall.Signal(e.signal)))
-	}
-	return fmt.Sprintf("it ended with status %d", e.code)
 }

@@ -14,6 +14,8 @@ import (
 	"log/slog"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"banger/internal/logkey"
 	"banger/internal/sysexec"
 )
@@ -52,6 +54,16 @@ func (v Verdict) Works() bool { return v.Kind == KindWorks }
 
 // Device is the KVM device.
 const Device = "/dev/kvm"
+
+// Groups is the group of the KVM device, which a process that is to use it needs;
+// nil where that is root's.
+func Groups() []uint32 {
+	var st unix.Stat_t
+	if unix.Stat(Device, &st) != nil || st.Gid == 0 {
+		return nil
+	}
+	return []uint32{st.Gid}
+}
 
 // deadline bounds the child. With starting and killing it, Probe stays below a
 // second.

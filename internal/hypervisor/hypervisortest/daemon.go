@@ -45,7 +45,7 @@ func startAndDie(d hypervisor.Driver, text string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.Write([]byte("half a mess")); err != nil {
+	if err := say(c, "half a mess"); err != nil {
 		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(m.Handle())

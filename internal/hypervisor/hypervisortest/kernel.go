@@ -8,25 +8,22 @@ import (
 // Hello is what the guest of Kernel writes to its serial console.
 const Hello = "hello from the test guest\n"
 
-// Kernel returns a guest kernel of a few dozen instructions: an ELF image entered
-// by the PVH protocol, in 32-bit mode, that writes Hello to the first serial port
-// and powers off when the power button is pressed.
-func Kernel() []byte {
-	const (
-		base    = 0x100000 // where the whole file is loaded
-		codeAt  = 0x100
-		noteAt  = 0xC0
-		noteLen = 12 + 4 + 8
-	)
-	code := []byte{
-		0xBE, 0, 0, 0, 0, //             mov esi, message (patched below)
-		0xBA, 0xF8, 0x03, 0, 0, //       mov edx, 0x3f8: the serial port
-		0xAC,       // next:             lodsb
-		0x84, 0xC0, //                   test al, al
-		0x74, 0x03, //                   jz arm
-		0xEE,       //                   out dx, al
-		0xEB, 0xF8, //                   jmp next
-		0xBA, 0x02, 0x06, 0, 0, // arm:  mov edx, 0x602: the enable register of power events
+// Machine is what the guest of Kernel knows of its machine.
+type Machine int
+
+// The machines.
+const (
+	// ACPI: the power button is an event, and a sleep state turns the machine off.
+	ACPI Machine = iota
+	// Keyboard: the power button is a key, and the keyboard controller resets the
+	// machine.
+	Keyboard
+)
+
+// ends are the instructions that wait for the power button and end the machine.
+var ends = map[Machine][]byte{
+	ACPI: {
+		0xBA, 0x02, 0x06, 0, 0, //       mov edx, 0x602: the enable register of power events
 		0x66, 0xB8, 0x00, 0x01, //       mov ax, 0x100: the button
 		0x66, 0xEF, //                   out dx, ax
 		0xBA, 0x00, 0x06, 0, 0, //       mov edx, 0x600: their status
@@ -38,7 +35,39 @@ func Kernel() []byte {
 		0x66, 0xB8, 0x00, 0x20, //       mov ax, 0x2000: enter soft-off
 		0x66, 0xEF, //                   out dx, ax
 		0xF4, //                         hlt
+	},
+	Keyboard: {
+		0xF3, 0x90, // poll:             pause
+		0xE4, 0x64, //                   in al, 0x64: the controller's status
+		0xA8, 0x01, //                   test al, 1: a key
+		0x74, 0xF8, //                   jz poll
+		0xB0, 0xFE, //                   mov al, 0xfe: reset
+		0xE6, 0x64, //                   out 0x64, al
+		0xF4, //                         hlt
+	},
+}
+
+// Kernel returns a guest kernel of a few dozen instructions: an ELF image that
+// writes Hello to the first serial port and ends the machine when the power button
+// is pressed. It is entered by the PVH protocol, in 32-bit mode; the instructions
+// mean the same in 64-bit mode.
+func Kernel(machine Machine) []byte {
+	const (
+		base    = 0x100000 // where the whole file is loaded
+		codeAt  = 0x100
+		noteAt  = 0xC0
+		noteLen = 12 + 4 + 8
+	)
+	code := []byte{
+		0xBE, 0, 0, 0, 0, //             mov esi, message (patched below)
+		0xBA, 0xF8, 0x03, 0, 0, //       mov edx, 0x3f8: the serial port
+		0xAC,       // next:             lodsb
+		0x84, 0xC0, //                   test al, al
+		0x74, 0x03, //                   jz end
+		0xEE,       //                   out dx, al
+		0xEB, 0xF8, //                   jmp next
 	}
+	code = append(code, ends[machine]...)
 	binary.LittleEndian.PutUint32(code[1:], uint32(base+codeAt+len(code)))
 	code = append(append(code, Hello...), 0)
 	size := uint64(codeAt + len(code))

@@ -15,6 +15,8 @@ package hypervisortest
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -22,6 +24,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
@@ -45,10 +49,26 @@ type Harness struct {
 	// Full leaves no space for the disks of a machine in dir, until free is called.
 	// Nil: the guest of Spec writes nothing, so it never stalls.
 	Full func(t *testing.T, dir string) (free func())
+	// Sockets are what the driver makes in a VM directory; nil: QEMU's. The first is
+	// the agent's.
+	Sockets []string
 }
 
-// patience bounds every single wait of the suite; only failures take that long.
-const patience = 60 * time.Second
+func (h Harness) sockets() []string {
+	if h.Sockets != nil {
+		return h.Sockets
+	}
+	return []string{paths.AgentSocket, paths.QMPSocket, paths.NetSocket}
+}
+
+// patience bounds every single wait of the suite; only failures take that long. Where
+// everything is emulated twice over it is not enough: BANGER_TEST_PATIENCE replaces it.
+var patience = func() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("BANGER_TEST_PATIENCE")); err == nil {
+		return d
+	}
+	return time.Minute
+}()
 
 // Run runs the suite.
 func Run(t *testing.T, h Harness) {
@@ -202,30 +222,58 @@ func (w *world) noProcess() {
 // noSockets checks that the driver left none of its sockets.
 func (w *world) noSockets() {
 	w.t.Helper()
-	for _, name := range []string{paths.QMPSocket, paths.AgentSocket, paths.NetSocket} {
+	for _, name := range w.h.sockets() {
 		if _, err := os.Lstat(filepath.Join(w.dir, name)); !errors.Is(err, os.ErrNotExist) {
 			w.t.Errorf("%s is left (%v)", name, err)
 		}
 	}
 }
 
-// processesIn lists the live processes whose working directory is dir: every VMM
-// runs in its VM's directory.
+// processesIn lists the live processes whose working directory is dir or one below
+// it: every VMM runs in its VM's directory.
 func processesIn(dir string) (pids []int) {
-	dir, _ = filepath.EvalSymlinks(dir)
+	type inode struct{ dev, ino uint64 }
+	identify := func(path string) (inode, bool) {
+		var st unix.Stat_t
+		err := unix.Stat(path, &st)
+		return inode{st.Dev, st.Ino}, err == nil
+	}
+	// By identity: what the kernel calls the directory of a process in a jail is its
+	// name in there.
+	dirs := map[inode]bool{}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			if id, ok := identify(path); ok {
+				dirs[id] = true
+			}
+		}
+		return nil
+	})
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		if cwd, err := os.Readlink("/proc/" + e.Name() + "/cwd"); err == nil && cwd == dir {
+		if id, ok := identify("/proc/" + e.Name() + "/cwd"); ok && dirs[id] {
 			if _, err := sysexec.StartTime(pid); err == nil { // not a zombie
 				pids = append(pids, pid)
 			}
 		}
 	}
 	return pids
+}
+
+// say writes to the guest channel. A driver may hold back what is written until
+// there is an agent, which the suite's guest does not have.
+func say(c net.Conn, text string) error {
+	if err := c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte(text)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return nil
 }
 
 // wantClass fails unless err has the class.

@@ -1,4 +1,5 @@
-package qemuproc
+// Package fence starts VMMs in namespaces of their own.
+package fence
 
 import (
 	"context"
@@ -11,18 +12,18 @@ import (
 	"banger/internal/sysexec"
 )
 
-// fences are the namespaces of a VMM, in which there is nothing: it has its sockets
+// flags are the namespaces of a VMM, in which there is nothing: it has its sockets
 // as descriptors and by name, and needs neither a network nor shared memory. An
 // ordinary user may make them in a user namespace only. In that the VMM is who the
 // user is, groups included (by one of which it may reach /dev/kvm), and the daemon,
 // as whoever has the same id outside, may do to it what it may do to any process
 // of the user's: a daemon that is started anew finds it all the same.
-func fences() uintptr {
-	flags := uintptr(unix.CLONE_NEWNET | unix.CLONE_NEWIPC)
+func flags() uintptr {
+	f := uintptr(unix.CLONE_NEWNET | unix.CLONE_NEWIPC)
 	if os.Geteuid() != 0 {
-		flags |= unix.CLONE_NEWUSER
+		f |= unix.CLONE_NEWUSER
 	}
-	return flags
+	return f
 }
 
 // refused reports whether the host does not allow the namespaces: root of a
@@ -36,10 +37,13 @@ func refused(err error) bool {
 	return false
 }
 
-// startFenced starts d behind the fences, or without them where the host refuses:
-// the rest still holds.
-func startFenced(d sysexec.Detached) (*sysexec.Proc, error) {
-	d.Cloneflags = fences()
+// Start starts d behind the fences, or without them where the host refuses: the rest
+// still holds. One that uses an interface of the host's stays in the host's network.
+func Start(d sysexec.Detached, hostNet bool) (*sysexec.Proc, error) {
+	d.Cloneflags = flags()
+	if hostNet {
+		d.Cloneflags &^= unix.CLONE_NEWNET
+	}
 	proc, err := sysexec.StartDetached(d)
 	if refused(err) {
 		d.Cloneflags = 0
@@ -48,14 +52,14 @@ func startFenced(d sysexec.Detached) (*sysexec.Proc, error) {
 	return proc, err
 }
 
-// Fenced tries whether VMMs get a network and IPC of their own on this host. It
+// Try tries whether VMMs get a network and IPC of their own on this host. It
 // errors with why not.
-func Fenced(ctx context.Context) error {
+func Try(ctx context.Context) error {
 	path, err := sysexec.Look("true")
 	if err != nil {
 		return err
 	}
-	proc, err := sysexec.StartDetached(sysexec.Detached{Path: path, Dir: "/", Env: []string{}, Cloneflags: fences()})
+	proc, err := sysexec.StartDetached(sysexec.Detached{Path: path, Dir: "/", Env: []string{}, Cloneflags: flags()})
 	if err != nil {
 		return errdefs.Wrap(err, "make namespaces")
 	}
