@@ -42,6 +42,7 @@ var rings = map[string]ring{
 	"internal/workspace":  ringMechanism,
 
 	"internal/daemon/fakevm":   ringMechanism,
+	"internal/daemon/fcproc":   ringMechanism,
 	"internal/daemon/nat":      ringMechanism,
 	"internal/daemon/qemuproc": ringMechanism,
 	"internal/daemon/relay":    ringMechanism,
