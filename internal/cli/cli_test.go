@@ -276,7 +276,7 @@ func TestJSONNames(t *testing.T) {
 	}{
 		{viewVM(&bangerv1.VM{}), []string{
 			"id", "name", "state", "busy", "paused", "image", "image_id", "kernel", "kernel_id", "cpus", "memory_mib", "disk_bytes", "disk_used_bytes",
-			"net", "addresses", "dns_name", "user", "workdir", "auto_remove", "driver", "accel", "machine", "cpu_model", "vmm_version", "pid", "boot_id", "dir",
+			"net", "addresses", "dns_name", "user", "workdir", "auto_remove", "driver", "driver_why", "accel", "machine", "cpu_model", "vmm_version", "pid", "boot_id", "dir",
 			"last_error", "created_at", "started_at",
 		}},
 		{viewImage(&bangerv1.Image{}), []string{

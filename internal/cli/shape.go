@@ -22,7 +22,7 @@ type shape struct {
 	name, image, kernel string
 	cpus                int
 	memory, disk        string
-	net                 string
+	net, driver         string
 	nested              bool
 	env                 []string
 	envFiles            []string
@@ -39,12 +39,14 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	f.StringVar(&s.disk, "disk", "", "disk `size`, like 16G (default: the configured size)")
 	f.StringVar(&s.net, "net", "", "network: user (outbound only), bridge (an address and a name of its own, for daemons that are root) or none (default: the configured `mode`)")
 	f.BoolVar(&s.nested, "nested", false, "let the guest run VMs with KVM itself")
+	f.StringVar(&s.driver, "driver", "", "`program` that runs the VM: qemu, firecracker or auto (default: the configured one)")
 	f.StringArrayVarP(&s.env, "env", "e", nil, "set `KEY=VALUE` for commands; KEY alone takes the value from here")
 	f.StringArrayVar(&s.envFiles, "env-file", nil, "read KEY=VALUE lines from `file`")
 	f.StringVarP(&s.user, "user", "u", "", "`user` that runs commands (default: the image's)")
 	f.StringVarP(&s.workdir, "workdir", "w", "", "`directory` that commands run in")
 	complete(cmd, "image", a.completeImages)
 	complete(cmd, "kernel", a.completeKernels)
+	complete(cmd, "driver", fixed(config.DriverQEMU, config.DriverFirecracker, config.Auto))
 	complete(cmd, "net", fixed(netModes...))
 }
 
@@ -56,7 +58,7 @@ var netModes = []string{string(model.NetUser), string(model.NetBridge), string(m
 func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 	req := &bangerv1.CreateRequest{
 		Name: s.name, Image: s.image, Kernel: s.kernel, Net: s.net, User: s.user, Workdir: s.workdir,
-		Nested: s.nested,
+		Driver: s.driver, Nested: s.nested,
 	}
 	given := cmd.Flags().Changed
 	if given("name") {
@@ -89,6 +91,9 @@ func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 	}
 	if given("net") && !slices.Contains(netModes, s.net) {
 		return nil, errdefs.Invalid("--net %q is not a network mode", s.net).WithHint("use --net user, --net bridge or --net none")
+	}
+	if drivers := []string{config.DriverQEMU, config.DriverFirecracker, config.DriverFake, config.Auto}; given("driver") && !slices.Contains(drivers, s.driver) {
+		return nil, errdefs.Invalid("--driver %q is no driver", s.driver).WithHint("use --driver qemu, --driver firecracker or --driver auto")
 	}
 	if given("workdir") && !strings.HasPrefix(s.workdir, "/") {
 		return nil, errdefs.Invalid("--workdir %q is not absolute", s.workdir).WithHint("write the whole path, e.g. --workdir /srv")

@@ -39,6 +39,7 @@ type vmView struct {
 	Workdir       string     `json:"workdir"`
 	AutoRemove    bool       `json:"auto_remove"`
 	Driver        string     `json:"driver"`
+	DriverWhy     string     `json:"driver_why"`
 	Accel         string     `json:"accel"`
 	Machine       string     `json:"machine"`
 	CPUModel      string     `json:"cpu_model"`
@@ -57,7 +58,7 @@ func viewVM(v *bangerv1.VM) vmView {
 		Image: v.GetImage(), ImageID: v.GetImageId(), Kernel: v.GetKernel(), KernelID: v.GetKernelId(),
 		CPUs: v.GetCpus(), MemoryMiB: v.GetMemoryMib(), DiskBytes: v.GetDiskBytes(), DiskUsedBytes: v.GetDiskUsedBytes(),
 		Net: v.GetNet(), Addresses: list(v.GetAddresses()), DNSName: v.GetDnsName(), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
-		Driver: v.GetDriver(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
+		Driver: v.GetDriver(), DriverWhy: v.GetDriverWhy(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
 		VMMVersion: v.GetVmmVersion(), PID: v.GetPid(), BootID: v.GetBootId(), Dir: v.GetDir(), LastError: v.GetLastError(),
 		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()),
 	}

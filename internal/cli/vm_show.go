@@ -90,7 +90,7 @@ func vmFields(v *bangerv1.VM) [][2]string {
 		{"DNS name", v.GetDnsName()},
 		{"User", v.GetUser()},
 		{"Workdir", v.GetWorkdir()},
-		{"Driver", v.GetDriver()},
+		{"Driver", reasoned(v.GetDriver(), v.GetDriverWhy())},
 		{"VMM version", v.GetVmmVersion()},
 		{"Accelerator", v.GetAccel()},
 		{"Machine", v.GetMachine()},
@@ -114,6 +114,14 @@ func named(name, id string) string {
 		return name
 	}
 	return name + " (" + id + ")"
+}
+
+// reasoned adds to a value why it is that one.
+func reasoned(value, why string) string {
+	if why == "" {
+		return value
+	}
+	return value + " (" + why + ")"
 }
 
 func showTime(t *timestamppb.Timestamp) string {

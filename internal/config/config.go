@@ -22,13 +22,14 @@ import (
 // Config is the whole file. Keep docs/config.example.yaml in step; a test
 // compares the two.
 type Config struct {
-	Driver   string  `yaml:"driver"`    // "auto", "qemu" or "fake"
-	LogLevel string  `yaml:"log_level"` // "debug", "info", "warn" or "error"
-	VM       VM      `yaml:"vm"`
-	QEMU     QEMU    `yaml:"qemu"`
-	Network  Network `yaml:"network"`
-	DNS      DNS     `yaml:"dns"`
-	Limits   Limits  `yaml:"limits"`
+	Driver      string      `yaml:"driver"`    // "auto", "qemu", "firecracker" or "fake"
+	LogLevel    string      `yaml:"log_level"` // "debug", "info", "warn" or "error"
+	VM          VM          `yaml:"vm"`
+	QEMU        QEMU        `yaml:"qemu"`
+	Firecracker Firecracker `yaml:"firecracker"`
+	Network     Network     `yaml:"network"`
+	DNS         DNS         `yaml:"dns"`
+	Limits      Limits      `yaml:"limits"`
 }
 
 // VM holds the defaults of new VMs; each has a flag that overrides it.
@@ -67,6 +68,21 @@ func (d DNS) Addr() (netip.AddrPort, bool) {
 	return addr, err == nil
 }
 
+// Firecracker tells how the firecracker driver runs its VMM.
+type Firecracker struct {
+	Binary string `yaml:"binary"` // absolute path or a name in PATH
+	Jailer string `yaml:"jailer"` // the same, or "auto": beside the binary, else in PATH
+	Jail   bool   `yaml:"jail"`   // whether a daemon that is root jails it
+}
+
+// JailerProgram is Jailer as a program's name; empty for auto.
+func (f Firecracker) JailerProgram() string {
+	if f.Jailer == Auto {
+		return ""
+	}
+	return f.Jailer
+}
+
 // Limits keep one user of the daemon from taking the whole host.
 type Limits struct {
 	VMs   Count `yaml:"vms"`   // how many may exist
@@ -75,12 +91,13 @@ type Limits struct {
 
 // The values of Driver, QEMU.Accel and DNS.Listen.
 const (
-	Auto       = "auto"
-	None       = "none"
-	DriverQEMU = "qemu"
-	DriverFake = "fake"
-	AccelKVM   = "kvm"
-	AccelTCG   = "tcg"
+	None              = "none"
+	Auto              = "auto"
+	DriverQEMU        = "qemu"
+	DriverFirecracker = "firecracker"
+	DriverFake        = "fake"
+	AccelKVM          = "kvm"
+	AccelTCG          = "tcg"
 )
 
 // Default returns the configuration of a host without a config file.
@@ -100,6 +117,11 @@ func Default() Config {
 		QEMU: QEMU{
 			Binary: "qemu-system-x86_64",
 			Accel:  Auto,
+		},
+		Firecracker: Firecracker{
+			Binary: "firecracker",
+			Jailer: Auto,
+			Jail:   true,
 		},
 		Network: Network{
 			Bridge: "bgr0",

@@ -79,7 +79,7 @@ func TestLoadSetsValues(t *testing.T) {
 func TestBadFiles(t *testing.T) {
 	for _, tc := range []struct{ text, msg, hint string }{
 		{"vm:\n  cpu: 2\n", "config: vm.cpu: unknown key (line 2)", "did you mean cpus?"},
-		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, log_level, vm, qemu, network, dns, limits"},
+		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, log_level, vm, qemu, firecracker, network, dns, limits"},
 		{"vm:\n  cpus: 0\n", `config: vm.cpus: must be "auto" or a whole number above zero, not "0" (line 2)`, ""},
 		{"vm: {cpus: -1}\n", "config: vm.cpus: must be", ""},
 		{"vm: {cpus: 999}\n", "config: vm.cpus: must be at most 256, not 999", ""},
@@ -97,7 +97,7 @@ func TestBadFiles(t *testing.T) {
 		{"vm: {stop_timeout: 10}\n", `config: vm.stop_timeout: "10" is not a duration`, "90s or 5m"},
 		{"vm: {stop_timeout: 0s}\n", "config: vm.stop_timeout: must be at least 1s", ""},
 		{"vm: 3\n", "config: vm: must be a section", ""},
-		{"driver: xen\n", "config: driver: must be auto or qemu or fake", ""},
+		{"driver: xen\n", "config: driver: must be auto or qemu or firecracker or fake", ""},
 		{"driver: auto\ndriver: qemu\n", "config: driver: is given twice", ""},
 		{"log_level: loud\n", "config: log_level:", ""},
 		{"qemu: {binary: ./qemu}\n", "config: qemu.binary: must be an absolute path", ""},

@@ -34,7 +34,7 @@ func (c Config) Validate() error {
 		key string
 		err *errdefs.Error
 	}{
-		{"driver", oneOf(c.Driver, Auto, DriverQEMU, DriverFake)},
+		{"driver", oneOf(c.Driver, Auto, DriverQEMU, DriverFirecracker, DriverFake)},
 		{"log_level", oneOf(c.LogLevel, "debug", "info", "warn", "error")},
 		{"vm.cpus", between(c.VM.CPUs, 0, maxCPUs)},
 		{"vm.memory", autoOr(c.VM.Memory, minMemory, maxMemory)},
@@ -45,6 +45,8 @@ func (c Config) Validate() error {
 		{"vm.stop_timeout", between(c.VM.StopTimeout, Duration(time.Second), Duration(maxStopTimeout))},
 		{"qemu.binary", program(c.QEMU.Binary)},
 		{"qemu.accel", oneOf(c.QEMU.Accel, Auto, AccelKVM, AccelTCG)},
+		{"firecracker.binary", program(c.Firecracker.Binary)},
+		{"firecracker.jailer", program(c.Firecracker.Jailer)},
 		{"network.bridge", bridge(c.Network.Bridge)},
 		{"network.prefix", guests(c.Network.Prefix)},
 		{"network.mtu", between(c.Network.MTU, minMTU, maxMTU)},

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"banger/internal/config"
+	"banger/internal/daemon/fcproc"
 	"banger/internal/daemon/hostnet"
 	"banger/internal/daemon/imagemgr"
 	"banger/internal/daemon/qemuproc"
@@ -21,6 +22,7 @@ import (
 	"banger/internal/hypervisor/fence"
 	"banger/internal/model"
 	"banger/internal/store"
+	"banger/internal/sysexec"
 )
 
 // Free space below which doctor warns and fails, in bytes: an image and its
@@ -59,6 +61,7 @@ func Doctor(ctx context.Context, opts Options) []doctor.Result {
 		doctor.Kernel(),
 		accelCheck(opts, resolved),
 		qemuCheck(opts, resolved),
+		firecrackerCheck(resolved),
 		isolationCheck(),
 		doctor.StateDir(state),
 		databaseCheck(opts),
@@ -151,6 +154,27 @@ func qemuCheck(opts Options, conf config.Config) doctor.Check {
 			return doctor.FailErr("try "+conf.QEMU.Binary+" --version, and set qemu.binary in the configuration", err)
 		}
 		return doctor.Pass("%s %s, machine %s", info.Binary, info.Version, info.Machine)
+	}}
+}
+
+func firecrackerCheck(conf config.Config) doctor.Check {
+	return doctor.Check{Name: "firecracker", Run: func(ctx context.Context) doctor.Result {
+		// The accelerator has a check of its own.
+		d := fcproc.New(fcproc.Deps{
+			Binary: conf.Firecracker.Binary, Jailer: conf.Firecracker.JailerProgram(), NoJailer: !conf.Firecracker.Jail,
+		})
+		info, err := d.Info(ctx)
+		switch _, missing := sysexec.Look(conf.Firecracker.Binary); {
+		case err == nil && d.Jailed():
+			return doctor.Pass("%s %s, jailed", info.Binary, info.Version)
+		case err == nil:
+			return doctor.Pass("%s %s", info.Binary, info.Version)
+		case conf.Driver == config.DriverFirecracker:
+			return doctor.FailErr("check firecracker.binary in the configuration", err)
+		case missing != nil:
+			return doctor.Pass("not installed: QEMU runs all VMs")
+		}
+		return doctor.Warn(cmp.Or(errdefs.HintOf(err), "check firecracker.binary in the configuration"), "QEMU runs all VMs: %v", err)
 	}}
 }
 

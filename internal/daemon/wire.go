@@ -7,6 +7,7 @@ import (
 
 	"banger/internal/config"
 	"banger/internal/daemon/fakevm"
+	"banger/internal/daemon/fcproc"
 	"banger/internal/daemon/hostnet"
 	"banger/internal/daemon/imagemgr"
 	"banger/internal/daemon/opstate"
@@ -79,7 +80,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 		uidBase = vmmUIDBase
 	}
 	vms := vm.New(vm.Deps{
-		Store: db, Layout: layout, Drivers: drivers, Pick: picker(conf, drivers),
+		Store: db, Layout: layout, Drivers: drivers, Pick: picker{conf.Driver, drivers}.pick,
 		Artifacts: images, Network: network, Bridge: bridged, Disks: disks{}, Ops: ops,
 		Defaults: vm.Defaults{
 			CPUs: int(conf.VM.CPUs), MemoryMiB: conf.VM.Memory.Bytes() >> 20, DiskBytes: conf.VM.Disk.Bytes(),
@@ -142,7 +143,36 @@ func (d *Daemon) drivers(conf config.Config) map[string]hypervisor.Driver {
 	fake := fakevm.New(fakevm.Deps{
 		Command: append(append([]string(nil), d.opts.Self...), "fakevm"), Log: d.log,
 	})
-	return map[string]hypervisor.Driver{qemu.Name(): qemu, fake.Name(): fake}
+	fc := fcproc.New(fcproc.Deps{
+		Binary: conf.Firecracker.Binary, Jailer: conf.Firecracker.JailerProgram(), NoJailer: !conf.Firecracker.Jail,
+		KVM: d.kvm, Log: d.log,
+	})
+	return map[string]hypervisor.Driver{qemu.Name(): qemu, fc.Name(): fc, fake.Name(): fake}
+}
+
+// probe says whether KVM runs guests here.
+func (d *Daemon) probe(ctx context.Context) (accel.Verdict, error) {
+	return accel.Probe(ctx, accel.Options{
+		Command:   append(append([]string(nil), d.opts.Self...), "kvm-probe"),
+		CacheFile: d.opts.Layout.Accel(), Log: d.log,
+	})
+}
+
+// kvm says why KVM does not run guests here; nil when it does.
+func (d *Daemon) kvm(ctx context.Context) error {
+	verdict, err := d.probe(ctx)
+	if err != nil {
+		return err
+	}
+	if verdict.Works() {
+		return nil
+	}
+	// What the probe advises otherwise is for QEMU, which emulates where it must.
+	hint := "make the VM with --driver qemu, which emulates a processor where it must"
+	if verdict.Kind == accel.KindNoPermission {
+		hint = verdict.Hint
+	}
+	return errdefs.Unsupported("Firecracker needs KVM: %s", verdict.Reason).WithHint("%s", hint)
 }
 
 // accel says how guests are run: as configured, else as the probe found.
@@ -150,10 +180,7 @@ func (d *Daemon) accel(ctx context.Context, configured string) (hypervisor.Accel
 	if configured != config.Auto {
 		return hypervisor.Accel(configured), nil
 	}
-	verdict, err := accel.Probe(ctx, accel.Options{
-		Command:   append(append([]string(nil), d.opts.Self...), "kvm-probe"),
-		CacheFile: d.opts.Layout.Accel(), Log: d.log,
-	})
+	verdict, err := d.probe(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -161,20 +188,6 @@ func (d *Daemon) accel(ctx context.Context, configured string) (hypervisor.Accel
 		return hypervisor.AccelKVM, nil
 	}
 	return hypervisor.AccelTCG, nil
-}
-
-// picker chooses the driver of new VMs.
-func picker(conf config.Config, drivers map[string]hypervisor.Driver) func(context.Context) (hypervisor.Driver, error) {
-	name := conf.Driver
-	if name == config.Auto {
-		name = config.DriverQEMU
-	}
-	return func(context.Context) (hypervisor.Driver, error) {
-		if d, ok := drivers[name]; ok {
-			return d, nil
-		}
-		return nil, errdefs.Unsupported("driver %q is not in this build", name).WithHint("set driver: auto in the config")
-	}
 }
 
 // displayName says VM ids as people know them in messages.

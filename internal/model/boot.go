@@ -6,6 +6,7 @@ type BootFiles struct {
 	BzImage   string // empty when there is none
 	Initramfs string
 	Modules   string // image of the module tree; empty when there is none
+	MMIO      bool   // it boots in a machine without PCI too
 }
 
 // Progress is what long work reports to. Stage begins a named stage and ends the

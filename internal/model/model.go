@@ -39,10 +39,11 @@ type VMSpec struct {
 	MemoryMiB  int64             `json:"memory_mib"`
 	DiskBytes  int64             `json:"disk_bytes"`
 	Net        Net               `json:"net"`
-	Driver     string            `json:"driver"`           // "qemu", "fake"
-	Machine    string            `json:"machine"`          // versioned machine type, e.g. pc-q35-7.2
-	CPUModel   string            `json:"cpu_model"`        // named, version-stable CPU model
-	Nested     bool              `json:"nested,omitempty"` // the guest may run VMs with KVM itself
+	Driver     string            `json:"driver"`               // "qemu", "firecracker", "fake"
+	DriverWhy  string            `json:"driver_why,omitempty"` // for people
+	Machine    string            `json:"machine"`              // versioned machine type, e.g. pc-q35-7.2
+	CPUModel   string            `json:"cpu_model"`            // named, version-stable CPU model
+	Nested     bool              `json:"nested,omitempty"`     // the guest may run VMs with KVM itself
 	Env        map[string]string `json:"env,omitempty"`
 	User       string            `json:"user,omitempty"`    // default user of commands; empty: the image's
 	Workdir    string            `json:"workdir,omitempty"` // default directory of commands; empty: the image's

@@ -439,6 +439,7 @@ type CreateRequest struct {
 	NoStart       bool                   `protobuf:"varint,11,opt,name=no_start,json=noStart,proto3" json:"no_start,omitempty"`
 	AutoRemove    bool                   `protobuf:"varint,12,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"` // delete it when it stops or when its ephemeral stream ends
 	Nested        bool                   `protobuf:"varint,13,opt,name=nested,proto3" json:"nested,omitempty"`                           // the guest may run VMs with KVM itself
+	Driver        string                 `protobuf:"bytes,14,opt,name=driver,proto3" json:"driver,omitempty"`                            // "qemu", "firecracker", "auto"; empty: as configured
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -562,6 +563,13 @@ func (x *CreateRequest) GetNested() bool {
 		return x.Nested
 	}
 	return false
+}
+
+func (x *CreateRequest) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
 }
 
 type StopRequest struct {
@@ -861,9 +869,10 @@ type VM struct {
 	DiskUsedBytes int64                  `protobuf:"varint,25,opt,name=disk_used_bytes,json=diskUsedBytes,proto3" json:"disk_used_bytes,omitempty"` // allocated on the host
 	Dir           string                 `protobuf:"bytes,26,opt,name=dir,proto3" json:"dir,omitempty"`
 	VmmVersion    string                 `protobuf:"bytes,27,opt,name=vmm_version,json=vmmVersion,proto3" json:"vmm_version,omitempty"`
-	Paused        string                 `protobuf:"bytes,28,opt,name=paused,proto3" json:"paused,omitempty"`                  // why it stands still though it runs, e.g. "no space left on the host's disk, since 10:03:12"
-	Addresses     []string               `protobuf:"bytes,29,rep,name=addresses,proto3" json:"addresses,omitempty"`            // on the bridge, IPv4 first; kept while the VM exists
-	DnsName       string                 `protobuf:"bytes,30,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"` // by which it is found there while it runs, e.g. "calm-otter.vm"
+	Paused        string                 `protobuf:"bytes,28,opt,name=paused,proto3" json:"paused,omitempty"`                        // why it stands still though it runs, e.g. "no space left on the host's disk, since 10:03:12"
+	Addresses     []string               `protobuf:"bytes,29,rep,name=addresses,proto3" json:"addresses,omitempty"`                  // on the bridge, IPv4 first; kept while the VM exists
+	DnsName       string                 `protobuf:"bytes,30,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"`       // by which it is found there while it runs, e.g. "calm-otter.vm"
+	DriverWhy     string                 `protobuf:"bytes,31,opt,name=driver_why,json=driverWhy,proto3" json:"driver_why,omitempty"` // why it is this driver, for people
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1104,6 +1113,13 @@ func (x *VM) GetAddresses() []string {
 func (x *VM) GetDnsName() string {
 	if x != nil {
 		return x.DnsName
+	}
+	return ""
+}
+
+func (x *VM) GetDriverWhy() string {
+	if x != nil {
+		return x.DriverWhy
 	}
 	return ""
 }
@@ -2189,7 +2205,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
 	"\x10ShutdownResponse\"\x19\n" +
 	"\x05VMRef\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xff\x02\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\x97\x03\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -2207,7 +2223,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\bno_start\x18\v \x01(\bR\anoStart\x12\x1f\n" +
 	"\vauto_remove\x18\f \x01(\bR\n" +
 	"autoRemove\x12\x16\n" +
-	"\x06nested\x18\r \x01(\bR\x06nestedB\a\n" +
+	"\x06nested\x18\r \x01(\bR\x06nested\x12\x16\n" +
+	"\x06driver\x18\x0e \x01(\tR\x06driverB\a\n" +
 	"\x05_cpusB\r\n" +
 	"\v_memory_mibB\r\n" +
 	"\v_disk_bytes\"F\n" +
@@ -2227,7 +2244,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"tail_bytes\x18\x04 \x01(\x03R\ttailBytes\"\x1e\n" +
 	"\bLogChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xbc\x06\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xdb\x06\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2266,7 +2283,9 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"vmmVersion\x12\x16\n" +
 	"\x06paused\x18\x1c \x01(\tR\x06paused\x12\x1c\n" +
 	"\taddresses\x18\x1d \x03(\tR\taddresses\x12\x19\n" +
-	"\bdns_name\x18\x1e \x01(\tR\adnsName\"/\n" +
+	"\bdns_name\x18\x1e \x01(\tR\adnsName\x12\x1d\n" +
+	"\n" +
+	"driver_why\x18\x1f \x01(\tR\tdriverWhy\"/\n" +
 	"\fListResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\"\x1e\n" +
 	"\bImageRef\x12\x12\n" +

@@ -3,9 +3,11 @@ package imagemgr
 import (
 	"context"
 	"os"
+	"path/filepath"
 
 	"banger/internal/errdefs"
 	"banger/internal/model"
+	"banger/internal/paths"
 )
 
 // BootFiles returns what a VMM boots kernel k with. The initramfs is built when
@@ -22,7 +24,17 @@ func (s *Service) BootFiles(ctx context.Context, k model.Kernel) (model.BootFile
 	if err != nil {
 		return model.BootFiles{}, spaceError(err, "build the initramfs")
 	}
-	return model.BootFiles{Vmlinux: k.VmlinuxPath, BzImage: k.BzImagePath, Initramfs: archive, Modules: k.ModulesPath}, nil
+	return model.BootFiles{Vmlinux: k.VmlinuxPath, BzImage: k.BzImagePath, Initramfs: archive, Modules: k.ModulesPath, MMIO: bootsOnMMIO(k)}, nil
+}
+
+// bootsOnMMIO tells whether a kernel has what a machine without PCI takes, as far as
+// one can tell: of one with everything built in one cannot.
+func bootsOnMMIO(k model.Kernel) bool {
+	if k.EarlyDir == "" {
+		return true
+	}
+	_, err := os.Stat(filepath.Join(k.EarlyDir, paths.MMIOOrderFile))
+	return err == nil
 }
 
 // pruneInitramfs removes the archives that no kernel would boot with now.

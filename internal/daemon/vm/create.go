@@ -62,7 +62,7 @@ func (s *Service) plan(ctx context.Context, req *bangerv1.CreateRequest) (*model
 		ID: newID(), Name: req.Name, State: model.StateCreating, ImageRef: req.Image,
 		Spec: model.VMSpec{
 			CPUs: s.Defaults.CPUs, MemoryMiB: s.Defaults.MemoryMiB, DiskBytes: s.Defaults.DiskBytes,
-			Net: model.Net(req.Net), User: req.User, Workdir: req.Workdir, AutoRemove: req.AutoRemove, Nested: req.Nested,
+			Net: model.Net(req.Net), Driver: req.Driver, User: req.User, Workdir: req.Workdir, AutoRemove: req.AutoRemove, Nested: req.Nested,
 		},
 	}
 	if v.ImageRef == "" {
@@ -223,19 +223,21 @@ func (s *Service) create(ctx context.Context, v *model.VM, req *bangerv1.CreateR
 // the keyed ones of the artifacts is held.
 func (s *Service) resolve(ctx context.Context, c *creation, kernel string, p model.Progress) error {
 	v := c.vm
-	d, err := s.Pick(ctx)
+	choice, err := s.Pick(ctx, Want{Driver: v.Spec.Driver, Net: v.Spec.Net, Nested: v.Spec.Nested})
 	if err != nil {
 		return err
 	}
+	d := choice.Driver
 	info, err := d.Info(ctx)
 	if err != nil {
 		return err
 	}
 	if !netCapable(v.Spec.Net, info.Capabilities) {
-		return errdefs.Unsupported("driver %q has no network of mode %s", d.Name(), v.Spec.Net).WithHint("use --net none")
+		return errdefs.Unsupported("driver %q has no network of mode %s", d.Name(), v.Spec.Net).WithHint("use --net none, or --driver qemu")
 	}
 	c.driver, c.qcow = d, info.Capabilities.QcowDisks
-	v.Spec.Driver, v.Spec.Machine, v.Spec.CPUModel = d.Name(), info.Machine, info.CPUModel
+	v.Spec.Driver, v.Spec.DriverWhy = d.Name(), choice.Why
+	v.Spec.Machine, v.Spec.CPUModel = info.Machine, info.CPUModel
 	if v.Spec.Nested {
 		if v.Spec.CPUModel = info.NestedModel; v.Spec.CPUModel == "" {
 			return errdefs.Unsupported("guests cannot run VMs of their own here (%s with %s)", d.Name(), info.Accel).

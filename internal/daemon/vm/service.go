@@ -74,12 +74,25 @@ type Guest struct {
 	MTU                   int
 }
 
+// Want is what a new VM asks of its driver.
+type Want struct {
+	Driver string // by name, or "auto"; empty: as configured
+	Net    model.Net
+	Nested bool
+}
+
+// Choice is the driver of a new VM.
+type Choice struct {
+	Driver hypervisor.Driver
+	Why    string // it is this one, for people
+}
+
 // Deps are the service's collaborators; all are required but After and Faults.
 type Deps struct {
 	Store     Store
 	Layout    paths.Layout
 	Drivers   map[string]hypervisor.Driver
-	Pick      func(ctx context.Context) (hypervisor.Driver, error) // driver of new VMs
+	Pick      func(ctx context.Context, want Want) (Choice, error) // driver of a new VM
 	Artifacts Artifacts
 	Network   Network
 	Bridge    Bridge

@@ -105,11 +105,17 @@ func (s *Service) markStarting(ctx context.Context, c *creation) error {
 	if err != nil {
 		return err
 	}
+	info, err := c.driver.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if info.Capabilities.MMIO && !files.MMIO {
+		return errdefs.Unsupported("kernel %q has no modules for a machine without PCI, as driver %q makes it", c.kernel.Name, c.driver.Name()).
+			WithHint("pull or import the kernel again, with virtio (MMIO, block, vsock) as modules or built in, or use --driver qemu")
+	}
 	dir := s.Layout.VM(v.ID)
 	format := hypervisor.FormatRaw
-	if info, err := c.driver.Info(ctx); err != nil {
-		return err
-	} else if info.Capabilities.QcowDisks {
+	if info.Capabilities.QcowDisks {
 		format = hypervisor.FormatQcow2
 	}
 	c.boot = &boot{spec: s.spec(v, dir, files)}

@@ -113,8 +113,10 @@ func (w *world) open() {
 	w.locks = &vmlock.Set{Noun: "vm", Rank: lockrank.VM}
 	w.svc = vm.New(vm.Deps{
 		Store: faultyStore{db, w}, Layout: w.layout, Log: log, Ops: w.ops, Network: w.net, Bridge: w.bridge,
-		Drivers:   map[string]hypervisor.Driver{w.fake.Name(): w.fake},
-		Pick:      func(context.Context) (hypervisor.Driver, error) { return w.fake, nil },
+		Drivers: map[string]hypervisor.Driver{w.fake.Name(): w.fake},
+		Pick: func(context.Context, vm.Want) (vm.Choice, error) {
+			return vm.Choice{Driver: w.fake, Why: "of the test"}, nil
+		},
 		Artifacts: artifacts{db, w}, Disks: disks{w},
 		Defaults: vm.Defaults{
 			CPUs: 1, MemoryMiB: 128, DiskBytes: 64 << 20, Image: "debian", Kernel: "debian",
