@@ -44,6 +44,8 @@ func (p picker) auto(ctx context.Context, want vm.Want) (name, why string) {
 		return config.DriverQEMU, "Firecracker's guests run no VMs of their own"
 	case want.Net == model.NetUser && !info.Capabilities.UserNet:
 		return config.DriverQEMU, "Firecracker has no user-mode network"
+	case want.Net == model.NetBridge && !info.Capabilities.Tap:
+		return config.DriverQEMU, "Firecracker is not connected to the bridge yet"
 	}
 	return config.DriverFirecracker, "KVM works and Firecracker is installed"
 }

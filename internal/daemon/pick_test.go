@@ -37,6 +37,7 @@ func TestPick(t *testing.T) {
 	}{
 		"fits":              {"auto", vm.Want{Net: model.NetNone}, nil, "firecracker", "KVM works"},
 		"needs a network":   {"auto", vm.Want{Net: model.NetUser}, nil, "qemu", "no user-mode network"},
+		"needs the bridge":  {"auto", vm.Want{Net: model.NetBridge}, nil, "qemu", "not connected to the bridge"},
 		"nested":            {"auto", vm.Want{Net: model.NetNone, Nested: true}, nil, "qemu", "no VMs of their own"},
 		"no KVM":            {"auto", vm.Want{Net: model.NetNone}, noKVM, "qemu", "no /dev/kvm"},
 		"asked for":         {"auto", vm.Want{Net: model.NetNone, Driver: "qemu"}, nil, "qemu", "asked for"},
