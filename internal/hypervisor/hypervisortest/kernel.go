@@ -20,12 +20,19 @@ const (
 	Keyboard
 )
 
-// ends are the instructions that wait for the power button and end the machine.
-var ends = map[Machine][]byte{
+// arms are the instructions that make the power button count, which has to be before
+// the guest says that it runs.
+var arms = map[Machine][]byte{
 	ACPI: {
 		0xBA, 0x02, 0x06, 0, 0, //       mov edx, 0x602: the enable register of power events
 		0x66, 0xB8, 0x00, 0x01, //       mov ax, 0x100: the button
 		0x66, 0xEF, //                   out dx, ax
+	},
+}
+
+// ends are the instructions that wait for the power button and end the machine.
+var ends = map[Machine][]byte{
+	ACPI: {
 		0xBA, 0x00, 0x06, 0, 0, //       mov edx, 0x600: their status
 		0xF3, 0x90, // poll:             pause
 		0x66, 0xED, //                   in ax, dx
@@ -58,15 +65,17 @@ func Kernel(machine Machine) []byte {
 		noteAt  = 0xC0
 		noteLen = 12 + 4 + 8
 	)
-	code := []byte{
+	code := append([]byte{
 		0xBE, 0, 0, 0, 0, //             mov esi, message (patched below)
+	}, arms[machine]...)
+	code = append(code,
 		0xBA, 0xF8, 0x03, 0, 0, //       mov edx, 0x3f8: the serial port
 		0xAC,       // next:             lodsb
 		0x84, 0xC0, //                   test al, al
 		0x74, 0x03, //                   jz end
 		0xEE,       //                   out dx, al
 		0xEB, 0xF8, //                   jmp next
-	}
+	)
 	code = append(code, ends[machine]...)
 	binary.LittleEndian.PutUint32(code[1:], uint32(base+codeAt+len(code)))
 	code = append(append(code, Hello...), 0)
