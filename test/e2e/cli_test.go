@@ -179,7 +179,7 @@ func TestBadShapes(t *testing.T) {
 		{[]string{"--disk", "12"}, "--disk 12"},
 		{[]string{"--disk", "1000000T"}, "disk"},
 		{[]string{"--disk", "128M"}, "smaller than image"},
-		{[]string{"--net", "bridge"}, `"bridge"`},
+		{[]string{"--net", "lan"}, `"lan"`},
 		{[]string{"--name", "Not_A_Label"}, "Not_A_Label"},
 		{[]string{"--name", ""}, `""`},
 		{[]string{"--workdir", "relative"}, "relative"},
