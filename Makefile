@@ -6,8 +6,12 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-# The go command; empty when there is none that is new enough.
-GO ?= $(shell scripts/find-go)
+# The go command; empty when there is none that is new enough. An empty one from
+# outside counts as none: make settles what a recipe exports before its first line,
+# so the make that `make run` starts gets the one from before Go was installed.
+ifeq ($(GO),)
+GO = $(shell scripts/find-go)
+endif
 export GO
 
 # Tests of whole programs are built with this tag.
