@@ -29,7 +29,7 @@ import (
 	"banger/internal/hypervisor/accel"
 	"banger/internal/model"
 	"banger/internal/paths"
-	"banger/internal/store"
+	"banger/internal/store/storetest"
 )
 
 // TestMain lets the test binary play the daemon's helper processes.
@@ -97,17 +97,15 @@ func (h *host) write(path, text string) {
 // artifacts puts a kernel and an image where no daemon runs.
 func (h *host) artifacts() {
 	h.t.Helper()
-	ctx := context.Background()
 	dir := filepath.Dir(h.opts.ConfigFile)
 	vmlinux, rootfs, early := filepath.Join(dir, "vmlinux"), filepath.Join(dir, "rootfs.ext4"), filepath.Join(dir, "early")
 	h.write(vmlinux, "kernel")
 	h.write(rootfs, strings.Repeat("\x00", 1<<20))
 	h.write(filepath.Join(early, paths.EarlyOrderFile), "")
 	h.must(os.MkdirAll(h.opts.Layout.State, 0o700))
-	db, _, err := store.Open(ctx, h.opts.Layout.Database())
-	h.must(err)
-	h.must(db.PutKernel(ctx, model.Kernel{ID: "k1", Name: "tiny", VmlinuxPath: vmlinux, EarlyDir: early}))
-	h.must(db.PutImage(ctx, model.Image{ID: "i1", Name: "mini", Path: rootfs, SizeBytes: 1 << 20, KernelID: "k1"}))
+	db := storetest.Open(h.t, h.opts.Layout.Database())
+	k := storetest.Kernel(h.t, db, model.Kernel{Name: "tiny", VmlinuxPath: vmlinux, EarlyDir: early})
+	storetest.Image(h.t, db, model.Image{Name: "mini", Path: rootfs, SizeBytes: 1 << 20, KernelID: k.ID})
 	h.must(db.Close())
 }
 

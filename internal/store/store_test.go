@@ -15,27 +15,14 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/model"
 	"banger/internal/store"
+	"banger/internal/store/storetest"
 )
-
-func open(t *testing.T, path string) *store.Store {
-	t.Helper()
-	s, aside, err := store.Open(context.Background(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if aside != "" {
-		t.Fatalf("a fresh database was put aside as %s", aside)
-	}
-	t.Cleanup(func() { _ = s.Close() })
-	return s
-}
 
 func seeded(t *testing.T) *store.Store {
 	t.Helper()
-	s := open(t, filepath.Join(t.TempDir(), "banger.db"))
-	ctx := context.Background()
-	must(t, s.PutKernel(ctx, model.Kernel{ID: "k1", Name: "debian"}))
-	must(t, s.PutImage(ctx, model.Image{ID: "i1", Name: "debian", Managed: true, Config: model.ImageConfig{User: "dev"}}))
+	s := storetest.New(t)
+	storetest.Kernel(t, s, model.Kernel{})
+	storetest.Image(t, s, model.Image{Managed: true, Config: model.ImageConfig{User: "dev"}})
 	return s
 }
 
@@ -196,10 +183,10 @@ func TestReopenKeepsRows(t *testing.T) {
 	ctx := context.Background()
 	path := filepath.Join(t.TempDir(), "dir with space ?#", "banger.db")
 	must(t, os.MkdirAll(filepath.Dir(path), 0o700))
-	s := open(t, path)
+	s := storetest.Open(t, path)
 	must(t, s.PutKernel(ctx, model.Kernel{ID: "k1", Name: "debian"}))
 	must(t, s.Close())
-	if _, err := open(t, path).KernelByName(ctx, "debian"); err != nil {
+	if _, err := storetest.Open(t, path).KernelByName(ctx, "debian"); err != nil {
 		t.Error(err)
 	}
 }
@@ -224,7 +211,7 @@ func TestCorruptDatabaseIsKeptAside(t *testing.T) {
 // Damage in a table that opening does not look at counts too.
 func TestDamagedTableIsKeptAside(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "banger.db")
-	must(t, open(t, path).Close())
+	must(t, storetest.Open(t, path).Close())
 	db, err := sql.Open("sqlite", path)
 	must(t, err)
 	var root, size int64
@@ -247,7 +234,7 @@ func TestDamagedTableIsKeptAside(t *testing.T) {
 
 func TestNewerDatabaseIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "banger.db")
-	must(t, open(t, path).Close())
+	must(t, storetest.Open(t, path).Close())
 	db, err := sql.Open("sqlite", path)
 	must(t, err)
 	_, err = db.Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)`)
@@ -266,7 +253,7 @@ func TestWritesOnAFullDisk(t *testing.T) {
 	path := filepath.Join(dir, "banger.db")
 	for round := range 3 {
 		leave(1 << 20)
-		s := open(t, path)
+		s := storetest.Open(t, path)
 		must(t, s.PutKernel(ctx, model.Kernel{ID: "k1", Name: "debian"}))
 		must(t, s.PutImage(ctx, model.Image{ID: "i1", Name: "debian", Managed: true}))
 		leave(0)

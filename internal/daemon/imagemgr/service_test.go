@@ -11,7 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"connectrpc.com/connect"
 
@@ -21,6 +20,7 @@ import (
 	"banger/internal/model"
 	"banger/internal/paths"
 	"banger/internal/store"
+	"banger/internal/store/storetest"
 )
 
 // world is a service on a state directory and a real store, whose images and
@@ -43,12 +43,7 @@ func worldAt(t *testing.T, state string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, layout: layout}
-	w.db, _, err = store.Open(t.Context(), layout.Database())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = w.db.Close() })
+	w := &world{t: t, layout: layout, db: storetest.Open(t, layout.Database())}
 	w.start(w.db)
 	return w
 }
@@ -139,11 +134,7 @@ func (w *world) kernel(name string) model.Kernel {
 // vm makes a row that uses an image and a kernel.
 func (w *world) vm(name string, i model.Image, k model.Kernel) model.VM {
 	w.t.Helper()
-	v := model.VM{ID: newID(), Name: name, State: model.StateStopped, ImageID: i.ID, ImageRef: i.Name, KernelID: k.ID, CreatedAt: time.Now()}
-	if err := w.db.InsertVM(w.t.Context(), &v, 0); err != nil {
-		w.t.Fatal(err)
-	}
-	return v
+	return storetest.VM(w.t, w.db, model.VM{Name: name, ImageID: i.ID, ImageRef: i.Name, KernelID: k.ID})
 }
 
 // inline runs operations at once.

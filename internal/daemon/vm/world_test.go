@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"banger/internal/model"
 	"banger/internal/paths"
 	"banger/internal/store"
+	"banger/internal/store/storetest"
 
 	"connectrpc.com/connect"
 )
@@ -45,6 +47,8 @@ type world struct {
 	net    *network
 	bridge *bridge
 	mode   model.Net // of the VMs
+
+	ended sync.Once
 
 	// The parts below are replaced by restart.
 	db    *store.Store
@@ -74,35 +78,30 @@ func newWorldWith(t *testing.T, option func(*world)) *world {
 	w.bridge = &bridge{w: w, names: map[string]string{}}
 	option(w)
 	w.open()
-	ctx := context.Background()
 	rootfs := filepath.Join(layout.State, "rootfs.ext4")
 	if err := os.WriteFile(rootfs, make([]byte, 1<<20), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.db.PutKernel(ctx, model.Kernel{ID: "k1", Name: "debian"}); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.db.PutImage(ctx, model.Image{ID: "i1", Name: "debian", Path: rootfs, SizeBytes: 1 << 20}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		w.inject(nil)
-		for _, v := range w.vms() {
-			w.must(w.delete(v.Name, true))
-		}
-		w.close()
-		if left := w.processes(); len(left) > 0 {
-			t.Errorf("processes left: %v", left)
-		}
-	})
+	storetest.Kernel(t, w.db, model.Kernel{})
+	storetest.Image(t, w.db, model.Image{Path: rootfs, SizeBytes: 1 << 20})
 	return w
 }
 
-func (w *world) open() {
-	db, _, err := store.Open(context.Background(), w.layout.Database())
-	if err != nil {
-		w.t.Fatal(err)
+// end takes the world down, with whatever daemon runs in it.
+func (w *world) end() {
+	w.inject(nil)
+	for _, v := range w.vms() {
+		w.must(w.delete(v.Name, true))
 	}
+	w.close()
+	if left := w.processes(); len(left) > 0 {
+		w.t.Errorf("processes left: %v", left)
+	}
+}
+
+func (w *world) open() {
+	db := storetest.Open(w.t, w.layout.Database())
+	w.t.Cleanup(func() { w.ended.Do(w.end) }) // before the database closes, so at each open
 	log := slog.New(slog.NewTextHandler(testLog{w.t}, nil))
 	self, err := os.Executable()
 	if err != nil {
