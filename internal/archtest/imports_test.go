@@ -37,6 +37,7 @@ var rings = map[string]ring{
 	"internal/doctor":     ringMechanism,
 	"internal/guest":      ringMechanism,
 	"internal/hypervisor": ringMechanism,
+	"internal/nettest":    ringMechanism,
 	"internal/store":      ringMechanism,
 	"internal/sysexec":    ringMechanism,
 	"internal/workspace":  ringMechanism,

@@ -17,7 +17,7 @@ import (
 // forwarding, and who listens for questions.
 func (o *outsideWorld) traces(t *testing.T) (text string) {
 	t.Helper()
-	o.here.do(func() error {
+	o.here.Must(func() error {
 		script := tool(t, "ip") + " -o link | cut -d' ' -f2; " + tool(t, "nft") + " list tables; " +
 			"cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; grep -o '[0-9A-F]*:0035 ' /proc/net/udp | sort"
 		out, err := exec.Command("sh", "-c", script).CombinedOutput()
@@ -30,7 +30,7 @@ func (o *outsideWorld) traces(t *testing.T) (text string) {
 // lookup asks our host's name server for VMs.
 func (o *outsideWorld) lookup(t *testing.T, name string) (addrs []string) {
 	t.Helper()
-	o.here.do(func() error {
+	o.here.Must(func() error {
 		// Dialled here: the resolver would do it in a thread, and namespace, of its own.
 		conn, err := net.Dial("udp", "127.0.0.42:53")
 		if err != nil {
@@ -121,7 +121,7 @@ for name in "one.vm", "two.vm", "www.test":
 		}
 	}
 	check("after the start")
-	o.here.do(func() error { // the host does reach it, so what follows from silence is right
+	o.here.Must(func() error { // the host does reach it, so what follows from silence is right
 		c, err := net.DialTimeout("tcp", net.JoinHostPort(two.Addresses[0], "5555"), 10*time.Second)
 		if err == nil {
 			_ = c.Close()

@@ -3,17 +3,16 @@
 package e2e_test
 
 import (
-	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/nettest"
 )
 
 // Two hosts that a test makes, with a wire between them: ours, on which the daemon
@@ -23,59 +22,15 @@ const (
 	outsideIP = "10.77.0.2"
 )
 
-// netns is a network namespace; it ends with the last process and descriptor in it.
+// netns is one of them.
 type netns struct {
-	t  *testing.T
-	fd int
+	*nettest.NS
+	t *testing.T
 }
 
 func newNetns(t *testing.T) *netns {
 	t.Helper()
-	n := &netns{t: t}
-	errs := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		errs <- err
-	}()
-	if err := <-errs; err != nil {
-		t.Fatalf("make a network namespace: %v", err)
-	}
-	t.Cleanup(func() { _ = unix.Close(n.fd) })
-	return n
-}
-
-// do runs fn with its sockets and child processes in the namespace.
-func (n *netns) do(fn func() error) {
-	n.t.Helper()
-	errs := make(chan error, 1)
-	go func() {
-		defer close(errs) // also when fn ends the test
-		runtime.LockOSThread()
-		err := unix.Setns(n.fd, unix.CLONE_NEWNET)
-		if err == nil {
-			err = fn()
-		}
-		errs <- err
-	}()
-	if err := <-errs; err != nil {
-		n.t.Fatal(err)
-	}
-}
-
-func (n *netns) ip(commands ...string) {
-	n.t.Helper()
-	n.do(func() error {
-		for _, c := range commands {
-			if out, err := exec.Command(tool(n.t, "ip"), strings.Fields(c)...).CombinedOutput(); err != nil {
-				return fmt.Errorf("ip %s: %w: %s", c, err, out)
-			}
-		}
-		return nil
-	})
+	return &netns{nettest.NewNS(t), t}
 }
 
 // echo answers on a port with what it gets.
@@ -83,7 +38,7 @@ func (n *netns) echo(port string) {
 	n.t.Helper()
 	var l net.Listener
 	var u net.PacketConn
-	n.do(func() (err error) {
+	n.Must(func() (err error) {
 		if l, err = net.Listen("tcp", ":"+port); err == nil {
 			u, err = net.ListenPacket("udp", ":"+port)
 		}
@@ -166,16 +121,13 @@ func newOutsideWorld(t *testing.T, name string) *outsideWorld {
 		here: newNetns(t), outside: newNetns(t), conf: filepath.Join(t.TempDir(), "resolv.conf"),
 		flags: []string{"--image", name, "--kernel", name},
 	}
-	o.here.ip("link set lo up", "link add v0 type veth peer name v1",
-		fmt.Sprintf("link set v1 netns /proc/%d/fd/%d", os.Getpid(), o.outside.fd),
-		"addr add "+oursIP+"/24 dev v0", "link set v0 up")
-	o.outside.ip("link set lo up", "addr add "+outsideIP+"/24 dev v1", "link set v1 up")
+	o.here.Wire("v0", []string{oursIP + "/24"}, o.outside.NS, "v1", []string{outsideIP + "/24"})
 	o.outside.echo("7")
 	resolver := exec.Command(tool(t, "dnsmasq"), "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
 		"--user=root", "--pid-file=", "--listen-address=127.0.0.1", "--bind-interfaces", "--log-facility=-",
 		"--address=/www.test/"+outsideIP, "--local=/test/")
 	var dnsmasq *running
-	o.here.do(func() error { dnsmasq = start(t, resolver); return nil })
+	o.here.Must(func() error { dnsmasq = start(t, resolver); return nil })
 	dnsmasq.err.expect(t, "started, ") // and it listens
 	write(t, o.conf, "nameserver 127.0.0.1\n")
 	o.world = scratchWorld(t, config)
@@ -190,7 +142,7 @@ func newOutsideWorld(t *testing.T, name string) *outsideWorld {
 func (o *outsideWorld) startDaemon(t *testing.T) {
 	t.Helper()
 	bus := t.TempDir()
-	o.here.do(func() error {
+	o.here.Must(func() error {
 		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 			return err
 		}

@@ -4,13 +4,13 @@ import (
 	"fmt"
 	"testing"
 
-	"banger/internal/daemon/tapdev/taptest"
+	"banger/internal/nettest"
 )
 
 // BenchmarkAttach is the host's side of a start, and of a stop, with a warm tap and
 // a store that costs nothing, among many VMs.
 func BenchmarkAttach(b *testing.B) {
-	taptest.Require(b)
+	nettest.Require(b)
 	m := &memory{leases: map[string]Lease{}}
 	s := New(Deps{Memory: m, Leases: m, Bridge: DefaultBridge, MTU: 1500, Pool: 4})
 	defer func() { _ = s.Close() }()

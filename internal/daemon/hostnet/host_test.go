@@ -16,9 +16,9 @@ import (
 
 	"banger/internal/daemon/nat"
 	"banger/internal/daemon/tapdev"
-	"banger/internal/daemon/tapdev/taptest"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
+	"banger/internal/nettest"
 )
 
 // loadRules hands a ruleset to nft, as another program's firewall.
@@ -72,8 +72,8 @@ func TestBesideDocker(t *testing.T) {
 	// A machine that the administrator has closed, and a container that Docker has
 	// published to nobody.
 	w.must(w.uplink.Do(func() error { return address("eth0", "192.0.2.66/24") }))
-	container := taptest.NewNS(t)
-	taptest.Wire(t, "veth0", nil, container, "eth0", []string{"172.17.0.2/16"})
+	container := nettest.NewNS(t)
+	nettest.Own(t).Wire("veth0", nil, container, "eth0", []string{"172.17.0.2/16"})
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "docker0"
 	bridge := &netlink.Bridge{LinkAttrs: attrs}

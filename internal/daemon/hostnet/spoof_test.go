@@ -10,7 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"banger/internal/daemon/tapdev/taptest"
+	"banger/internal/nettest"
 )
 
 // wire is a tap that is open without a guest: the test writes the frames itself.
@@ -27,7 +27,7 @@ func (w *world) wire(vm VM) *wire {
 	f, err := a.Open()
 	w.must(err)
 	w.t.Cleanup(func() { _ = f.Close() })
-	taptest.AwaitUp(w.t, a.Tap)
+	nettest.AwaitUp(w.t, a.Tap)
 	return &wire{T: w.t, Attachment: a, f: f, gw: w.s.current().mac}
 }
 
@@ -86,30 +86,30 @@ func TestSpoofedFramesAreDropped(t *testing.T) {
 	}
 	gw := a.gw
 	a.send(
-		taptest.UDP(gw, b.MAC, names(gw4), at(ours4, 9), "with another's MAC"),
-		taptest.UDP(gw, b.MAC, names(gw4), at(theirs4, 9), "with another's MAC and address"),
-		taptest.UDP(gw, a.MAC, names(gw4), at(theirs4, 9), "with another's address"),
-		taptest.UDP(gw, a.MAC, names(gw4), at(gw4, 9), "with the host's address"),
-		taptest.UDP(gw, a.MAC, names(gw4), at(free4, 9), "with an address of nobody"),
-		taptest.UDP(gw, a.MAC, names(gw4), at(netip.IPv4Unspecified(), 9), "without an address"),
-		taptest.UDP(gw, a.MAC, names(gw6), at(theirs6, 9), "with another's IPv6 address"),
-		taptest.UDP(gw, a.MAC, names(gw6), at(free6, 9), "with an IPv6 address of nobody"),
-		taptest.UDP(gw, a.MAC, names(gw6), at(netip.MustParseAddr("fe80::1"), 9), "with a link-local address of nobody"),
-		taptest.Ethernet(gw, a.MAC, 0x88a8, []byte("with a tag")),
-		taptest.UDP(gw, a.MAC, names(gw4), at(ours4, 9), "honest"),
+		nettest.UDP(gw, b.MAC, names(gw4), at(ours4, 9), "with another's MAC"),
+		nettest.UDP(gw, b.MAC, names(gw4), at(theirs4, 9), "with another's MAC and address"),
+		nettest.UDP(gw, a.MAC, names(gw4), at(theirs4, 9), "with another's address"),
+		nettest.UDP(gw, a.MAC, names(gw4), at(gw4, 9), "with the host's address"),
+		nettest.UDP(gw, a.MAC, names(gw4), at(free4, 9), "with an address of nobody"),
+		nettest.UDP(gw, a.MAC, names(gw4), at(netip.IPv4Unspecified(), 9), "without an address"),
+		nettest.UDP(gw, a.MAC, names(gw6), at(theirs6, 9), "with another's IPv6 address"),
+		nettest.UDP(gw, a.MAC, names(gw6), at(free6, 9), "with an IPv6 address of nobody"),
+		nettest.UDP(gw, a.MAC, names(gw6), at(netip.MustParseAddr("fe80::1"), 9), "with a link-local address of nobody"),
+		nettest.Ethernet(gw, a.MAC, 0x88a8, []byte("with a tag")),
+		nettest.UDP(gw, a.MAC, names(gw4), at(ours4, 9), "honest"),
 	)
 	hears("honest")
-	a.send(taptest.UDP(gw, a.MAC, names(gw6), at(ours6, 9), "honest by IPv6"))
+	a.send(nettest.UDP(gw, a.MAC, names(gw6), at(ours6, 9), "honest by IPv6"))
 	hears("honest by IPv6")
 
 	// Who is where: ARP and its IPv6 sibling, towards the host.
 	a.send(
-		taptest.ARP(gw, a.MAC, 2, a.MAC, theirs4, gw4),
-		taptest.ARP(gw, a.MAC, 2, b.MAC, ours4, gw4),
-		taptest.ARP(gw, a.MAC, 1, a.MAC, free4, gw4),
-		taptest.ICMP6(gw, a.MAC, gw6, ours6, advert(theirs6, a.MAC)),
-		taptest.ICMP6(gw, a.MAC, gw6, ours6, advert(gw6, a.MAC)),
-		taptest.UDP(gw, a.MAC, names(gw4), at(ours4, 9), "after"),
+		nettest.ARP(gw, a.MAC, 2, a.MAC, theirs4, gw4),
+		nettest.ARP(gw, a.MAC, 2, b.MAC, ours4, gw4),
+		nettest.ARP(gw, a.MAC, 1, a.MAC, free4, gw4),
+		nettest.ICMP6(gw, a.MAC, gw6, ours6, advert(theirs6, a.MAC)),
+		nettest.ICMP6(gw, a.MAC, gw6, ours6, advert(gw6, a.MAC)),
+		nettest.UDP(gw, a.MAC, names(gw4), at(ours4, 9), "after"),
 	)
 	hears("after")
 	neighbors, err := netlink.NeighList(0, 0)
@@ -123,7 +123,7 @@ func TestSpoofedFramesAreDropped(t *testing.T) {
 
 	// A frame that bridges take for themselves is seen by no firewall. It must teach
 	// the bridge nothing: what is for b goes to b.
-	a.send(taptest.Ethernet(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 0xe}, b.MAC, 0x88cc, make([]byte, 60)))
+	a.send(nettest.Ethernet(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 0xe}, b.MAC, 0x88cc, make([]byte, 60)))
 	link, err := netlink.LinkByName(w.deps.Bridge)
 	w.must(err)
 	for g, text := range map[*wire]string{a: "for a", b: "for b"} {
@@ -142,9 +142,9 @@ func TestSpoofedFramesAreDropped(t *testing.T) {
 	w.must(w.s.Detach(t.Context(), "a"))
 	a.f, err = a.Open()
 	w.must(err)
-	taptest.AwaitUp(t, a.Tap)
-	a.send(taptest.UDP(gw, a.MAC, names(gw4), at(ours4, 9), "after the end"))
-	b.send(taptest.UDP(gw, b.MAC, names(gw4), at(theirs4, 9), "still here"))
+	nettest.AwaitUp(t, a.Tap)
+	a.send(nettest.UDP(gw, a.MAC, names(gw4), at(ours4, 9), "after the end"))
+	b.send(nettest.UDP(gw, b.MAC, names(gw4), at(theirs4, 9), "still here"))
 	hears("still here")
 	for _, g := range []*wire{a, b} {
 		_ = g.f.Close()
@@ -166,16 +166,16 @@ func TestFramesBetweenTaps(t *testing.T) {
 	all := []*wire{a, c, d, x}
 	for _, g := range all {
 		text := "from " + g.Tap
-		g.send(taptest.UDP(everybody, g.MAC, to, at(g.Addresses[0].Addr(), 9), text+" to all"))
+		g.send(nettest.UDP(everybody, g.MAC, to, at(g.Addresses[0].Addr(), 9), text+" to all"))
 		for _, o := range all {
-			g.send(taptest.UDP(o.MAC, g.MAC, at(o.Addresses[0].Addr(), 9), at(g.Addresses[0].Addr(), 9), text+" to "+o.Tap))
-			g.send(taptest.UDP(g.gw, g.MAC, at(o.Addresses[0].Addr(), 9), at(g.Addresses[0].Addr(), 9), text+" by way of the host"))
+			g.send(nettest.UDP(o.MAC, g.MAC, at(o.Addresses[0].Addr(), 9), at(g.Addresses[0].Addr(), 9), text+" to "+o.Tap))
+			g.send(nettest.UDP(g.gw, g.MAC, at(o.Addresses[0].Addr(), 9), at(g.Addresses[0].Addr(), 9), text+" by way of the host"))
 		}
 	}
 	// d claims the gateway's addresses within its network.
 	claim6 := advert(c.Gateways[1], d.MAC)
-	d.send(taptest.ARP(c.MAC, d.MAC, 2, d.MAC, c.Gateways[0], c.Addresses[0].Addr()),
-		taptest.ICMP6(c.MAC, d.MAC, c.Addresses[1].Addr(), d.Addresses[1].Addr(), claim6))
+	d.send(nettest.ARP(c.MAC, d.MAC, 2, d.MAC, c.Gateways[0], c.Addresses[0].Addr()),
+		nettest.ICMP6(c.MAC, d.MAC, c.Addresses[1].Addr(), d.Addresses[1].Addr(), claim6))
 	gateway, gateway6 := string(append(append([]byte{}, d.MAC...), c.Gateways[0].AsSlice()...)), string(claim6[8:])
 	link, err := netlink.LinkByName(w.deps.Bridge)
 	w.must(err)

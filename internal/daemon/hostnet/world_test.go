@@ -19,11 +19,11 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"banger/internal/daemon/tapdev"
-	"banger/internal/daemon/tapdev/taptest"
+	"banger/internal/nettest"
 )
 
 func TestMain(m *testing.M) {
-	if err := taptest.Move(); err != nil {
+	if err := nettest.Move(); err != nil {
 		panic(err)
 	}
 	m.Run()
@@ -89,7 +89,7 @@ type world struct {
 	mem    *memory
 	deps   Deps
 	s      *Service
-	uplink *taptest.NS
+	uplink *nettest.NS
 
 	waiting sync.WaitGroup // for connections that must not come about
 }
@@ -102,9 +102,9 @@ var (
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	taptest.Require(t)
-	w := &world{t: t, mem: &memory{leases: map[string]Lease{}}, uplink: taptest.NewNS(t)}
-	taptest.Wire(t, "up0", []string{"192.0.2.1/24", "2001:db8::1/64"}, w.uplink, "eth0", []string{"192.0.2.2/24", "2001:db8::2/64"})
+	nettest.Require(t)
+	w := &world{t: t, mem: &memory{leases: map[string]Lease{}}, uplink: nettest.NewNS(t)}
+	nettest.Own(t).Wire("up0", []string{"192.0.2.1/24", "2001:db8::1/64"}, w.uplink, "eth0", []string{"192.0.2.2/24", "2001:db8::2/64"})
 	before := w.traces()
 	w.deps = Deps{Memory: w.mem, Leases: w.mem, Bridge: DefaultBridge, MTU: 1400, Pool: 2}
 	w.s = New(w.deps)
@@ -198,11 +198,11 @@ func (w *world) boot(vm VM) *guest {
 	a := w.attach(vm)
 	f, err := a.Open()
 	w.must(err)
-	return &guest{Guest: taptest.NewGuest(w.t, f, a.MAC, a.Addresses, a.Gateways), w: w, vm: vm, Attachment: a}
+	return &guest{Guest: nettest.NewGuest(w.t, f, a.MAC, a.Addresses, a.Gateways), w: w, vm: vm, Attachment: a}
 }
 
 type guest struct {
-	*taptest.Guest
+	*nettest.Guest
 	Attachment
 	w  *world
 	vm VM

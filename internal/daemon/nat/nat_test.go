@@ -9,11 +9,11 @@ import (
 
 	"github.com/google/nftables"
 
-	"banger/internal/daemon/tapdev/taptest"
+	"banger/internal/nettest"
 )
 
 func TestMain(m *testing.M) {
-	if err := taptest.Move(); err != nil {
+	if err := nettest.Move(); err != nil {
 		panic(err)
 	}
 	m.Run()
@@ -64,7 +64,7 @@ func must(t *testing.T, err error) {
 }
 
 func TestChangesAndSyncComeToTheSame(t *testing.T) {
-	taptest.Require(t)
+	nettest.Require(t)
 	t.Cleanup(func() { must(t, table.Remove()) })
 	st := State{Gateways: []netip.Addr{netip.MustParseAddr("10.1.0.1")}}
 	must(t, table.Sync(st))
@@ -96,7 +96,7 @@ func TestChangesAndSyncComeToTheSame(t *testing.T) {
 }
 
 func TestManyGuestsAreOneBatch(t *testing.T) {
-	taptest.Require(t)
+	nettest.Require(t)
 	t.Cleanup(func() { must(t, table.Remove()) })
 	var st State
 	for n := range 2000 {
@@ -113,7 +113,7 @@ func TestManyGuestsAreOneBatch(t *testing.T) {
 }
 
 func TestRemoveLeavesOthersAlone(t *testing.T) {
-	taptest.Require(t)
+	nettest.Require(t)
 	c, err := nftables.New()
 	must(t, err)
 	foreign := c.AddTable(&nftables.Table{Name: "foreign", Family: nftables.TableFamilyINet})
@@ -141,7 +141,7 @@ func TestRemoveLeavesOthersAlone(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
-	taptest.Require(t)
+	nettest.Require(t)
 	before, err := MissingSettings()
 	must(t, err)
 	if len(before) < 2 || before[len(before)-1].Key != forward6 {

@@ -11,12 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/daemon/tapdev"
-	"banger/internal/daemon/tapdev/taptest"
 	"banger/internal/errdefs"
+	"banger/internal/nettest"
 )
 
 func TestMain(m *testing.M) {
-	if err := taptest.Move(); err != nil {
+	if err := nettest.Move(); err != nil {
 		panic(err)
 	}
 	m.Run()
@@ -26,7 +26,7 @@ var mac = net.HardwareAddr{6, 1, 2, 3, 4, 5}
 
 func bridge(t *testing.T) tapdev.BridgeSpec {
 	t.Helper()
-	taptest.Require(t)
+	nettest.Require(t)
 	spec := tapdev.BridgeSpec{Name: "tt0", MAC: mac, Alias: "test", MTU: 1400, Addrs: []netip.Prefix{
 		netip.MustParsePrefix("10.1.0.1/16"), netip.MustParsePrefix("fd01::1/64"),
 	}}

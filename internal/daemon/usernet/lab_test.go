@@ -8,83 +8,25 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
-
+	"banger/internal/nettest"
 	"banger/internal/sysexec"
 )
 
-// namespace is a network namespace that ends with the test process at the latest.
+// namespace is a machine with connections and services.
 type namespace struct {
-	t  testing.TB
-	fd int
+	*nettest.NS
+	t testing.TB
 }
 
 func newNamespace(t testing.TB) *namespace {
 	t.Helper()
-	n := &namespace{t: t}
-	errs := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		errs <- err
-	}()
-	if err := <-errs; err != nil {
-		t.Fatalf("make a network namespace: %v", err)
-	}
-	t.Cleanup(func() { _ = unix.Close(n.fd) })
-	return n
-}
-
-// do runs fn with sockets and child processes in the namespace.
-func (n *namespace) do(fn func() error) error {
-	errs := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
-			errs <- err
-			return
-		}
-		errs <- fn()
-	}()
-	return <-errs
-}
-
-func (n *namespace) must(fn func() error) {
-	n.t.Helper()
-	if err := n.do(fn); err != nil {
-		n.t.Fatal(err)
-	}
-}
-
-// ip runs "ip" with each of these argument lists.
-func (n *namespace) ip(commands ...string) {
-	n.t.Helper()
-	n.must(func() error {
-		for _, c := range commands {
-			if err := sysexec.Run(context.Background(), sysexec.Cmd{Path: "ip", Args: strings.Fields(c)}); err != nil {
-				return fmt.Errorf("ip %s: %w", c, err)
-			}
-		}
-		return nil
-	})
-}
-
-func (n *namespace) sysctl(name, value string) {
-	n.t.Helper()
-	n.must(func() error {
-		return os.WriteFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), []byte(value), 0)
-	})
+	return &namespace{nettest.NewNS(t), t}
 }
 
 func (n *namespace) dial(network, to string) (net.Conn, error) {
@@ -92,7 +34,7 @@ func (n *namespace) dial(network, to string) (net.Conn, error) {
 }
 
 func (n *namespace) dialFor(patience time.Duration, network, to string) (c net.Conn, err error) {
-	err = n.do(func() error {
+	err = n.Do(func() error {
 		c, err = net.DialTimeout(network, to, patience)
 		return err
 	})
@@ -106,7 +48,7 @@ func (n *namespace) dialFor(patience time.Duration, network, to string) (c net.C
 func (n *namespace) serveTCP(at string, accepted *atomic.Int32) {
 	n.t.Helper()
 	var l net.Listener
-	n.must(func() (err error) { l, err = net.Listen("tcp", at); return err })
+	n.Must(func() (err error) { l, err = net.Listen("tcp", at); return err })
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -129,7 +71,7 @@ func (n *namespace) serveTCP(at string, accepted *atomic.Int32) {
 func (n *namespace) serveUDP(at string, received *atomic.Int32) {
 	n.t.Helper()
 	var c net.PacketConn
-	n.must(func() (err error) { c, err = net.ListenPacket("udp", at); return err })
+	n.Must(func() (err error) { c, err = net.ListenPacket("udp", at); return err })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -166,23 +108,15 @@ func newLab(t testing.TB) *lab {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		t.Skipf("needs tap devices: %v", err)
-	}
-	if _, err := sysexec.Look("ip"); err != nil {
-		t.Skip("needs iproute2")
-	}
 	l := &lab{guest: newNamespace(t), host: newNamespace(t), outside: newNamespace(t), dir: shortDir(t)}
-	l.host.ip("link set lo up", "link add v0 type veth peer name v1",
-		fmt.Sprintf("link set v1 netns /proc/%d/fd/%d", os.Getpid(), l.outside.fd),
-		"addr add "+hostIP+"/24 brd + dev v0", "link set v0 up", "addr add 127.5.5.5/8 dev lo",
+	l.host.Wire("v0", []string{hostIP + "/24"}, l.outside.NS, "v1", []string{outsideIP + "/24"})
+	l.host.IP("addr add 127.5.5.5/8 dev lo",
 		"link add d0 type veth peer name d1", "link set d1 up", "link set d0 up",
 		"addr add 203.0.113.5/32 dev d0", "addr add 169.254.9.9/16 dev d0",
 		"addr add 10.99.0.1 peer 10.99.0.2 dev d0",
 		"route add local 198.18.0.0/24 dev lo",
 		"route add default via "+outsideIP)
-	l.outside.ip("link set lo up", "addr add "+outsideIP+"/24 dev v1", "link set v1 up",
-		"route add default via "+hostIP)
+	l.outside.IP("route add default via " + hostIP)
 	if err := os.WriteFile(l.resolvConf(), []byte("nameserver 127.0.0.1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -195,36 +129,20 @@ func (l *lab) resolvConf() string { return filepath.Join(l.dir, "resolv.conf") }
 // boot gives the guest its card and attaches it; the helper runs in the host.
 func (l *lab) boot(t testing.TB) {
 	t.Helper()
-	var tap *os.File
-	l.guest.must(func() error {
-		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		if err != nil {
-			return err
-		}
-		ifr, err := unix.NewIfreq("tap0")
-		if err != nil {
-			return err
-		}
-		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TUNSETIFF, uintptr(unsafe.Pointer(ifr))); errno != 0 {
-			return errno
-		}
-		tap = os.NewFile(uintptr(fd), "tap")
-		return nil
-	})
-	l.guest.ip("link set lo up", "addr flush dev lo", "link set tap0 address "+GuestMAC+fmt.Sprintf(" mtu %d up", MTU),
+	tap := l.guest.Tap("tap0", false)
+	l.guest.IP("addr flush dev lo", "link set tap0 address "+GuestMAC+fmt.Sprintf(" mtu %d up", MTU),
 		"addr add "+GuestAddress+" dev tap0", "route add default via "+GatewayIP,
 		"route add 127.0.0.0/8 via "+GatewayIP)
 	// A hostile guest sends whatever it likes; the kernel has to be talked into it.
-	l.guest.sysctl("net.ipv4.conf.all.route_localnet", "1")
-	l.guest.sysctl("net.ipv4.conf.tap0.rp_filter", "0")
+	l.guest.Sysctl("net.ipv4.conf.all.route_localnet", "1")
+	l.guest.Sysctl("net.ipv4.conf.tap0.rp_filter", "0")
 
 	socket := filepath.Join(l.dir, "net.sock")
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.host.must(func() error { return l.client.Attach(testContext(t), "vm1", socket) })
+	l.host.Must(func() error { return l.client.Attach(testContext(t), "vm1", socket) })
 	conn, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -291,7 +209,7 @@ func (l *lab) startDNSMasq(t testing.TB) {
 		args = append(args, fmt.Sprintf("--txt-record=big.test,%02d%s", i, strings.Repeat("x", 200)))
 	}
 	var p *sysexec.Proc
-	l.host.must(func() error {
+	l.host.Must(func() error {
 		p, err = sysexec.StartDetached(sysexec.Detached{Path: path, Args: args, Stdout: log, Stderr: log})
 		return err
 	})

@@ -71,7 +71,7 @@ func TestKernelGuestCannotReachHost(t *testing.T) {
 		if d := time.Since(began); l.isOnWire(ip) && d > 2*time.Second {
 			t.Errorf("%s is refused only after %s", ip, d)
 		}
-		l.guest.must(func() error {
+		l.guest.Must(func() error {
 			c, err := net.Dial("udp", ip+":7")
 			if err != nil {
 				return nil // the kernel would not even try
@@ -106,7 +106,7 @@ func TestKernelGuestCannotReachHost(t *testing.T) {
 
 	// An address that comes later is refused from then on, and one that goes is
 	// somebody else's.
-	l.outside.ip("addr add 203.0.113.77/32 dev v1")
+	l.outside.IP("addr add 203.0.113.77/32 dev v1")
 	for range 3 {
 		c, err := l.guest.dial("tcp", "203.0.113.77:7")
 		if err != nil {
@@ -118,12 +118,12 @@ func TestKernelGuestCannotReachHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = c.Close()
-		l.host.ip("addr add 203.0.113.77/32 dev d0")
+		l.host.IP("addr add 203.0.113.77/32 dev d0")
 		if c, err := l.guest.dial("tcp", "203.0.113.77:7"); !errors.Is(err, syscall.ECONNREFUSED) {
 			_ = c.Close()
 			t.Fatalf("dial to a new address of the host: %v, want refused", err)
 		}
-		l.host.ip("addr del 203.0.113.77/32 dev d0")
+		l.host.IP("addr del 203.0.113.77/32 dev d0")
 	}
 	if tcp.Load() != 0 {
 		t.Fatal("the guest got into the host by a new address")
@@ -224,7 +224,7 @@ func TestKernelGuestDNS(t *testing.T) {
 		t.Skip("needs curl for the rest")
 	}
 	var ln net.Listener
-	l.outside.must(func() (err error) { ln, err = net.Listen("tcp", ":80"); return err })
+	l.outside.Must(func() (err error) { ln, err = net.Listen("tcp", ":80"); return err })
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, "hello "+r.Host)
 	})}
@@ -235,7 +235,7 @@ func TestKernelGuestDNS(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out []byte
-	l.guest.must(func() error {
+	l.guest.Must(func() error {
 		// A view of the file system in which the guest's resolvers are the system's.
 		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 			return err
@@ -258,12 +258,12 @@ func TestKernelGuestDNS(t *testing.T) {
 func TestKernelGuestPing(t *testing.T) {
 	l := newLab(t)
 	// By default nobody may use ping sockets; here all groups may.
-	l.guest.sysctl("net.ipv4.ping_group_range", "0 2147483647")
-	l.host.sysctl("net.ipv4.ping_group_range", "0 2147483647")
+	l.guest.Sysctl("net.ipv4.ping_group_range", "0 2147483647")
+	l.host.Sysctl("net.ipv4.ping_group_range", "0 2147483647")
 	l.boot(t)
 	ping := func(to string) error {
 		var c net.Conn
-		l.guest.must(func() (err error) { c, err = openPing(netip.MustParseAddr(to)); return err })
+		l.guest.Must(func() (err error) { c, err = openPing(netip.MustParseAddr(to)); return err })
 		defer func() { _ = c.Close() }()
 		msg := append([]byte{8, 0, 0, 0, 0, 0, 0, 1}, "payload"...)
 		if _, err := c.Write(msg); err != nil {

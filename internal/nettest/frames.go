@@ -1,4 +1,4 @@
-package taptest
+package nettest
 
 import (
 	"encoding/binary"

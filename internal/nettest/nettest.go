@@ -1,10 +1,11 @@
-// Package taptest gives tests of the host's network a host that is not this one: the
-// test process moves into a network namespace of its own, other machines are
-// namespaces too, and a guest is one behind a tap, with the kernel's own network
-// stack. All of it ends with the process.
-package taptest
+// Package nettest gives tests of networks hosts that are not this one: network
+// namespaces, cables between them, and guests behind taps with the kernel's own network
+// stack. Where the code under test works on the host's own network, the test process
+// itself moves into a namespace. All of it ends with the process.
+package nettest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -19,11 +21,14 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"banger/internal/daemon/tapdev"
+	"banger/internal/sysexec"
 )
 
+// tunDevice makes taps.
+const tunDevice = "/dev/net/tun"
+
 // moved tells the process that it is in its own namespace already.
-const moved = "TAPTEST_MOVED"
+const moved = "NETTEST_MOVED"
 
 // Move puts the test process into a network namespace of its own by executing it
 // again there: all of its threads must be in it. Call it first in TestMain. Without
@@ -47,41 +52,72 @@ func Require(t testing.TB) {
 	if os.Getenv(moved) == "" {
 		t.Skip("needs root, and the right to make network namespaces")
 	}
-	if _, err := os.Stat(tapdev.TunDevice); err != nil {
-		t.Skipf("no taps here: %v", err)
-	}
+	requireTaps(t)
 	must(t, up("lo"))
 }
 
-// NS is a network namespace: another machine.
+func requireTaps(t testing.TB) {
+	t.Helper()
+	if _, err := os.Stat(tunDevice); err != nil {
+		t.Skipf("no taps here: %v", err)
+	}
+}
+
+// NS is a network namespace: a machine. It ends with the last process and descriptor
+// in it.
 type NS struct {
 	t  testing.TB
 	fd int
 }
 
-// NewNS makes a namespace with a loopback device.
+// ofThread is the calling thread's own namespace. The process's is that of its first
+// thread, which may have been one of those that Do and NewNS moved.
+const ofThread = "/proc/thread-self/ns/net"
+
+// Own is the namespace the process is in.
+func Own(t testing.TB) *NS {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	return &NS{t: t, fd: open(t, ofThread)}
+}
+
+// NewNS makes a namespace with a loopback device. The test is skipped where that is
+// not allowed.
 func NewNS(t testing.TB) *NS {
 	t.Helper()
-	n := &NS{t: t}
-	errs := make(chan error, 1)
+	n, err := &NS{t: t, fd: -1}, error(nil)
+	done := make(chan struct{})
 	go func() {
+		defer close(done)      // also where opening it ends the test
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
+			n.fd = open(t, ofThread)
 		}
-		errs <- err
 	}()
-	must(t, <-errs)
-	t.Cleanup(func() { _ = unix.Close(n.fd) })
-	must(t, n.Do(func() error { return up("lo") }))
+	<-done
+	if errors.Is(err, unix.EPERM) {
+		t.Skip("needs the right to make network namespaces")
+	}
+	must(t, err)
+	n.Must(func() error { return up("lo") })
 	return n
 }
 
-// Do runs fn on a thread in the namespace. Sockets that it makes stay there.
+func open(t testing.TB, path string) int {
+	t.Helper()
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	return fd
+}
+
+// Do runs fn on a thread in the namespace. Sockets that it makes and processes that it
+// starts stay there.
 func (n *NS) Do(fn func() error) error {
 	errs := make(chan error, 1)
 	go func() {
+		defer close(errs) // also when fn ends the test
 		runtime.LockOSThread()
 		if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
 			errs <- err
@@ -92,16 +128,77 @@ func (n *NS) Do(fn func() error) error {
 	return <-errs
 }
 
-// Wire joins the process's own namespace to another by a cable. Each end has the
-// addresses given for it.
-func Wire(t testing.TB, here string, hereAddrs []string, n *NS, there string, thereAddrs []string) {
-	t.Helper()
+// Must is Do where an error ends the test.
+func (n *NS) Must(fn func() error) {
+	n.t.Helper()
+	must(n.t, n.Do(fn))
+}
+
+// IP runs "ip" in the namespace with each of these argument lists. The test is
+// skipped where there is no such program.
+func (n *NS) IP(commands ...string) {
+	n.t.Helper()
+	ip, err := sysexec.Look("ip")
+	if err != nil {
+		n.t.Skip("needs iproute2")
+	}
+	n.Must(func() error {
+		for _, c := range commands {
+			if err := sysexec.Run(context.Background(), sysexec.Cmd{Path: ip, Args: strings.Fields(c)}); err != nil {
+				return fmt.Errorf("ip %s: %w", c, err)
+			}
+		}
+		return nil
+	})
+}
+
+// Sysctl sets one of the namespace's settings, as in "net.ipv4.ip_forward".
+func (n *NS) Sysctl(name, value string) {
+	n.t.Helper()
+	n.Must(func() error {
+		return os.WriteFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), []byte(value), 0)
+	})
+}
+
+// Wire joins two namespaces by a cable. Each end has the addresses given for it.
+func (n *NS) Wire(here string, hereAddrs []string, peer *NS, there string, thereAddrs []string) {
+	n.t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = here
-	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: there, PeerNamespace: netlink.NsFd(n.fd)}))
-	t.Cleanup(func() { _ = netlink.LinkDel(&netlink.Veth{LinkAttrs: attrs}) })
-	must(t, configure(here, hereAddrs, nil))
-	must(t, n.Do(func() error { return configure(there, thereAddrs, nil) }))
+	n.Must(func() error {
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: there, PeerNamespace: netlink.NsFd(peer.fd)})
+	})
+	n.t.Cleanup(func() { _ = n.Do(func() error { return netlink.LinkDel(&netlink.Veth{LinkAttrs: attrs}) }) })
+	n.Must(func() error { return configure(here, hereAddrs, nil) })
+	peer.Must(func() error { return configure(there, thereAddrs, nil) })
+}
+
+// Tap makes a tap in the namespace and opens it; vnet: with the header that says where
+// a packet may be cut. Both go when the test ends, the tap when the file is closed.
+func (n *NS) Tap(name string, vnet bool) *os.File {
+	n.t.Helper()
+	requireTaps(n.t)
+	var tap *os.File
+	n.Must(func() error {
+		fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		if vnet {
+			flags |= unix.IFF_VNET_HDR
+		}
+		request, err := unix.NewIfreq(name)
+		if err == nil {
+			request.SetUint16(flags)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+		}
+		// Only now: before, there is no tap whose frames it could wait for.
+		tap = os.NewFile(uintptr(fd), name)
+		return err
+	})
+	n.t.Cleanup(func() { _ = tap.Close() })
+	return tap
 }
 
 func up(name string) error {
@@ -177,18 +274,13 @@ type Guest struct {
 func NewGuest(t testing.TB, host *os.File, mac net.HardwareAddr, addrs []netip.Prefix, gateways []netip.Addr) *Guest {
 	t.Helper()
 	g := &Guest{NS: NewNS(t), host: host}
-	must(t, g.Do(func() error {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = "eth0"
-		tap := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_ONE_QUEUE}
-		if err := netlink.LinkAdd(tap); err != nil {
+	g.guest = g.Tap("eth0", false)
+	g.Must(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
 			return err
 		}
-		if err := netlink.LinkSetHardwareAddr(tap, mac); err != nil {
-			return err
-		}
-		var err error
-		if g.guest, err = tapdev.OpenTap("eth0", false); err != nil {
+		if err := netlink.LinkSetHardwareAddr(link, mac); err != nil {
 			return err
 		}
 		var list []string
@@ -196,7 +288,7 @@ func NewGuest(t testing.TB, host *os.File, mac net.HardwareAddr, addrs []netip.P
 			list = append(list, a.String())
 		}
 		return configure("eth0", list, gateways)
-	}))
+	})
 	g.pumps.Go(func() { pump(g.host, g.guest) })
 	g.pumps.Go(func() { pump(g.guest, g.host) })
 	t.Cleanup(g.Close)
