@@ -35,7 +35,11 @@ func startFake(t *testing.T, cmdline string) (hypervisor.Spec, hypervisor.Machin
 	if err != nil {
 		t.Fatalf("%v (%s)", err, errdefs.HintOf(err))
 	}
-	t.Cleanup(func() { cleanUp(t, d, dir, m) })
+	t.Cleanup(func() {
+		if err := errors.Join(d.Cleanup(context.Background(), dir, m.Handle()), m.Close()); err != nil {
+			t.Error(err)
+		}
+	})
 	return spec, m
 }
 
@@ -192,7 +196,7 @@ func TestEndsEarly(t *testing.T) {
 // A guest that powers itself off ends its machine, in order.
 func TestGuestHalts(t *testing.T) {
 	_, m := startFake(t, "fake.halt")
-	ended(t.Context(), t, m)
+	<-m.Done()
 	if e := m.Exit(); !e.Known || e.Code != 0 || e.Signal != 0 {
 		t.Errorf("exit %+v", e)
 	}
