@@ -34,6 +34,8 @@ type Options struct {
 	AgentPath  string   // banger-agent binary for the initramfs
 	Log        *slog.Logger
 	LogLevel   *slog.LevelVar // set from the config
+
+	faults func(step string, done bool) error // for tests of this package: see vm.Deps
 }
 
 // Daemon is one bangerd.

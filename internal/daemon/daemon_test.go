@@ -23,6 +23,7 @@ import (
 	"banger/internal/api/bangerv1"
 	"banger/internal/client"
 	"banger/internal/daemon/fakevm"
+	"banger/internal/daemon/tapdev/taptest"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
 	"banger/internal/guest"
@@ -40,7 +41,13 @@ func TestMain(m *testing.M) {
 			os.Exit(fakevm.ChildMain(os.Args[2:]))
 		case "kvm-probe":
 			os.Exit(accel.ChildMain(os.Args[2:]))
+		case "daemon":
+			os.Exit(victimMain(os.Args[2:]))
 		}
+	}
+	if err := taptest.Move(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }
@@ -59,6 +66,8 @@ vm:
 type host struct {
 	t    *testing.T
 	opts Options
+
+	usual map[string]string // what there is on it with a VM of that kind; see host_sweep_test.go
 }
 
 func newHost(t *testing.T) *host {

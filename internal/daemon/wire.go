@@ -92,7 +92,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 			DNS: []string{usernet.DNSIP}, MTU: usernet.MTU,
 		},
 		MaxVMs: int(conf.Limits.VMs), MaxBoots: int(conf.Limits.Boots),
-		UIDBase: uidBase, Locks: vmLocks, Log: d.log,
+		UIDBase: uidBase, Locks: vmLocks, Log: d.log, Faults: d.opts.faults,
 	})
 	d.closeLater(func(context.Context) error { return vms.Close() })
 	d.closeLater(ops.Close)
