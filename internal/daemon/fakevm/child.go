@@ -16,6 +16,7 @@ import (
 
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/paths"
 )
 
@@ -29,7 +30,7 @@ type vm struct {
 	once  sync.Once
 	exit  chan int  // the status to end with
 	mount sync.Once // the guest's first writes
-	stall hypervisor.Stall
+	stall vmproc.Stall
 
 	mu     sync.Mutex // guards what follows
 	linkUp bool

@@ -26,6 +26,8 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/dirsock"
+	"banger/internal/hypervisor/vmmlog"
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
@@ -101,19 +103,18 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 				WithHint("a file of the VM is missing")
 		}
 	}
-	if conn, err := dirsock.Dial(ctx, spec.Dir, paths.QMPSocket); err == nil {
-		_ = conn.Close()
-		return nil, errdefs.Precondition("a VMM runs in %s already", spec.Dir)
+	if err := served.NotRunning(ctx, spec.Dir); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, launchTime)
 	defer cancel()
-	proc, err := d.launch(spec)
+	proc, log, err := d.launch(spec)
 	if err != nil {
-		_ = removeSockets(spec.Dir)
+		_ = served.RemoveSockets(spec.Dir)
 		return nil, errdefs.Wrap(err, "start the fake VM")
 	}
 	h := hypervisor.Handle{Driver: Name, PID: proc.PID, StartTime: proc.StartTime, Accel: hypervisor.AccelTCG, Version: version}
-	m := newFakeMachine(spec.Dir, h, proc)
+	m := newFakeMachine(spec.Dir, h, proc, log)
 	if err = m.begin(ctx, spec.LinkUp); err == nil {
 		return m, nil
 	}
@@ -123,18 +124,18 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 		return nil, errors.Join(err, kerr) // the sockets stay: Cleanup finds it by them
 	}
 	_ = m.Close()
-	_ = removeSockets(spec.Dir)
+	_ = served.RemoveSockets(spec.Dir)
 	return nil, errdefs.Wrap(err, "start the fake VM")
 }
 
-// launch starts the child with its sockets already listening.
-func (d *Driver) launch(spec hypervisor.Spec) (*sysexec.Proc, error) {
+// launch starts the child with its sockets already listening, and returns its log too.
+func (d *Driver) launch(spec hypervisor.Spec) (*sysexec.Proc, *os.File, error) {
 	if len(d.command) == 0 {
-		return nil, errdefs.Unsupported("the fake driver has no program to run")
+		return nil, nil, errdefs.Unsupported("the fake driver has no program to run")
 	}
 	text, err := json.Marshal(spec)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var files []*os.File
 	defer func() {
@@ -145,19 +146,22 @@ func (d *Driver) launch(spec hypervisor.Spec) (*sysexec.Proc, error) {
 	for _, name := range []string{paths.QMPSocket, paths.AgentSocket, paths.NetSocket} {
 		f, err := dirsock.Listen(spec.Dir, name)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		files = append(files, f)
 	}
-	log, err := os.OpenFile(filepath.Join(spec.Dir, paths.VMMLog), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	log, err := vmmlog.Create(spec.Dir, paths.VMMLog, os.O_RDWR)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	defer log.Close()
-	return sysexec.StartDetached(sysexec.Detached{
+	proc, err := sysexec.StartDetached(sysexec.Detached{
 		Path: d.command[0], Args: append(d.command[1:len(d.command):len(d.command)], string(text)),
 		Dir: spec.Dir, Env: childEnv(), Stdout: log, Stderr: log, ExtraFiles: files,
 	})
+	if err != nil {
+		_ = log.Close()
+	}
+	return proc, log, err
 }
 
 // childEnv passes on the knobs and nothing else.
@@ -169,20 +173,28 @@ func childEnv() []string {
 	return env
 }
 
+// served finds fake VMs.
+var served = vmproc.Served{Driver: Name, Name: "the fake VM", Greet: func(ctx context.Context, conn *net.UnixConn) error {
+	_, err := ask(ctx, conn, command{Verb: verbPing})
+	return err
+}}
+
 // Attach implements hypervisor.Driver.
 func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.Handle) (hypervisor.Machine, error) {
-	proc, err := sysexec.Find(h.PID, h.StartTime)
-	if errors.Is(err, sysexec.ErrGone) {
-		return nil, errdefs.NotFound("find the fake VM (pid %d): %w", h.PID, err)
-	}
+	proc, err := vmproc.Find("the fake VM", h)
 	if err != nil {
-		return nil, errdefs.Unavailable("find the fake VM (pid %d): %w", h.PID, err)
+		return nil, err
 	}
+	log, err := vmmlog.Log{Dir: spec.Dir, Name: paths.VMMLog}.Open()
+	if err != nil {
+		_ = proc.Release()
+		return nil, errdefs.Wrap(err, "open the fake VM's log")
+	}
+	m := newFakeMachine(spec.Dir, h, proc, log)
 	knobs, err := readKnobs(spec.Dir)
 	if err == nil && knobs.AttachError != "" {
 		err = errdefs.Unavailable("attach to the fake VM: %s", knobs.AttachError).WithHint("a knob says so")
 	}
-	m := newFakeMachine(spec.Dir, h, proc)
 	if err == nil {
 		err = m.control(ctx, command{Verb: verbPing})
 	}
@@ -211,50 +223,16 @@ func servedBy(ctx context.Context, dir string, pid int) error {
 
 // Find implements hypervisor.Driver.
 func (d *Driver) Find(ctx context.Context, dir string) (hypervisor.Handle, error) {
-	ctx, cancel := context.WithTimeout(ctx, launchTime)
-	defer cancel()
-	pid, start, err := dirsock.Find(ctx, dir, paths.QMPSocket, func(ctx context.Context, conn *net.UnixConn) error {
-		_, err := ask(ctx, conn, command{Verb: verbPing})
-		return err
-	})
-	if err != nil {
-		return hypervisor.Handle{}, errdefs.Wrap(err, "find the fake VM by its socket")
+	h, err := served.Find(ctx, dir)
+	if err == nil {
+		h.Accel, h.Version = hypervisor.AccelTCG, version
 	}
-	return hypervisor.Handle{Driver: Name, PID: pid, StartTime: start, Accel: hypervisor.AccelTCG, Version: version}, nil
+	return h, err
 }
 
 // Cleanup implements hypervisor.Driver.
 func (d *Driver) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) error {
-	if h.PID > 0 {
-		if err := killFound(ctx, h.PID, h.StartTime); err != nil {
-			return errdefs.Wrap(err, "clean up after the fake VM")
-		}
-	}
-	switch found, err := d.Find(ctx, dir); {
-	case err == nil:
-		if err := killFound(ctx, found.PID, found.StartTime); err != nil {
-			return errdefs.Wrap(err, "clean up after the fake VM")
-		}
-	case !errors.Is(err, errdefs.ErrNotFound):
-		return errdefs.Wrap(err, "clean up after the fake VM")
-	}
-	return removeSockets(dir)
-}
-
-func killFound(ctx context.Context, pid int, start uint64) error {
-	proc, err := sysexec.Find(pid, start)
-	if errors.Is(err, sysexec.ErrGone) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer proc.Release()
-	return proc.Kill(ctx)
-}
-
-func removeSockets(dir string) error {
-	return dirsock.Remove(dir, paths.QMPSocket, paths.AgentSocket, paths.NetSocket)
+	return served.Cleanup(ctx, dir, h)
 }
 
 // Knobs make a fake VM fail. They are read as JSON from paths.EnvFake and from

@@ -7,15 +7,12 @@ import (
 	"errors"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
-	"sync"
-	"syscall"
 	"time"
 
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/dirsock"
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
@@ -69,31 +66,17 @@ func (r refused) Error() string { return string(r) }
 
 // fakeMachine is one running fake VM.
 type fakeMachine struct {
-	dir    string
-	handle hypervisor.Handle
-	proc   *sysexec.Proc
-
-	done     chan struct{}
-	exit     hypervisor.Exit
-	released chan struct{}
-	watcher  sync.WaitGroup
-	stall    hypervisor.Stall
-
-	life context.Context // ends with the process, or at Close
-	end  context.CancelFunc
-
-	mu     sync.Mutex // guards what follows
-	closed bool
-	agent  *agentConn
+	*vmproc.Process
+	dir   string
+	stall vmproc.Stall
 }
 
 var _ hypervisor.Machine = (*fakeMachine)(nil)
 
-func newFakeMachine(dir string, h hypervisor.Handle, proc *sysexec.Proc) *fakeMachine {
-	m := &fakeMachine{dir: dir, handle: h, proc: proc, done: make(chan struct{}), released: make(chan struct{})}
-	m.life, m.end = context.WithCancel(context.Background())
-	m.watcher.Go(m.watch)
-	m.watcher.Go(m.followStall)
+func newFakeMachine(dir string, h hypervisor.Handle, proc *sysexec.Proc, log *os.File) *fakeMachine {
+	m := &fakeMachine{dir: dir}
+	m.Process = vmproc.Watch(vmproc.Config{Name: "the fake VM", Handle: h, Proc: proc, Log: log, Stall: &m.stall})
+	m.Go(m.followStall)
 	return m
 }
 
@@ -102,7 +85,7 @@ func newFakeMachine(dir string, h hypervisor.Handle, proc *sysexec.Proc) *fakeMa
 func (m *fakeMachine) followStall() {
 	for {
 		since, changed := m.stall.Stalled()
-		ctx, cancel := context.WithCancel(m.life)
+		ctx, cancel := context.WithCancel(m.Life())
 		go func() {
 			select {
 			case <-changed:
@@ -111,7 +94,7 @@ func (m *fakeMachine) followStall() {
 			}
 		}()
 		err := m.control(ctx, command{Verb: verbAwait, Stalled: !since.IsZero()})
-		anew := ctx.Err() != nil && m.life.Err() == nil
+		anew := ctx.Err() != nil && m.Life().Err() == nil
 		cancel()
 		if err != nil && !anew {
 			return // it has ended, or is about to
@@ -119,47 +102,22 @@ func (m *fakeMachine) followStall() {
 	}
 }
 
-func (m *fakeMachine) watch() {
-	select {
-	case <-m.released:
-		return
-	case <-m.proc.Done():
-	}
-	m.end()
-	if st := m.proc.State(); st != nil {
-		m.exit = hypervisor.Exit{Known: true, Code: st.ExitCode()}
-		if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-			m.exit.Signal = int(ws.Signal())
-		}
-	}
-	if !m.exit.Known || m.exit.Code != 0 {
-		b, _ := os.ReadFile(filepath.Join(m.dir, paths.VMMLog))
-		m.exit.Detail = strings.TrimSpace(string(b[max(0, len(b)-1024):]))
-	}
-	close(m.done)
-}
-
 // begin waits for the child to answer and lets its guest run.
 func (m *fakeMachine) begin(ctx context.Context, linkUp bool) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+	up, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	over := make(chan struct{})
-	defer close(over)
-	go func() {
-		select {
-		case <-m.done:
-			e := m.Exit()
-			cancel(errdefs.Unavailable("it ended with status %d: %s", e.Code, e.Detail).WithHint("see %s", paths.VMMLog))
-		case <-over:
-		}
-	}()
+	defer context.AfterFunc(m.Life(), func() {
+		<-m.Done()
+		e := m.Exit()
+		cancel(errdefs.Unavailable("it ended with status %d: %s", e.Code, e.Detail).WithHint("see %s", paths.VMMLog))
+	})()
 	for _, c := range []command{{Verb: verbPing}, {Verb: verbLink, Up: linkUp}, {Verb: verbBegin}} {
-		err := m.control(ctx, c)
+		err := m.control(up, c)
 		var no refused
 		if err != nil && !errors.As(err, &no) {
 			// It hung up, so it is about to end; that says more.
-			<-ctx.Done()
-			return context.Cause(ctx)
+			<-up.Done()
+			return context.Cause(up)
 		}
 		if err != nil {
 			return err
@@ -170,169 +128,38 @@ func (m *fakeMachine) begin(ctx context.Context, linkUp bool) error {
 
 // control runs one command over a connection of its own.
 func (m *fakeMachine) control(ctx context.Context, c command) error {
-	conn, err := dirsock.Dial(ctx, m.dir, paths.QMPSocket)
-	if err == nil {
-		var a answer
-		if a, err = ask(ctx, conn, c); err == nil {
-			m.stall.Set(a.Stalled)
+	return m.Use(ctx, c.Verb+" the fake VM", func() error {
+		conn, err := dirsock.Dial(ctx, m.dir, paths.QMPSocket)
+		if err == nil {
+			var a answer
+			if a, err = ask(ctx, conn, c); err == nil {
+				m.stall.Set(a.Stalled)
+			}
+			_ = conn.Close()
 		}
-		_ = conn.Close()
-	}
-	switch {
-	case err == nil:
+		if err != nil {
+			return errdefs.Unavailable("%w", err)
+		}
 		return nil
-	case ctx.Err() != nil:
-		return errdefs.Wrap(context.Cause(ctx), "%s the fake VM", c.Verb)
-	case m.ended():
-		return errdefs.Precondition("%s the fake VM: it has ended", c.Verb)
-	}
-	return errdefs.Unavailable("%s the fake VM: %w", c.Verb, err)
+	})
 }
-
-func (m *fakeMachine) ended() bool {
-	select {
-	case <-m.proc.Done():
-		return true
-	default:
-		return false
-	}
-}
-
-var errClosed = errdefs.Precondition("this connection to the VMM was closed")
-
-func (m *fakeMachine) open() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		return errClosed
-	}
-	return nil
-}
-
-// Handle implements hypervisor.Machine.
-func (m *fakeMachine) Handle() hypervisor.Handle { return m.handle }
 
 // PowerButton implements hypervisor.Machine.
 func (m *fakeMachine) PowerButton(ctx context.Context) error {
-	if err := m.open(); err != nil {
-		return err
-	}
 	return m.control(ctx, command{Verb: verbPower})
 }
 
 // SetLink implements hypervisor.Machine.
 func (m *fakeMachine) SetLink(ctx context.Context, up bool) error {
-	if err := m.open(); err != nil {
-		return err
-	}
 	return m.control(ctx, command{Verb: verbLink, Up: up})
 }
 
-// Stalled implements hypervisor.Machine.
-func (m *fakeMachine) Stalled() (since time.Time, changed <-chan struct{}) { return m.stall.Stalled() }
-
 // Continue implements hypervisor.Machine.
 func (m *fakeMachine) Continue(ctx context.Context) error {
-	if err := m.open(); err != nil {
-		return err
-	}
 	return m.control(ctx, command{Verb: verbCont})
-}
-
-// Kill implements hypervisor.Machine.
-func (m *fakeMachine) Kill(ctx context.Context) error {
-	if err := m.open(); err != nil {
-		return err
-	}
-	if err := m.proc.Kill(ctx); err != nil {
-		return errdefs.Wrap(err, "kill the fake VM")
-	}
-	select {
-	case <-m.done:
-	case <-m.released:
-	}
-	return nil
-}
-
-// Done implements hypervisor.Machine.
-func (m *fakeMachine) Done() <-chan struct{} { return m.done }
-
-// Exit implements hypervisor.Machine.
-func (m *fakeMachine) Exit() hypervisor.Exit {
-	select {
-	case <-m.done:
-		return m.exit
-	default:
-		return hypervisor.Exit{}
-	}
-}
-
-// Close implements hypervisor.Machine.
-func (m *fakeMachine) Close() error {
-	m.mu.Lock()
-	if m.closed {
-		m.mu.Unlock()
-		return nil
-	}
-	m.closed = true
-	agent := m.agent
-	m.mu.Unlock()
-	close(m.released)
-	m.end()
-	m.watcher.Wait()
-	var err error
-	if agent != nil {
-		err = agent.Close()
-	}
-	return errors.Join(err, m.proc.Release())
-}
-
-var errAgentOpen = errdefs.Precondition("dial the agent: its channel is open already")
-
-// agentConn is the guest channel; closing it makes room for the next one.
-type agentConn struct {
-	*net.UnixConn
-	m    *fakeMachine
-	once sync.Once
-}
-
-func (c *agentConn) Close() error {
-	err := c.UnixConn.Close()
-	c.once.Do(func() {
-		c.m.mu.Lock()
-		defer c.m.mu.Unlock()
-		if c.m.agent == c {
-			c.m.agent = nil
-		}
-	})
-	return err
 }
 
 // DialAgent implements hypervisor.Machine.
 func (m *fakeMachine) DialAgent(ctx context.Context) (net.Conn, error) {
-	if err := m.open(); err != nil {
-		return nil, err
-	}
-	if m.ended() {
-		return nil, errdefs.Precondition("dial the agent: the fake VM has ended")
-	}
-	m.mu.Lock()
-	busy := m.agent != nil
-	m.mu.Unlock()
-	if busy {
-		return nil, errAgentOpen
-	}
-	conn, err := dirsock.Dial(ctx, m.dir, paths.AgentSocket)
-	if err != nil {
-		return nil, errdefs.Unavailable("dial the agent: %w", err)
-	}
-	c := &agentConn{UnixConn: conn, m: m}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.agent != nil || m.closed {
-		_ = conn.Close()
-		return nil, errAgentOpen
-	}
-	m.agent = c
-	return c, nil
+	return m.Dial(func() (net.Conn, error) { return vmproc.DialAgent(ctx, m.dir) })
 }

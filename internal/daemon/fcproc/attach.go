@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,25 +13,17 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/dirsock"
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/logkey"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
 
-// answerTime bounds how long a live Firecracker may take to answer. Its API thread
-// answers at once unless the process is stopped or the host is drowning.
-const answerTime = 10 * time.Second
-
-const stuckHint = "the process runs but does not answer; end the VM: banger vm kill VM"
-
 // Attach implements hypervisor.Driver.
 func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.Handle) (hypervisor.Machine, error) {
-	proc, err := sysexec.Find(h.PID, h.StartTime)
-	if errors.Is(err, sysexec.ErrGone) {
-		return nil, errdefs.NotFound("find Firecracker (pid %d): %w", h.PID, err)
-	}
+	proc, err := vmproc.Find("Firecracker", h)
 	if err != nil {
-		return nil, errdefs.Unavailable("find Firecracker (pid %d): %w", h.PID, err)
+		return nil, err
 	}
 	m, err := d.attach(ctx, spec, proc, h)
 	if err != nil {
@@ -46,9 +37,9 @@ func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec
 	place := placeOf(spec.Dir)
 	if place == "" {
 		return nil, errdefs.Unavailable("attach to Firecracker (pid %d): it does not work in %s", h.PID, spec.Dir).
-			WithHint(stuckHint)
+			WithHint(vmproc.StuckHint)
 	}
-	answer, cancel := context.WithTimeout(ctx, answerTime)
+	answer, cancel := context.WithTimeout(ctx, vmproc.AnswerTime)
 	defer cancel()
 	api := fcapi.New(dialer(place, h.PID))
 	defer api.Close()
@@ -60,7 +51,7 @@ func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec
 		default:
 		}
 		return nil, errdefs.Unavailable("attach to Firecracker (pid %d): %w", h.PID, err).
-			WithHint(stuckHint)
+			WithHint(vmproc.StuckHint)
 	}
 	if i.State == fcapi.NotStarted {
 		return nil, errdefs.NotFound("attach to Firecracker: its launch never finished")
@@ -99,18 +90,12 @@ func (d *Driver) Find(ctx context.Context, dir string) (hypervisor.Handle, error
 
 // Cleanup implements hypervisor.Driver.
 func (d *Driver) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) error {
-	err := d.cleanup(ctx, dir, h)
-	if err != nil {
-		return errdefs.Wrap(err, "clean up after Firecracker")
-	}
-	return nil
+	return errdefs.Wrap(d.cleanup(ctx, dir, h), "clean up after Firecracker")
 }
 
 func (d *Driver) cleanup(ctx context.Context, dir string, h hypervisor.Handle) error {
-	if h.PID > 0 {
-		if err := killFound(ctx, h.PID, h.StartTime); err != nil {
-			return err
-		}
+	if err := vmproc.End(ctx, h.PID, h.StartTime); err != nil {
+		return err
 	}
 	for {
 		pid, err := d.running(ctx, dir)
@@ -123,25 +108,13 @@ func (d *Driver) cleanup(ctx context.Context, dir string, h hypervisor.Handle) e
 		// A process of ours stays ours: its marks were made before it could do anything.
 		start, err := sysexec.StartTime(pid)
 		if err == nil {
-			err = killFound(ctx, pid, start)
+			err = vmproc.End(ctx, pid, start)
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, sysexec.ErrGone) {
 			return err
 		}
 	}
 	return errors.Join(remove(dir), dirsock.Remove(dir, bellMaking), removeCgroup(dir))
-}
-
-func killFound(ctx context.Context, pid int, start uint64) error {
-	proc, err := sysexec.Find(pid, start)
-	if errors.Is(err, sysexec.ErrGone) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer proc.Release()
-	return proc.Kill(ctx)
 }
 
 // running returns the process that works for the VM in dir; zero when there is none.
@@ -171,7 +144,7 @@ func listener(ctx context.Context, dir, place string) (pid int, sure bool, err e
 	if place == "" {
 		return 0, true, nil
 	}
-	look, cancel := context.WithTimeout(ctx, answerTime)
+	look, cancel := context.WithTimeout(ctx, vmproc.AnswerTime)
 	defer cancel()
 	conn, err := dirsock.Dial(look, place, paths.APISocket)
 	switch {

@@ -68,7 +68,7 @@ func listenBell(spec hypervisor.Spec, place string) (*net.UnixListener, error) {
 	return l.(*net.UnixListener), nil
 }
 
-// agentConn is the guest channel; closing it makes room for the next one.
+// agentConn is the guest channel.
 type agentConn struct {
 	m      *machine
 	cancel context.CancelFunc
@@ -92,22 +92,13 @@ func (m *machine) DialAgent(ctx context.Context) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, errdefs.Wrap(context.Cause(ctx), "dial the agent")
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch {
-	case m.closed:
-		return nil, errClosed
-	case m.agent != nil:
-		return nil, errdefs.Precondition("dial the agent: its channel is open already")
-	case m.ended():
-		return nil, errdefs.Precondition("dial the agent: the VMM has ended")
-	}
-	// The connection outlives the call that asked for it.
-	reach, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	c := &agentConn{m: m, cancel: cancel, open: make(chan struct{})}
-	m.agent = c
-	go c.connect(reach)
-	return c, nil
+	return m.Dial(func() (net.Conn, error) {
+		// The connection outlives the call that asked for it.
+		reach, cancel := context.WithCancel(m.Life())
+		c := &agentConn{m: m, cancel: cancel, open: make(chan struct{})}
+		go c.connect(reach)
+		return c, nil
+	})
 }
 
 func (c *agentConn) connect(ctx context.Context) {
@@ -153,11 +144,6 @@ func (c *agentConn) Write(p []byte) (int, error) {
 func (c *agentConn) Close() error {
 	c.cancel()
 	<-c.open
-	c.m.mu.Lock()
-	if c.m.agent == c {
-		c.m.agent = nil
-	}
-	c.m.mu.Unlock()
 	if c.conn == nil {
 		return nil
 	}
@@ -253,7 +239,7 @@ func (m *machine) reachAgent(ctx context.Context) (*net.UnixConn, error) {
 
 // callAgent asks Firecracker for a connection to the agent.
 func (m *machine) callAgent(ctx context.Context) (agent *net.UnixConn, err error) {
-	conn, err := dial(ctx, m.place, paths.AgentSocket, m.handle.PID)
+	conn, err := dial(ctx, m.place, paths.AgentSocket, m.Handle().PID)
 	if err != nil {
 		return nil, errdefs.Unavailable("dial the agent: %w", err)
 	}

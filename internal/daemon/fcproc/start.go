@@ -20,6 +20,7 @@ import (
 	"banger/internal/hypervisor/dirsock"
 	"banger/internal/hypervisor/fence"
 	"banger/internal/hypervisor/vmmlog"
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/logkey"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
@@ -263,21 +264,10 @@ func limiter(l hypervisor.DiskLimit) *fcapi.RateLimiter {
 	return &fcapi.RateLimiter{Bandwidth: bucket(l.BytesPerSecond), Ops: bucket(l.OpsPerSecond)}
 }
 
-var errEnded = errors.New("the VMM ended")
-
 // bringUp makes the machine and lets its CPUs run.
 func (l *launch) bringUp(ctx context.Context, socket *socketWatch, calls []call) error {
-	up, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		select {
-		case <-l.proc.Done():
-			cancel(errEnded)
-		case <-stop:
-		}
-	}()
+	up, cancel := vmproc.While(ctx, l.proc)
+	defer cancel()
 	err := socket.wait(up)
 	if err == nil {
 		err = l.configure(up, calls)

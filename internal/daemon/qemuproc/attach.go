@@ -5,28 +5,30 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"time"
 
 	"banger/internal/daemon/qemuproc/qmp"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/dirsock"
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
 
-// greetTime bounds how long a live QEMU may take to greet. Its main loop answers
-// at once unless the process is stopped or the host is drowning.
-const greetTime = 10 * time.Second
+// served finds QEMUs: one greets who connects to its monitor.
+var served = vmproc.Served{Driver: Name, Name: "QEMU", Greet: func(ctx context.Context, conn *net.UnixConn) error {
+	client, err := qmp.New(ctx, conn, nil)
+	if err == nil {
+		_ = client.Close()
+	}
+	return err
+}}
 
 // Attach implements hypervisor.Driver.
 func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.Handle) (hypervisor.Machine, error) {
-	proc, err := sysexec.Find(h.PID, h.StartTime)
-	if errors.Is(err, sysexec.ErrGone) {
-		return nil, errdefs.NotFound("find QEMU (pid %d): %w", h.PID, err)
-	}
+	proc, err := vmproc.Find("QEMU", h)
 	if err != nil {
-		return nil, errdefs.Unavailable("find QEMU (pid %d): %w", h.PID, err)
+		return nil, err
 	}
 	m, err := d.attach(ctx, spec, proc, h)
 	if err != nil {
@@ -37,7 +39,7 @@ func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.
 }
 
 func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec.Proc, h hypervisor.Handle) (*machine, error) {
-	greet, cancel := context.WithTimeout(ctx, greetTime)
+	greet, cancel := context.WithTimeout(ctx, vmproc.AnswerTime)
 	defer cancel()
 	heard := d.newHeard(spec.VMID)
 	client, err := d.connect(greet, spec.Dir, h.PID, heard)
@@ -60,7 +62,7 @@ func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec
 			return nil, err
 		}
 		return nil, errdefs.Unavailable("attach to QEMU (pid %d): %w", h.PID, err).
-			WithHint("the process runs but does not answer; end the VM: banger vm kill VM")
+			WithHint(vmproc.StuckHint)
 	}
 	log, err := openLog(spec.Dir)
 	if err != nil {
@@ -102,19 +104,7 @@ func (d *Driver) connect(ctx context.Context, dir string, pid int, heard *heard)
 
 // Find implements hypervisor.Driver.
 func (d *Driver) Find(ctx context.Context, dir string) (hypervisor.Handle, error) {
-	greet, cancel := context.WithTimeout(ctx, greetTime)
-	defer cancel()
-	pid, start, err := dirsock.Find(greet, dir, paths.QMPSocket, func(ctx context.Context, conn *net.UnixConn) error {
-		client, err := qmp.New(ctx, conn, nil)
-		if err == nil {
-			_ = client.Close()
-		}
-		return err
-	})
-	if err != nil {
-		return hypervisor.Handle{}, errdefs.Wrap(err, "find QEMU by its socket")
-	}
-	return hypervisor.Handle{Driver: Name, PID: pid, StartTime: start}, nil
+	return served.Find(ctx, dir)
 }
 
 // describe adds to the handle of a QEMU that was found what only itself can tell.
@@ -132,33 +122,5 @@ func describe(ctx context.Context, c *qmp.Client, h *hypervisor.Handle) error {
 
 // Cleanup implements hypervisor.Driver.
 func (d *Driver) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) error {
-	if h.PID > 0 {
-		if err := killFound(ctx, h.PID, h.StartTime); err != nil {
-			return errdefs.Wrap(err, "clean up after QEMU")
-		}
-	}
-	switch found, err := d.Find(ctx, dir); {
-	case err == nil:
-		if err := killFound(ctx, found.PID, found.StartTime); err != nil {
-			return errdefs.Wrap(err, "clean up after QEMU")
-		}
-	case !errors.Is(err, errdefs.ErrNotFound):
-		return errdefs.Wrap(err, "clean up after QEMU")
-	}
-	if err := removeSockets(dir); err != nil {
-		return errdefs.Wrap(err, "clean up after QEMU")
-	}
-	return nil
-}
-
-func killFound(ctx context.Context, pid int, start uint64) error {
-	proc, err := sysexec.Find(pid, start)
-	if errors.Is(err, sysexec.ErrGone) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer proc.Release()
-	return proc.Kill(ctx)
+	return served.Cleanup(ctx, dir, h)
 }

@@ -10,10 +10,7 @@ import (
 
 // MonitorOf gives tests the connection a machine holds; QEMU has no second.
 func MonitorOf(hm hypervisor.Machine) *qmp.Client {
-	m := hm.(*machine)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.client
+	return hm.(*machine).monitor.current()
 }
 
 // Arguments is the command line for s.

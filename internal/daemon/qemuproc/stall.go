@@ -4,17 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
-	"time"
 
 	"banger/internal/daemon/qemuproc/qmp"
-	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/logkey"
 )
 
 // heard is what one QEMU has told of itself, over whichever connection.
 type heard struct {
 	log   *slog.Logger
-	stall hypervisor.Stall
+	stall vmproc.Stall
 	moved chan struct{} // holds a token when the guest was stopped or resumed
 }
 
@@ -54,14 +53,14 @@ func (s runState) stalled() bool { return s.Status == "io-error" }
 func (m *machine) followStall() {
 	for {
 		select {
-		case <-m.life.Done():
+		case <-m.Life().Done():
 			return
 		case <-m.heard.moved:
 		}
-		ctx, cancel := context.WithTimeout(m.life, greetTime)
+		ctx, cancel := context.WithTimeout(m.Life(), vmproc.AnswerTime)
 		err := m.askStalled(ctx)
 		cancel()
-		if err != nil && m.life.Err() == nil {
+		if err != nil && m.Life().Err() == nil {
 			m.heard.log.Warn("ask whether the guest stands still", logkey.Err, err)
 		}
 	}
@@ -80,11 +79,6 @@ func (m *machine) askStalled(ctx context.Context) error {
 	}
 	m.heard.stall.Set(s.stalled())
 	return nil
-}
-
-// Stalled implements hypervisor.Machine.
-func (m *machine) Stalled() (since time.Time, changed <-chan struct{}) {
-	return m.heard.stall.Stalled()
 }
 
 // Continue implements hypervisor.Machine.

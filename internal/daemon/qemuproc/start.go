@@ -18,6 +18,7 @@ import (
 	"banger/internal/hypervisor/dirsock"
 	"banger/internal/hypervisor/fence"
 	"banger/internal/hypervisor/vmmlog"
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
@@ -51,7 +52,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	if err != nil {
 		return nil, err
 	}
-	if err := notRunning(ctx, spec.Dir); err != nil {
+	if err := served.NotRunning(ctx, spec.Dir); err != nil {
 		return nil, err
 	}
 	files, err := openFiles(spec)
@@ -61,7 +62,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	defer files.close()
 	proc, err := launch(binary, args, spec, accel, files, out)
 	if err != nil {
-		_ = removeSockets(spec.Dir)
+		_ = served.RemoveSockets(spec.Dir)
 		return nil, d.launchError(err, spec)
 	}
 	m, err := d.bringUp(ctx, spec, proc, hypervisor.Handle{
@@ -76,19 +77,8 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 		err = errors.Join(err, kerr) // the sockets stay: Cleanup finds it by them
 		return nil, err
 	}
-	_ = removeSockets(spec.Dir)
+	_ = served.RemoveSockets(spec.Dir)
 	return nil, err
-}
-
-// notRunning refuses to pull the sockets from under a live VMM.
-func notRunning(ctx context.Context, dir string) error {
-	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
-	if err != nil {
-		return nil //nolint:nilerr // nobody there, which is what we want; other trouble shows when listening
-	}
-	defer conn.Close()
-	pid, _ := dirsock.PeerPID(conn)
-	return errdefs.Precondition("a VMM (pid %d) runs in %s already", pid, dir)
 }
 
 // files are what a VMM inherits.
@@ -132,10 +122,6 @@ func (f *files) close() {
 	}
 }
 
-func removeSockets(dir string) error {
-	return dirsock.Remove(dir, paths.QMPSocket, paths.AgentSocket, paths.NetSocket)
-}
-
 // launch starts the process with the least it needs: no environment, no core
 // dumps, its own network and IPC namespaces where we may make them, and the VM's
 // own user when we are root.
@@ -167,19 +153,8 @@ func launch(binary string, args []string, spec hypervisor.Spec, acc hypervisor.A
 // bringUp waits for QEMU's greeting, which comes when all devices are there, sets
 // the link and lets the CPUs run.
 func (d *Driver) bringUp(ctx context.Context, spec hypervisor.Spec, proc *sysexec.Proc, h hypervisor.Handle, f *files) (*machine, error) {
-	up, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	// The descriptors this process still holds keep the sockets open even when
-	// QEMU is gone, so its end is watched apart.
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		select {
-		case <-proc.Done():
-			cancel(errEnded)
-		case <-stop:
-		}
-	}()
+	up, cancel := vmproc.While(ctx, proc)
+	defer cancel()
 	heard := d.newHeard(spec.VMID)
 	client, err := d.bringUpQMP(up, spec, heard)
 	if err == nil {
@@ -193,7 +168,7 @@ func (d *Driver) bringUp(ctx context.Context, spec hypervisor.Spec, proc *sysexe
 	if ctx.Err() != nil {
 		return nil, errdefs.Wrap(context.Cause(ctx), "start QEMU")
 	}
-	if errors.Is(err, qmp.ErrClosed) || errors.Is(err, errEnded) {
+	if errors.Is(err, qmp.ErrClosed) || errors.Is(err, vmproc.ErrEnded) {
 		// QEMU hung up, so it is about to end; what it says comes before that.
 		select {
 		case <-proc.Done():
@@ -204,8 +179,6 @@ func (d *Driver) bringUp(ctx context.Context, spec hypervisor.Spec, proc *sysexe
 	}
 	return nil, errdefs.Unavailable("start QEMU: %w", err)
 }
-
-var errEnded = errors.New("QEMU ended")
 
 func (d *Driver) bringUpQMP(ctx context.Context, spec hypervisor.Spec, heard *heard) (*qmp.Client, error) {
 	conn, err := dirsock.Dial(ctx, spec.Dir, paths.QMPSocket)

@@ -1,0 +1,132 @@
+package vmproc
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/dirsock"
+	"banger/internal/paths"
+	"banger/internal/sysexec"
+)
+
+// AnswerTime bounds how long a live VMM may take to answer. Its main loop does so at
+// once unless the process is stopped or the host is drowning.
+const AnswerTime = 10 * time.Second
+
+// StuckHint is what to do about a VMM that does not.
+const StuckHint = "the process runs but does not answer; end the VM: banger vm kill VM"
+
+// ErrEnded is the cause of a context of While when its process has ended.
+var ErrEnded = errors.New("the VMM ended")
+
+// While returns a context that ends with ctx, when the process does, and when cancel
+// is called. Who talks to a VMM that starts wants it: what this process holds of the
+// VMM's sockets keeps them open even when the VMM is gone.
+func While(ctx context.Context, proc *sysexec.Proc) (during context.Context, cancel func()) {
+	during, end := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-proc.Done():
+			end(ErrEnded)
+		case <-during.Done():
+		}
+	}()
+	return during, func() { end(nil) }
+}
+
+// Find opens the process of a handle, for Driver.Attach. name is the program's, for
+// people.
+func Find(name string, h hypervisor.Handle) (*sysexec.Proc, error) {
+	proc, err := sysexec.Find(h.PID, h.StartTime)
+	if errors.Is(err, sysexec.ErrGone) {
+		return nil, errdefs.NotFound("find %s (pid %d): %w", name, h.PID, err)
+	}
+	if err != nil {
+		return nil, errdefs.Unavailable("find %s (pid %d): %w", name, h.PID, err)
+	}
+	return proc, nil
+}
+
+// End kills the process of a handle, if it still is that process.
+func End(ctx context.Context, pid int, start uint64) error {
+	if pid <= 0 {
+		return nil
+	}
+	proc, err := sysexec.Find(pid, start)
+	if errors.Is(err, sysexec.ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer proc.Release()
+	return proc.Kill(ctx)
+}
+
+// Served finds VMMs that work in the VM directory and inherit the sockets they serve
+// there: for control, to the agent and of the network card.
+type Served struct {
+	Driver string // as in a handle
+	Name   string // of the program, for people
+	// Greet waits until the VMM says something on its control socket.
+	Greet func(ctx context.Context, conn *net.UnixConn) error
+}
+
+// RemoveSockets removes what a VMM served in dir.
+func (s Served) RemoveSockets(dir string) error {
+	return dirsock.Remove(dir, paths.QMPSocket, paths.AgentSocket, paths.NetSocket)
+}
+
+// NotRunning refuses to pull the sockets from under a live VMM.
+func (s Served) NotRunning(ctx context.Context, dir string) error {
+	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
+	if err != nil {
+		return nil //nolint:nilerr // nobody there, which is what we want; other trouble shows when listening
+	}
+	defer conn.Close()
+	pid, _ := dirsock.PeerPID(conn)
+	return errdefs.Precondition("a VMM (pid %d) runs in %s already", pid, dir)
+}
+
+// Find implements hypervisor.Driver.
+func (s Served) Find(ctx context.Context, dir string) (hypervisor.Handle, error) {
+	answer, cancel := context.WithTimeout(ctx, AnswerTime)
+	defer cancel()
+	pid, start, err := dirsock.Find(answer, dir, paths.QMPSocket, s.Greet)
+	if err != nil {
+		return hypervisor.Handle{}, errdefs.Wrap(err, "find %s by its socket", s.Name)
+	}
+	return hypervisor.Handle{Driver: s.Driver, PID: pid, StartTime: start}, nil
+}
+
+// Cleanup implements hypervisor.Driver.
+func (s Served) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) error {
+	err := End(ctx, h.PID, h.StartTime)
+	if err == nil {
+		var found hypervisor.Handle
+		found, err = s.Find(ctx, dir)
+		switch {
+		case err == nil:
+			err = End(ctx, found.PID, found.StartTime)
+		case errors.Is(err, errdefs.ErrNotFound):
+			err = nil
+		}
+	}
+	if err == nil {
+		err = s.RemoveSockets(dir)
+	}
+	return errdefs.Wrap(err, "clean up after %s", s.Name)
+}
+
+// DialAgent connects to what such a VMM serves for the agent in dir; for Process.Dial.
+func DialAgent(ctx context.Context, dir string) (net.Conn, error) {
+	conn, err := dirsock.Dial(ctx, dir, paths.AgentSocket)
+	if err != nil {
+		return nil, errdefs.Unavailable("%w", err)
+	}
+	return conn, nil
+}
