@@ -23,12 +23,12 @@ import (
 	"banger/internal/api/bangerv1"
 	"banger/internal/client"
 	"banger/internal/daemon/fakevm"
-	"banger/internal/daemon/tapdev/taptest"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/hypervisor/accel"
 	"banger/internal/model"
+	"banger/internal/nettest"
 	"banger/internal/paths"
 	"banger/internal/store/storetest"
 )
@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 			os.Exit(victimMain(os.Args[2:]))
 		}
 	}
-	if err := taptest.Move(); err != nil {
+	if err := nettest.Move(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

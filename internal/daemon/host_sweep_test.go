@@ -21,7 +21,7 @@ import (
 
 	"banger/internal/api/bangerv1"
 	"banger/internal/client"
-	"banger/internal/daemon/tapdev/taptest"
+	"banger/internal/nettest"
 	"banger/internal/errdefs"
 	"banger/internal/model"
 	"banger/internal/paths"
@@ -230,7 +230,7 @@ func (h *host) check(want model.State) {
 // Every step of every verb fails, and the daemon is killed before and after every
 // step: nothing is left that the VM, in the state it is in then, does not have.
 func TestSweepOnHost(t *testing.T) {
-	taptest.Require(t)
+	nettest.Require(t)
 	if testing.Short() {
 		t.Skip("takes minutes")
 	}
