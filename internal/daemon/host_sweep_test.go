@@ -21,9 +21,9 @@ import (
 
 	"banger/internal/api/bangerv1"
 	"banger/internal/client"
-	"banger/internal/nettest"
 	"banger/internal/errdefs"
 	"banger/internal/model"
+	"banger/internal/nettest"
 	"banger/internal/paths"
 	"banger/internal/store"
 )

@@ -313,6 +313,12 @@ func TestTenAtOnce(t *testing.T) {
 		if got := w.ok(t, "exec", name, "--", "hostname"); got != name {
 			t.Errorf("%s calls itself %q", name, got)
 		}
+		// A guest that boots on a busy host must not take its clock's measure from that.
+		began := time.Now()
+		w.ok(t, "exec", name, "--", "sleep", "1")
+		if took := time.Since(began); took < 950*time.Millisecond {
+			t.Errorf("a second of %s is over after %s", name, took)
+		}
 	}
 	w.legal(t)
 	if len(all) > 0 {

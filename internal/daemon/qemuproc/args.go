@@ -12,6 +12,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/tsc"
 )
 
 // Where the devices are. A memory snapshot restores only into the same places, so
@@ -53,15 +54,27 @@ const bootArgs = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t 8250.nr_uarts
 // processor's flaws protect nothing there, but page table isolation alone would
 // flush the emulated TLB at every system call. And the kernel must not distrust
 // the time stamp counter, which follows the host's clock, because a busy host
-// delayed its timer: the clock it would take instead costs an exit per reading.
+// delayed its timer: the clock it would take instead costs an exit per reading. For
+// the same reason it is told how fast that counter counts (tscArg).
 const bootArgsTCG = " mitigations=off tsc=reliable"
+
+// tscArg spares the kernel its first, rough measurement of the time stamp counter,
+// which it takes against a timer that comes late on a busy host. The finer one it
+// makes later counts only within a hundredth of the first.
+func tscArg() string {
+	mhz := tsc.MHz()
+	if mhz == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" tsc_early_khz=%d", mhz*1000)
+}
 
 // Cmdline returns the kernel command line for a machine of this driver: what the
 // devices need, then extra.
 func Cmdline(accel hypervisor.Accel, extra string) string {
 	line := bootArgs
 	if accel == hypervisor.AccelTCG {
-		line += bootArgsTCG
+		line += bootArgsTCG + tscArg()
 	}
 	if extra != "" {
 		line += " " + extra

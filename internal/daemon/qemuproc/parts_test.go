@@ -2,6 +2,7 @@ package qemuproc_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"banger/internal/daemon/qemuproc"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/tsc"
 )
 
 // plainSpec is a spec whose files exist but hold nothing: it is not started.
@@ -111,7 +113,10 @@ func TestCmdline(t *testing.T) {
 	if !strings.HasSuffix(tcg, " banger.x=1") || !strings.Contains(tcg, "mitigations=off") {
 		t.Errorf("tcg: %q", tcg)
 	}
-	if strings.Contains(kvm, "mitigations") || strings.HasSuffix(kvm, " ") {
+	if rate := fmt.Sprintf(" tsc_early_khz=%d ", tsc.MHz()*1000); tsc.MHz() != 0 && !strings.Contains(tcg, rate) {
+		t.Errorf("tcg: %q lacks%s", tcg, rate)
+	}
+	if strings.Contains(kvm, "mitigations") || strings.Contains(kvm, "tsc") || strings.HasSuffix(kvm, " ") {
 		t.Errorf("kvm: %q", kvm)
 	}
 }
