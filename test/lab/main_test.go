@@ -23,6 +23,9 @@ var bin = os.Getenv("BANGER_LAB_BIN")
 
 const inside = "/usr/local/bin"
 
+// full asks for everything, and not what fits into a run for each change.
+var full = os.Getenv("LAB_FULL") != ""
+
 func TestMain(m *testing.M) {
 	if bin == "" {
 		fmt.Fprintln(os.Stderr, "BANGER_LAB_BIN is not set: run scripts/lab test")
@@ -89,8 +92,10 @@ banger image show small >/dev/null 2>&1 || banger image register small --rootfs 
 var small = []string{"--image", "small", "--disk", "128M", "--memory", "192M"}
 
 // host runs banger on this side.
-func host(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+func host(args ...string) (string, error) { return hostWithin(patience, args...) }
+
+func hostWithin(limit time.Duration, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "banger"), args...)
 	var out, complaint bytes.Buffer
@@ -102,8 +107,10 @@ func host(args ...string) (string, error) {
 }
 
 // lab runs a command in the lab.
-func lab(args ...string) (string, error) {
-	return host(append([]string{"exec", "lab", "--"}, args...)...)
+func lab(args ...string) (string, error) { return labWithin(patience, args...) }
+
+func labWithin(limit time.Duration, args ...string) (string, error) {
+	return hostWithin(limit, append([]string{"exec", "lab", "--"}, args...)...)
 }
 
 // ok runs banger in the lab and returns what it prints.

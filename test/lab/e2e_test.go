@@ -1,0 +1,72 @@
+//go:build lab
+
+package lab
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// smoke are the end-to-end tests that fit into a run for each change.
+const smoke = `TestExitCodes|TestStreams|TestLifecycle|TestBridge|TestVMMDies|TestHandlesLost`
+
+// The end-to-end tests of banger, with the lab as their host.
+func TestEndToEnd(t *testing.T) {
+	const tree = "/srv/banger"
+	root := filepath.Join("..", "..")
+	for _, dir := range []string{"bin", "scripts", "test", "examples"} {
+		if _, err := lab("rm", "-rf", tree+"/"+dir); err != nil {
+			t.Fatal(err)
+		}
+		send(t, filepath.Join(root, dir), tree+"/")
+	}
+	bringCache(t, root)
+	run, limit := smoke, "10m"
+	if full {
+		run, limit = ".", "150m"
+	}
+	out, err := labWithin(3*time.Hour, "sh", "-c", "cd "+tree+" && E2E_TIMEOUT="+limit+" BANGER_TEST_PATIENCE=3m scripts/e2e root -test.run '"+run+"' 2>&1")
+	if err != nil {
+		t.Errorf("%v\n%s", err, tail(out, 16<<10))
+	}
+	t.Logf("%d passed, %d skipped", strings.Count(out, "\n--- PASS"), strings.Count(out, "\n--- SKIP"))
+}
+
+// bringCache spares the lab the making of a kernel and an image, if this side has run
+// the same tests as root.
+func bringCache(t *testing.T, root string) {
+	t.Helper()
+	key := exec.Command("bash", "-c", ". scripts/lib.sh && test_cache \"$(image_key)\"")
+	key.Dir = root
+	out, err := key.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := strings.TrimSpace(string(out))
+	if !exists(cache + "/state/banger.db") {
+		return
+	}
+	if _, err := lab("test", "-e", cache+"/state/banger.db"); err == nil {
+		return
+	}
+	pack := exec.Command("tar", "-C", cache, "--exclude=*.sock", "--exclude=*.log", "-cS", "state")
+	unpack := exec.Command(filepath.Join(bin, "banger"), "exec", "lab", "--", "sh", "-c", "mkdir -p "+cache+" && tar -xS -C "+cache)
+	unpack.Stdin, err = pack.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unpack.Stderr = os.Stderr
+	if err := unpack.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := pack.Run(); err != nil {
+		t.Error(err)
+	}
+	if err := unpack.Wait(); err != nil {
+		t.Fatal(err)
+	}
+}
