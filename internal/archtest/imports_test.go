@@ -52,6 +52,7 @@ var rings = map[string]ring{
 	"internal/daemon/steps":    ringMechanism,
 	"internal/daemon/tapdev":   ringMechanism,
 	"internal/daemon/usernet":  ringMechanism,
+	"internal/daemon/vmcap":    ringMechanism,
 	"internal/daemon/vmlock":   ringMechanism,
 
 	"internal/daemon/hostnet":   ringService,

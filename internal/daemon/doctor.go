@@ -4,23 +4,21 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 
 	"banger/internal/config"
 	"banger/internal/daemon/fcproc"
-	"banger/internal/daemon/hostnet"
 	"banger/internal/daemon/imagemgr"
 	"banger/internal/daemon/qemuproc"
 	"banger/internal/daemon/rootdisk"
-	"banger/internal/daemon/vmdns"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/accel"
 	"banger/internal/hypervisor/fence"
-	"banger/internal/model"
 	"banger/internal/store"
 	"banger/internal/sysexec"
 )
@@ -75,45 +73,21 @@ func Doctor(ctx context.Context, opts Options) []doctor.Result {
 		doctor.Resolver(),
 		kernelCheck(opts, resolved),
 		imageCheck(opts, resolved),
-	}, bridgeChecks(ctx, opts, resolved)))
+	}, capChecks(ctx, opts, resolved)))
 }
 
-// bridgeChecks are for a host whose VMs are to be on its network: root has chosen so
-// for all of them, or for one that is there. Others have no need of what they ask for.
-func bridgeChecks(ctx context.Context, opts Options, conf config.Config) []doctor.Check {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	wanted := conf.VM.Net == model.NetBridge
-	deps := hostnet.Configured(conf.Network)
+// capChecks are what the capabilities ask of this host.
+func capChecks(ctx context.Context, opts Options, conf config.Config) []doctor.Check {
+	var db kept
 	// What cannot be read is another check's to say, and counts as nothing here.
-	_ = peek(ctx, opts, func(db *store.Store) error {
-		r, err := db.HostNet(ctx)
-		if err != nil {
-			return err
+	_ = peek(ctx, opts, func(s *store.Store) (err error) {
+		if db.host, err = s.HostNet(ctx); err == nil {
+			db.leases, err = s.Leases(ctx)
 		}
-		deps.Memory = keptHostNet(r)
-		leases, err := db.Leases(ctx)
-		wanted = wanted || len(leases) > 0
 		return err
 	})
-	if !wanted {
-		return nil
-	}
-	checks := hostnet.Checks(deps)
-	if addr, ok := conf.Resolve(config.DetectHost(opts.Layout.State)).DNS.Addr(); ok {
-		checks = append(checks, vmdns.Check(addr))
-	}
-	return checks
-}
-
-// keptHostNet is a record of the host's network that was read once.
-type keptHostNet model.HostNet
-
-func (r keptHostNet) HostNet(context.Context) (model.HostNet, error) { return model.HostNet(r), nil }
-
-func (keptHostNet) KeepHostNet(context.Context, model.HostNet) error {
-	return errdefs.Internal("doctor changes nothing")
+	conf = conf.Resolve(config.DetectHost(opts.Layout.State))
+	return newCapabilities(opts, conf, db, slog.New(slog.DiscardHandler)).registry.Checks(ctx)
 }
 
 // Failed reports whether any check failed.

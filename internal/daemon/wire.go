@@ -8,15 +8,12 @@ import (
 	"banger/internal/config"
 	"banger/internal/daemon/fakevm"
 	"banger/internal/daemon/fcproc"
-	"banger/internal/daemon/hostnet"
 	"banger/internal/daemon/imagemgr"
 	"banger/internal/daemon/opstate"
 	"banger/internal/daemon/qemuproc"
-	"banger/internal/daemon/resolved"
 	"banger/internal/daemon/rootdisk"
 	"banger/internal/daemon/usernet"
 	"banger/internal/daemon/vm"
-	"banger/internal/daemon/vmdns"
 	"banger/internal/daemon/vmlock"
 	"banger/internal/daemon/workspace"
 	"banger/internal/errdefs"
@@ -56,15 +53,8 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	}
 	d.kept = store.Kept(layout.Database())
 
-	network := usernet.New(usernet.Deps{
-		Socket: layout.Usernet(), LogFile: layout.UsernetLogFile(),
-		Command: append(append([]string(nil), d.opts.Self...), "usernet", "--socket", layout.Usernet()),
-		Log:     d.log,
-	})
-	d.closeLater(func(context.Context) error { return network.Close() })
-
-	bridged := d.bridge(db, conf)
-	d.closeLater(bridged.Close)
+	caps := newCapabilities(d.opts, conf, db, d.log)
+	d.closeLater(caps.close)
 
 	ops := opstate.New(d.log)
 	images := imagemgr.New(imagemgr.Deps{
@@ -81,17 +71,13 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	}
 	vms := vm.New(vm.Deps{
 		Store: db, Layout: layout, Drivers: drivers, Pick: picker{conf.Driver, drivers}.pick,
-		Artifacts: images, Network: network, Bridge: bridged, Disks: disks{}, Ops: ops,
+		Artifacts: images, Caps: caps.registry, Disks: disks{}, Ops: ops,
 		Defaults: vm.Defaults{
 			CPUs: int(conf.VM.CPUs), MemoryMiB: conf.VM.Memory.Bytes() >> 20, DiskBytes: conf.VM.Disk.Bytes(),
 			Image: conf.VM.Image, Kernel: conf.VM.Kernel, Net: conf.VM.Net,
 			StopTimeout: conf.VM.StopTimeout.Std(), BootTimeout: bootTimeout,
 		},
-		Guest: vm.Guest{
-			Address: usernet.GuestAddress, Gateway: usernet.GatewayIP, MAC: usernet.GuestMAC,
-			DNS: []string{usernet.DNSIP}, MTU: usernet.MTU,
-		},
-		MaxVMs: int(conf.Limits.VMs), MaxBoots: int(conf.Limits.Boots),
+		MAC: usernet.GuestMAC, MaxVMs: int(conf.Limits.VMs), MaxBoots: int(conf.Limits.Boots),
 		UIDBase: uidBase, Locks: vmLocks, Log: d.log, Faults: d.opts.faults,
 	})
 	d.closeLater(func(context.Context) error { return vms.Close() })
@@ -102,17 +88,6 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 		Locks: &vmlock.Set{Noun: "workspace of vm", Display: displayName(db), Rank: lockrank.Workspace},
 	})
 	return &services{images: images, vms: vms, workspaces: workspaces, ops: ops}, nil
-}
-
-// bridge joins VMs to the host's network, for a daemon that is root.
-func (d *Daemon) bridge(db *store.Store, conf config.Config) *bridge {
-	deps := hostnet.Configured(conf.Network)
-	deps.Memory, deps.Leases, deps.VNet, deps.Log = db, db, true, d.log
-	listen, _ := conf.DNS.Addr()
-	return &bridge{
-		hosts: hostnet.New(deps), names: vmdns.New(vmdns.Deps{Log: d.log}), resolved: resolved.New(""),
-		listen: listen, forward: usernet.NewResolver(usernet.HostResolvers).Resolve, log: d.log, known: map[string]string{},
-	}
 }
 
 // closeLater registers fn for Close, which runs them in reverse.

@@ -11,10 +11,9 @@ import (
 	"banger/internal/errdefs"
 )
 
-// Checks are what doctor asks of a host whose VMs are to have taps. deps.Memory may
-// be nil: then no daemon has run here yet.
-func Checks(deps Deps) []doctor.Check {
-	s := New(deps)
+// Checks are what doctor asks of a host whose VMs are to have taps. They change
+// nothing.
+func (s *Service) Checks() []doctor.Check {
 	check := func(name string, run func(context.Context) doctor.Result) doctor.Check {
 		return doctor.Check{Name: name, Run: run}
 	}
@@ -38,9 +37,6 @@ func (s *Service) doctorHost(context.Context) doctor.Result {
 
 // recorded is the plan of the daemon that runs, or ran, here.
 func (s *Service) recorded(ctx context.Context) (*plan, error) {
-	if s.Memory == nil {
-		return planOf(Record{}, s.Bridge), nil
-	}
 	r, err := s.Memory.HostNet(ctx)
 	return planOf(r, s.Bridge), err
 }

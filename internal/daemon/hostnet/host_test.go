@@ -209,7 +209,7 @@ func TestRefusalsChangeNothing(t *testing.T) {
 	with := w.traces()
 	refused("a foreign bridge", errdefs.ErrAlreadyExists, w.deps.Bridge)
 	var failed []string
-	for _, r := range doctor.Run(t.Context(), Checks(w.deps)) {
+	for _, r := range doctor.Run(t.Context(), New(w.deps).Checks()) {
 		if r.Status == doctor.StatusFail {
 			failed = append(failed, r.Name)
 		}
@@ -223,7 +223,7 @@ func TestRefusalsChangeNothing(t *testing.T) {
 		t.Errorf("changed:\n%s", after)
 	}
 	w.must(netlink.LinkDel(foreign))
-	for _, r := range doctor.Run(t.Context(), Checks(w.deps)) {
+	for _, r := range doctor.Run(t.Context(), New(w.deps).Checks()) {
 		if r.Status != doctor.StatusPass {
 			t.Errorf("doctor: %+v", r)
 		}

@@ -20,6 +20,21 @@ type Step[M any] struct {
 	Undo func(ctx context.Context, m M) error
 }
 
+// On turns steps on N into steps on an M that has one.
+func On[M, N any](list []Step[N], of func(M) N) []Step[M] {
+	on := func(fn func(context.Context, N) error) func(context.Context, M) error {
+		if fn == nil {
+			return nil
+		}
+		return func(ctx context.Context, m M) error { return fn(ctx, of(m)) }
+	}
+	out := make([]Step[M], 0, len(list))
+	for _, s := range list {
+		out = append(out, Step[M]{Name: s.Name, Do: on(s.Do), Undo: on(s.Undo)})
+	}
+	return out
+}
+
 // Observer hears of every step as it starts and ends.
 type Observer interface {
 	Stage(name string)

@@ -123,3 +123,21 @@ func TestCancelledStepKeepsTheClassOfTheCause(t *testing.T) {
 		t.Errorf("error %v has class %s", err, errdefs.ClassOf(err))
 	}
 }
+
+// Steps on a part of something run, and are undone, as that part's.
+func TestOn(t *testing.T) {
+	type whole struct{ part *world }
+	w := whole{&world{}}
+	all := list(2)
+	all[1].Undo = nil
+	boom := errors.New("boom")
+	parts := append(steps.On(all, func(w whole) *world { return w.part }), steps.Step[whole]{
+		Name: "last", Do: func(context.Context, whole) error { return boom },
+	})
+	if err := steps.Run(context.Background(), steps.Runner{}, w, parts); !errors.Is(err, boom) {
+		t.Errorf("got %v", err)
+	}
+	if want := []string{"do0", "do1", "undo0"}; !reflect.DeepEqual(w.part.log, want) {
+		t.Errorf("got %v, want %v", w.part.log, want)
+	}
+}

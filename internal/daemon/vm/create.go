@@ -43,6 +43,9 @@ type creation struct {
 	was    model.VM // what it was before
 }
 
+// of is the VM, for steps that need no more.
+func (c *creation) of() *model.VM { return c.vm }
+
 // begin checks a create request and returns its operation. Nothing is changed
 // before the request is known to be sound.
 func (s *Service) begin(ctx context.Context, req *bangerv1.CreateRequest) (*bangerv1.Operation, error) {
@@ -80,7 +83,7 @@ func (s *Service) plan(ctx context.Context, req *bangerv1.CreateRequest) (*model
 	if req.DiskBytes != nil {
 		v.Spec.DiskBytes = *req.DiskBytes
 	}
-	if err := s.checkShape(ctx, &v.Spec); err != nil {
+	if err := s.checkShape(&v.Spec); err != nil {
 		return nil, err
 	}
 	if v.Name != "" {
@@ -93,6 +96,9 @@ func (s *Service) plan(ctx context.Context, req *bangerv1.CreateRequest) (*model
 		return nil, err
 	}
 	v.Spec.Env = env
+	if err := s.Caps.Preflight(ctx, v, req); err != nil {
+		return nil, err
+	}
 	return v, s.reserveName(ctx, v)
 }
 
@@ -130,7 +136,7 @@ func (s *Service) releaseName(name string) {
 	s.createVMMu.Unlock()
 }
 
-func (s *Service) checkShape(ctx context.Context, spec *model.VMSpec) error {
+func (s *Service) checkShape(spec *model.VMSpec) error {
 	if n := runtime.NumCPU(); spec.CPUs < 1 || spec.CPUs > n {
 		return errdefs.Invalid("%d cpus asked for; this host can give 1 to %d", spec.CPUs, n).
 			WithHint("choose --cpus between 1 and %d", n)
@@ -145,9 +151,7 @@ func (s *Service) checkShape(ctx context.Context, spec *model.VMSpec) error {
 	// QEMU's and the guest's tables count in sectors and pages.
 	spec.DiskBytes = spec.DiskBytes &^ 4095
 	switch spec.Net {
-	case model.NetUser, model.NetNone:
-	case model.NetBridge:
-		return s.Bridge.Check(ctx)
+	case model.NetUser, model.NetBridge, model.NetNone:
 	default:
 		return errdefs.Invalid("network %q is not known", spec.Net).WithHint("use --net user, --net bridge or --net none")
 	}
@@ -198,14 +202,12 @@ func (s *Service) create(ctx context.Context, v *model.VM, req *bangerv1.CreateR
 	if err := s.fitImage(c, req.DiskBytes != nil); err != nil {
 		return err
 	}
-	list := []steps.Step[*creation]{
+	list := slices.Concat([]steps.Step[*creation]{
 		{Name: "reserve", Do: s.reserve, Undo: s.unreserve},
+	}, steps.On(s.Caps.ReserveSteps(v), (*creation).of), []steps.Step[*creation]{
 		{Name: "directory", Do: s.makeDir, Undo: s.removeDir},
 		{Name: "disk", Do: s.makeDisk},
-	}
-	if v.Spec.Net == model.NetBridge {
-		list = slices.Insert(list, 1, steps.Step[*creation]{Name: "address", Do: s.address})
-	}
+	})
 	if !req.NoStart {
 		list = append(list, s.startSteps(v)...)
 	} else {
@@ -232,8 +234,8 @@ func (s *Service) resolve(ctx context.Context, c *creation, kernel string, p mod
 	if err != nil {
 		return err
 	}
-	if !netCapable(v.Spec.Net, info.Capabilities) {
-		return errdefs.Unsupported("driver %q has no network of mode %s", d.Name(), v.Spec.Net).WithHint("use --net none, or --driver qemu")
+	if err := s.Caps.Driver(v, info.Capabilities); err != nil {
+		return errdefs.Wrap(err, "driver %q", d.Name())
 	}
 	c.driver, c.qcow = d, info.Capabilities.QcowDisks
 	v.Spec.Driver, v.Spec.DriverWhy = d.Name(), choice.Why

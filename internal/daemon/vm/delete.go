@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"banger/internal/daemon/steps"
@@ -46,22 +47,25 @@ func (s *Service) deleteHeld(ctx context.Context, held *vmlock.Held, v *model.VM
 	ctx, cancel := cleanupContext(ctx)
 	defer cancel()
 	e := &ending{held: held, vm: v, from: v.State, live: s.lookup(v.ID)}
-	list := append([]steps.Step[*ending]{{Name: "mark", Do: s.markDeleting, Undo: s.unmarkDeleting}}, s.settleSteps()...)
-	list = append(list,
-		steps.Step[*ending]{Name: "remove files", Do: func(_ context.Context, e *ending) error {
+	list := slices.Concat([]steps.Step[*ending]{
+		{Name: "mark", Do: s.markDeleting, Undo: s.unmarkDeleting},
+	}, s.settleSteps(v), []steps.Step[*ending]{
+		{Name: "remove files", Do: func(_ context.Context, e *ending) error {
 			e.gone = true
 			if err := os.RemoveAll(s.Layout.VM(e.vm.ID)); err != nil {
 				return fmt.Errorf("remove vm directory: %w", err)
 			}
 			return nil
 		}},
-		steps.Step[*ending]{Name: "remove row", Do: func(ctx context.Context, e *ending) error {
+	}, steps.On(s.Caps.ReleaseSteps(v), (*ending).of), []steps.Step[*ending]{
+		{Name: "remove row", Do: func(ctx context.Context, e *ending) error {
 			if err := s.Store.DeleteVM(ctx, e.vm.ID); err != nil {
 				return err
 			}
 			s.notify(e.vm.ID)
 			return nil
-		}})
+		}},
+	})
 	if err := steps.Run(ctx, s.runner(v, "delete", nil), e, list); err != nil {
 		return errdefs.Wrap(err, "delete vm %q", v.Name)
 	}
@@ -131,7 +135,9 @@ func (s *Service) rename(ctx context.Context, ref, name string) (model.VM, error
 			defer cancelUndo()
 			return v, errors.Join(errdefs.Wrap(err, "rename vm %q in its guest", old), s.Store.UpdateVM(uctx, &v))
 		}
-		s.announce(ctx, &v)
+		if err := s.Caps.Changed(ctx, &v); err != nil {
+			s.Log.WarnContext(ctx, "a vm has another name, but not everywhere", logkey.VM, v.ID, logkey.Err, err)
+		}
 	}
 	return v, nil
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"banger/internal/api/bangerv1"
+	"banger/internal/daemon/vmcap"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
 	"banger/internal/model"
@@ -131,37 +133,47 @@ func (d disks) Create(_ context.Context, image model.Image, dest string, _ int64
 	})
 }
 
-// network remembers who is attached.
+// network is the capability usernet: it remembers who is attached.
 type network struct {
 	w        *world
 	mu       sync.Mutex
 	attached map[string]bool
 }
 
-func (n *network) Attach(_ context.Context, id, _ string) error {
+func (n *network) capability() vmcap.Capability {
+	return vmcap.Capability{
+		Name:    "usernet",
+		Has:     func(v *model.VM) bool { return v.Spec.Net == model.NetUser },
+		Started: n.attach,
+		CleanUp: n.detach,
+		Restore: n.restore,
+	}
+}
+
+func (n *network) attach(_ context.Context, v *model.VM) error {
 	return n.w.around("Attach", func() error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.attached[id] = true
+		n.attached[v.ID] = true
 		return nil
 	})
 }
 
-func (n *network) Detach(_ context.Context, id string) error {
+func (n *network) detach(_ context.Context, v *model.VM) error {
 	return n.w.around("Detach", func() error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		delete(n.attached, id)
+		delete(n.attached, v.ID)
 		return nil
 	})
 }
 
-func (n *network) Restore(_ context.Context, sockets map[string]string) error {
+func (n *network) restore(_ context.Context, running []*model.VM) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.attached = map[string]bool{}
-	for id := range sockets {
-		n.attached[id] = true
+	for _, v := range running {
+		n.attached[v.ID] = true
 	}
 	return nil
 }
@@ -172,21 +184,52 @@ func (n *network) list() []string {
 	return slices.Sorted(maps.Keys(n.attached))
 }
 
-// bridge remembers who has a tap and by which name it is known. Leases are in the
-// database of the world, as the real ones are.
+// bridge is the capabilities nat and dns: it remembers who has a tap and by which name
+// it is known. Leases are in the database of the world, as the real ones are.
 type bridge struct {
 	w       *world
-	refused error // what Check says
+	refused error // what a preflight says
 	mu      sync.Mutex
 	names   map[string]string // of attached VMs; "" until it is announced
 	taps    []*os.File        // what was handed out
 }
 
-func (b *bridge) Check(context.Context) error { return b.refused }
+func onTheBridge(v *model.VM) bool { return v.Spec.Net == model.NetBridge }
 
-func (b *bridge) Reserve(ctx context.Context, id string) error {
+func (b *bridge) nat() vmcap.Capability {
+	return vmcap.Capability{
+		Name:      "nat",
+		Has:       onTheBridge,
+		Preflight: func(context.Context, *model.VM, *bangerv1.CreateRequest) error { return b.refused },
+		Reserve:   b.reserve,
+		Prepare:   b.attach,
+		Machine:   b.plug,
+		Guest:     b.tell,
+		CleanUp:   b.detach,
+		Restore:   b.restore,
+		Describe:  b.describe,
+	}
+}
+
+func (b *bridge) dns() vmcap.Capability {
+	return vmcap.Capability{
+		Name:    "dns",
+		Has:     onTheBridge,
+		Running: b.announce,
+		Changed: b.announce,
+		CleanUp: b.forget,
+		Restore: func(ctx context.Context, running []*model.VM) (err error) {
+			for _, v := range running {
+				err = errors.Join(err, b.announce(ctx, v))
+			}
+			return err
+		},
+	}
+}
+
+func (b *bridge) reserve(ctx context.Context, v *model.VM) error {
 	return b.w.around("Reserve", func() error {
-		return b.w.db.UpdateLease(ctx, id, func(l *model.Lease, used []netip.Addr) error {
+		return b.w.db.UpdateLease(ctx, v.ID, func(l *model.Lease, used []netip.Addr) error {
 			for a := netip.MustParseAddr("10.42.0.2"); !l.Addr.IsValid(); a = a.Next() {
 				if !slices.Contains(used, a) {
 					l.Addr = a
@@ -197,68 +240,102 @@ func (b *bridge) Reserve(ctx context.Context, id string) error {
 	})
 }
 
-func (b *bridge) Attach(_ context.Context, id string) (tap *os.File, err error) {
-	err = b.w.around("Attach", func() error {
+func (b *bridge) attach(_ context.Context, v *model.VM) error {
+	return b.w.around("Attach", func() error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if tap, err = os.Open(os.DevNull); err != nil {
+		b.names[v.ID] = ""
+		return nil
+	})
+}
+
+func (b *bridge) plug(_ context.Context, _ *model.VM, spec *hypervisor.Spec) error {
+	return b.w.around("OpenTap", func() (err error) {
+		if spec.Tap, err = os.Open(os.DevNull); err != nil {
 			return err
 		}
-		b.names[id] = ""
-		b.taps = append(b.taps, tap)
-		return nil
-	})
-	if err != nil && tap != nil {
-		_ = tap.Close()
-	}
-	return tap, err
-}
-
-func (b *bridge) Conf(ctx context.Context, id string) (*guest.NetConf, error) {
-	all, err := b.Addresses(ctx)
-	if err != nil {
-		return nil, err
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if _, ok := b.names[id]; !ok || len(all[id]) == 0 {
-		return nil, errors.New("the guest is configured for a network that it is not on")
-	}
-	return &guest.NetConf{Address: all[id][0].String() + "/16"}, nil
-}
-
-func (b *bridge) Announce(_ context.Context, id, name string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.names[id] = name
-}
-
-func (b *bridge) Detach(_ context.Context, id string) error {
-	return b.w.around("Detach", func() error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if slices.Contains(b.w.processes(), id) {
-			return errors.New("the tap is taken from a VMM that runs")
-		}
-		delete(b.names, id)
+		b.taps = append(b.taps, spec.Tap)
 		return nil
 	})
 }
 
-func (b *bridge) Restore(_ context.Context, running map[string]string) error {
+func (b *bridge) addresses(ctx context.Context) (map[string]netip.Addr, error) {
+	leases, err := b.w.db.Leases(ctx)
+	all := map[string]netip.Addr{}
+	for _, l := range leases {
+		all[l.VMID] = l.Addr
+	}
+	return all, err
+}
+
+func (b *bridge) tell(ctx context.Context, v *model.VM, conf *guest.Configure) error {
+	all, err := b.addresses(ctx)
+	if err != nil {
+		return err
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.names = maps.Clone(running)
+	if _, ok := b.names[v.ID]; !ok || !all[v.ID].IsValid() {
+		return errors.New("the guest is configured for a network that it is not on")
+	}
+	conf.Net = &guest.NetConf{Address: all[v.ID].String() + "/16"}
 	return nil
 }
 
-func (b *bridge) Addresses(ctx context.Context) (map[string][]netip.Addr, error) {
-	leases, err := b.w.db.Leases(ctx)
-	all := map[string][]netip.Addr{}
-	for _, l := range leases {
-		all[l.VMID] = []netip.Addr{l.Addr}
+func (b *bridge) announce(_ context.Context, v *model.VM) error {
+	return b.w.around("Announce", func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if _, ok := b.names[v.ID]; !ok {
+			return errors.New("a VM is announced that has no tap")
+		}
+		b.names[v.ID] = v.Name
+		return nil
+	})
+}
+
+func (b *bridge) forget(_ context.Context, v *model.VM) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.names[v.ID]; ok {
+		b.names[v.ID] = ""
 	}
-	return all, err
+	return nil
+}
+
+func (b *bridge) detach(_ context.Context, v *model.VM) error {
+	return b.w.around("Detach", func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if slices.Contains(b.w.processes(), v.ID) {
+			return errors.New("the tap is taken from a VMM that runs")
+		}
+		if b.names[v.ID] != "" {
+			return errors.New("the tap is taken from a VM that is known by its name")
+		}
+		delete(b.names, v.ID)
+		return nil
+	})
+}
+
+func (b *bridge) restore(_ context.Context, running []*model.VM) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.names = map[string]string{}
+	for _, v := range running {
+		b.names[v.ID] = ""
+	}
+	return nil
+}
+
+func (b *bridge) describe(ctx context.Context) (func(*model.VM, *bangerv1.VM), error) {
+	all, err := b.addresses(ctx)
+	return func(v *model.VM, out *bangerv1.VM) {
+		out.Addresses = []string{all[v.ID].String()}
+		out.DnsName = v.Name + ".vm"
+	}, err
 }
 
 // known are the attached VMs with their names.

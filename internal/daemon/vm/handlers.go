@@ -3,7 +3,6 @@ package vm
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -105,7 +104,7 @@ func (h Handlers) Rename(ctx context.Context, req *connect.Request[bangerv1.Rena
 	if err != nil {
 		return nil, api.ToConnect(err)
 	}
-	return connect.NewResponse(h.s.wire(&v, lookups{})), nil
+	return h.full(ctx, &v)
 }
 
 // List implements VMService.
@@ -196,8 +195,8 @@ func (h Handlers) Logs(ctx context.Context, req *connect.Request[bangerv1.LogsRe
 
 // lookups are what of a VM's message stands in other tables than its row.
 type lookups struct {
-	kernels   map[string]string       // names by id
-	addresses map[string][]netip.Addr // by the VM's id
+	kernels  map[string]string // names by id
+	describe func(v *model.VM, out *bangerv1.VM)
 }
 
 func (s *Service) lookUp(ctx context.Context) (lookups, error) {
@@ -209,7 +208,7 @@ func (s *Service) lookUp(ctx context.Context) (lookups, error) {
 	for _, k := range all {
 		known.kernels[k.ID] = k.Name
 	}
-	known.addresses, err = s.Bridge.Addresses(ctx)
+	known.describe, err = s.Caps.Describe(ctx)
 	return known, err
 }
 
@@ -227,11 +226,8 @@ func (s *Service) wire(v *model.VM, known lookups) *bangerv1.VM {
 	if !v.StartedAt.IsZero() {
 		out.StartedAt = timestamppb.New(v.StartedAt)
 	}
-	for _, a := range known.addresses[v.ID] {
-		out.Addresses = append(out.Addresses, a.String())
-	}
-	if v.Spec.Net == model.NetBridge {
-		out.DnsName = v.Name + "." + model.DNSDomain
+	if known.describe != nil {
+		known.describe(v, out)
 	}
 	if l := s.lookup(v.ID); l != nil {
 		handle := l.machine.Handle()

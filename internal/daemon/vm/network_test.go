@@ -13,6 +13,12 @@ import (
 	"banger/internal/model"
 )
 
+func (w *world) rename(name, to string) {
+	w.t.Helper()
+	_, err := w.svc.Handlers().Rename(context.Background(), connect.NewRequest(&bangerv1.RenameRequest{Ref: name, Name: to}))
+	w.must(err)
+}
+
 func onBridge(w *world) { w.mode = model.NetBridge }
 
 // get returns what the API says of a VM.
@@ -44,8 +50,7 @@ func TestBridge(t *testing.T) {
 	}
 	w.restart()
 	w.checkLegal()
-	_, err := w.svc.Handlers().Rename(context.Background(), connect.NewRequest(&bangerv1.RenameRequest{Ref: "one", Name: "uno"}))
-	w.must(err)
+	w.rename("one", "uno")
 	w.checkLegal()
 	w.must(w.delete("uno", true))
 	w.checkLegal()

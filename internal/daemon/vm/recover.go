@@ -10,7 +10,6 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/logkey"
 	"banger/internal/model"
-	"banger/internal/paths"
 )
 
 // Restore brings every VM to a legal state after the daemon ended, however it
@@ -38,7 +37,7 @@ func (s *Service) Restore(ctx context.Context) error {
 		return err
 	}
 	known := make(map[string]bool, len(all))
-	sockets, bridged := make(map[string]string), make(map[string]string)
+	var running []*model.VM
 	for i := range all {
 		v := &all[i]
 		known[v.ID] = true
@@ -50,17 +49,12 @@ func (s *Service) Restore(ctx context.Context) error {
 			s.Log.ErrorContext(ctx, "recover vm", logkey.VM, v.ID, logkey.State, v.State, logkey.Err, err)
 		}
 		// One that could not be reached may run all the same.
-		switch {
-		case !v.State.Live():
-		case v.Spec.Net == model.NetUser:
-			sockets[v.ID] = filepath.Join(s.Layout.VM(v.ID), paths.NetSocket)
-		case v.Spec.Net == model.NetBridge:
-			bridged[v.ID] = v.Name
+		if v.State.Live() {
+			running = append(running, v)
 		}
 	}
-	err = errors.Join(s.Network.Restore(ctx, sockets), s.Bridge.Restore(ctx, bridged))
-	if err != nil {
-		s.Log.ErrorContext(ctx, "recover the network of running vms", logkey.Err, err)
+	if err := s.Caps.Restore(ctx, running); err != nil {
+		s.Log.ErrorContext(ctx, "recover what running vms have", logkey.Err, err)
 	}
 	entries, err := os.ReadDir(s.Layout.VMs())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -15,6 +15,7 @@ import (
 
 	"banger/internal/api/bangerv1"
 	"banger/internal/daemon/steps"
+	"banger/internal/daemon/vmcap"
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
@@ -67,13 +68,6 @@ type Defaults struct {
 	BootTimeout time.Duration // how long a guest may take to become ready
 }
 
-// Guest is the address plan of the user-mode network; the same for every VM.
-type Guest struct {
-	Address, Gateway, MAC string
-	DNS                   []string
-	MTU                   int
-}
-
 // Want is what a new VM asks of its driver.
 type Want struct {
 	Driver string // by name, or "auto"; empty: as configured
@@ -94,15 +88,14 @@ type Deps struct {
 	Drivers   map[string]hypervisor.Driver
 	Pick      func(ctx context.Context, want Want) (Choice, error) // driver of a new VM
 	Artifacts Artifacts
-	Network   Network
-	Bridge    Bridge
+	Caps      *vmcap.Registry // what VMs have beyond a machine and a disk
 	Disks     Disks
 	Ops       Operations
 	Defaults  Defaults
-	Guest     Guest
-	MaxVMs    int // how many may exist
-	MaxBoots  int // how many may boot at once
-	UIDBase   int // first uid for VMMs when the daemon is root; 0: VMMs run as the daemon
+	MAC       string // of every VM's card, until its guest is told another
+	MaxVMs    int    // how many may exist
+	MaxBoots  int    // how many may boot at once
+	UIDBase   int    // first uid for VMMs when the daemon is root; 0: VMMs run as the daemon
 	Locks     *vmlock.Set
 	Log       *slog.Logger
 	// After runs a function later; nil: time.AfterFunc. Tests have a clock of their own.

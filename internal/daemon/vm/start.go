@@ -81,9 +81,13 @@ func (s *Service) startSteps(v *model.VM) []steps.Step[*creation] {
 	return slices.Concat([]steps.Step[*creation]{
 		{Name: "prepare", Do: s.markStarting, Undo: s.unmarkStarting},
 		{Name: "turn", Do: s.awaitTurn, Undo: s.endTurn},
-	}, s.vmmSteps(v.Spec.Net), []steps.Step[*creation]{
+	}, steps.On(s.Caps.PrepareSteps(v), (*creation).of), []steps.Step[*creation]{
+		{Name: "machine", Do: s.planMachine, Undo: s.unplanMachine},
+		{Name: "vmm", Do: s.launch, Undo: s.unlaunch},
+	}, steps.On(s.Caps.StartedSteps(v), (*creation).of), []steps.Step[*creation]{
 		{Name: "boot", Do: s.awaitAgent},
 		{Name: "configure", Do: s.configure},
+	}, steps.On(s.Caps.RunningSteps(v), (*creation).of), []steps.Step[*creation]{
 		{Name: "publish", Do: s.markRunning},
 	})
 }
@@ -157,7 +161,7 @@ func (s *Service) spec(v *model.VM, dir string, files model.BootFiles) hyperviso
 			{Serial: hypervisor.SerialRoot, Path: filepath.Join(dir, paths.RootDiskFile)},
 		},
 		LinkUp: v.Spec.Net != model.NetNone,
-		MAC:    s.Guest.MAC,
+		MAC:    s.MAC,
 		UID:    v.VMMUID, GID: v.VMMUID,
 	}
 	if files.Modules != "" {
@@ -175,6 +179,23 @@ func (s *Service) unmarkStarting(ctx context.Context, c *creation) error {
 		return s.setState(ctx, c.held, c.vm, model.StateDeleting)
 	}
 	return s.putBack(ctx, c.held, c.vm, c.was)
+}
+
+func (s *Service) planMachine(ctx context.Context, c *creation) error {
+	return s.Caps.Machine(ctx, c.vm, &c.boot.spec)
+}
+
+func (s *Service) unplanMachine(_ context.Context, c *creation) error {
+	c.boot.closeTap()
+	return nil
+}
+
+// closeTap closes our descriptor of the tap. The VMM has its own.
+func (b *boot) closeTap() {
+	if b.spec.Tap != nil {
+		_ = b.spec.Tap.Close()
+		b.spec.Tap = nil
+	}
 }
 
 func (s *Service) launch(ctx context.Context, c *creation) error {
@@ -281,11 +302,10 @@ func (s *Service) identify(ctx context.Context, l *live, v *model.VM, image mode
 	for k, val := range v.Spec.Env {
 		conf.Env = append(conf.Env, k+"="+val)
 	}
-	var err error
-	if conf.Net, err = s.netConf(ctx, v); err != nil {
+	if err := s.Caps.Guest(ctx, v, &conf); err != nil {
 		return err
 	}
-	_, err = l.call(ctx, guest.Request{Kind: guest.KindConfigure, Configure: &conf})
+	_, err := l.call(ctx, guest.Request{Kind: guest.KindConfigure, Configure: &conf})
 	return err
 }
 
@@ -294,7 +314,6 @@ func (s *Service) markRunning(ctx context.Context, c *creation) error {
 	if err := s.setState(ctx, c.held, c.vm, model.StateRunning); err != nil {
 		return err
 	}
-	s.announce(ctx, c.vm)
 	s.adopt(c.vm, c.boot.live)
 	return s.endTurn(ctx, c)
 }

@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"banger/internal/daemon/steps"
@@ -58,6 +59,9 @@ type ending struct {
 	lost error
 }
 
+// of is the VM, for steps that need no more.
+func (e *ending) of() *model.VM { return e.vm }
+
 // stopHeld asks the guest to power off, and ends its VMM when that takes longer
 // than timeout: files that were written are flushed first either way.
 func (s *Service) stopHeld(ctx context.Context, held *vmlock.Held, v *model.VM, timeout time.Duration, p model.Progress) error {
@@ -74,7 +78,7 @@ func (s *Service) stopHeld(ctx context.Context, held *vmlock.Held, v *model.VM, 
 	list := append([]steps.Step[*ending]{
 		{Name: "mark", Do: s.markStopping, Undo: s.unmarkStopping},
 		{Name: "shut down", Do: func(ctx context.Context, e *ending) error { return s.shutDown(ctx, e, timeout) }},
-	}, s.settleSteps()...)
+	}, s.settleSteps(v)...)
 	if err := steps.Run(ctx, s.runner(v, "stop", p), e, list); err != nil {
 		return errdefs.Wrap(err, "stop vm %q", v.Name)
 	}
@@ -169,10 +173,10 @@ func (s *Service) flush(ctx context.Context, l *live) error {
 
 // settleSteps bring a VM whose VMM has ended, or must end now, to stopped. They
 // have no undo: when one fails, the watcher or the next verb does them again.
-func (s *Service) settleSteps() []steps.Step[*ending] {
-	return []steps.Step[*ending]{
+func (s *Service) settleSteps(v *model.VM) []steps.Step[*ending] {
+	return slices.Concat([]steps.Step[*ending]{
 		{Name: "end vmm", Do: s.endStep},
-		{Name: "disconnect", Do: func(ctx context.Context, e *ending) error { return s.detach(ctx, e.vm) }},
+	}, steps.On(s.Caps.CleanUpSteps(v), (*ending).of), []steps.Step[*ending]{
 		{Name: "settle", Do: func(ctx context.Context, e *ending) error {
 			if e.vm.State != model.StateDeleting {
 				if err := s.setState(ctx, e.held, e.vm, model.StateStopped); err != nil {
@@ -185,7 +189,7 @@ func (s *Service) settleSteps() []steps.Step[*ending] {
 			}
 			return nil
 		}},
-	}
+	})
 }
 
 func (s *Service) endStep(ctx context.Context, e *ending) error {
@@ -201,7 +205,7 @@ func (s *Service) endStep(ctx context.Context, e *ending) error {
 func (s *Service) settle(ctx context.Context, e *ending) error {
 	ctx, cancel := cleanupContext(ctx)
 	defer cancel()
-	return steps.Run(ctx, s.runner(e.vm, "settle", nil), e, s.settleSteps())
+	return steps.Run(ctx, s.runner(e.vm, "settle", nil), e, s.settleSteps(e.vm))
 }
 
 // kill ends a VM at once. It does not queue behind the verb that holds the VM: it

@@ -16,6 +16,7 @@ import (
 type verb struct {
 	name   string
 	mode   model.Net
+	more   func() capability // one that the world has besides; nil: none
 	before func(w *world)
 	do     func(w *world) error
 	// after is the state of the VM when the verb has succeeded; "": it is gone.
@@ -112,7 +113,7 @@ func (r *recorder) passed() []point {
 // them is the final and which the committing one.
 func (v verb) passed(t *testing.T) (points []point, final, commit int) {
 	t.Helper()
-	w := newSweptWorld(t, v.mode)
+	w := newSweptWorld(t, v)
 	v.before(w)
 	r := &recorder{at: -1}
 	w.injectAt(r.hit)
@@ -133,8 +134,13 @@ func (v verb) passed(t *testing.T) (points []point, final, commit int) {
 
 // newSweptWorld makes a world with one turn to boot: one that is not given back is
 // missed by the next start.
-func newSweptWorld(t *testing.T, mode model.Net) *world {
-	return newWorldWith(t, func(w *world) { w.boots, w.mode = 1, mode })
+func newSweptWorld(t *testing.T, v verb) *world {
+	return newWorldWith(t, func(w *world) {
+		w.boots, w.mode = 1, v.mode
+		if v.more != nil {
+			w.more = append(w.more, v.more())
+		}
+	})
 }
 
 // check verifies that the world is as after the verb.
@@ -159,8 +165,8 @@ func (p point) String() string {
 }
 
 // sweep runs fn once for every point of every verb, in a world of its own.
-func sweep(t *testing.T, err error, fn func(t *testing.T, w *world, v verb, was string, final, commit bool)) {
-	for _, v := range verbs() {
+func sweep(t *testing.T, verbs []verb, err error, fn func(t *testing.T, w *world, v verb, was string, final, commit bool)) {
+	for _, v := range verbs {
 		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()
 			points, final, commit := v.passed(t)
@@ -172,7 +178,7 @@ func sweep(t *testing.T, err error, fn func(t *testing.T, w *world, v verb, was 
 					continue
 				}
 				t.Run(p.String(), func(t *testing.T) {
-					w := newSweptWorld(t, v.mode)
+					w := newSweptWorld(t, v)
 					v.before(w)
 					was := w.snapshot()
 					r := &recorder{at: i, err: err}
@@ -193,8 +199,10 @@ func sweep(t *testing.T, err error, fn func(t *testing.T, w *world, v verb, was 
 // Every step of every verb fails, having done nothing, half of it (around each call
 // it makes) or all: the world is as it was, or where something was destroyed legal,
 // and the verb can be done again.
-func TestFailAtEveryStep(t *testing.T) {
-	sweep(t, errInjected, func(t *testing.T, w *world, v verb, was string, final, _ bool) {
+func TestFailAtEveryStep(t *testing.T) { failAtEveryStep(t, verbs()) }
+
+func failAtEveryStep(t *testing.T, verbs []verb) {
+	sweep(t, verbs, errInjected, func(t *testing.T, w *world, v verb, was string, final, _ bool) {
 		w.inject(nil)
 		if final {
 			finish(t, w)
@@ -231,8 +239,10 @@ func finish(t *testing.T, w *world) {
 
 // The daemon dies at every one of these points: for the next one either nothing has
 // happened or all of it.
-func TestCrashAtEveryStep(t *testing.T) {
-	sweep(t, steps.ErrCrash, func(t *testing.T, w *world, v verb, was string, _, commit bool) {
+func TestCrashAtEveryStep(t *testing.T) { crashAtEveryStep(t, verbs()) }
+
+func crashAtEveryStep(t *testing.T, verbs []verb) {
+	sweep(t, verbs, steps.ErrCrash, func(t *testing.T, w *world, v verb, was string, _, commit bool) {
 		w.restart()
 		w.checkLegal()
 		if commit {

@@ -38,7 +38,7 @@ func (w *world) hung(name string) (id string, result <-chan error) {
 	w.knob(id, fakevm.Knobs{AgentNeverReady: true})
 	booting := make(chan struct{})
 	w.inject(func(step string) error {
-		if step == "network" {
+		if step == "connect usernet" {
 			close(booting)
 		}
 		return nil

@@ -20,6 +20,7 @@ import (
 	"banger/internal/daemon/fakevm"
 	"banger/internal/daemon/opstate"
 	"banger/internal/daemon/vm"
+	"banger/internal/daemon/vmcap"
 	"banger/internal/daemon/vmlock"
 	"banger/internal/hypervisor"
 	"banger/internal/lockrank"
@@ -46,6 +47,7 @@ type world struct {
 	layout paths.Layout
 	net    *network
 	bridge *bridge
+	more   []capability
 	mode   model.Net // of the VMs
 
 	ended sync.Once
@@ -62,6 +64,15 @@ type world struct {
 	uids  int
 	max   int // how many VMs may exist
 	boots int // how many may boot at once
+}
+
+// capability is one that a test has made up, with what there is of it in the world.
+type capability interface {
+	hooks(w *world) vmcap.Capability
+	// state is part of the snapshot of a world.
+	state() string
+	// legal says what is wrong with its state when these VMs run and no verb is at work.
+	legal(all, running []string) error
 }
 
 func newWorld(t *testing.T) *world { return newWorldWith(t, func(*world) {}) }
@@ -110,8 +121,12 @@ func (w *world) open() {
 	w.db, w.ops = db, opstate.New(log)
 	w.fake = &watchedDriver{w: w, Driver: fakevm.New(fakevm.Deps{Command: []string{self, "fakevm"}, Log: log})}
 	w.locks = &vmlock.Set{Noun: "vm", Rank: lockrank.VM}
+	caps := []vmcap.Capability{w.net.capability(), w.bridge.nat(), w.bridge.dns()}
+	for _, c := range w.more {
+		caps = append(caps, c.hooks(w))
+	}
 	w.svc = vm.New(vm.Deps{
-		Store: faultyStore{db, w}, Layout: w.layout, Log: log, Ops: w.ops, Network: w.net, Bridge: w.bridge,
+		Store: faultyStore{db, w}, Layout: w.layout, Log: log, Ops: w.ops, Caps: vmcap.New(caps...),
 		Drivers: map[string]hypervisor.Driver{w.fake.Name(): w.fake},
 		Pick: func(context.Context, vm.Want) (vm.Choice, error) {
 			return vm.Choice{Driver: w.fake, Why: "of the test"}, nil
@@ -274,6 +289,9 @@ func (w *world) snapshot() string {
 	leases, err := w.db.Leases(context.Background())
 	w.must(err)
 	fmt.Fprintf(&b, "network %v, bridge %v, leases %v\n", w.net.list(), w.bridge.known(), leases)
+	for _, c := range w.more {
+		fmt.Fprintln(&b, c.state())
+	}
 	return b.String()
 }
 
@@ -315,25 +333,36 @@ func (w *world) checkLegal() {
 		w.t.Errorf("processes %v, want %v", got, running)
 	}
 	w.checkNetwork(running)
+	for _, c := range w.more {
+		if err := c.legal(dirs, running); err != nil {
+			w.t.Error(err)
+		}
+	}
 }
 
 // checkNetwork verifies that the running VMs, and no others, are on their network
 // and known by their names, and that no tap but theirs is open.
 func (w *world) checkNetwork(running []string) {
 	w.t.Helper()
-	known, leased := map[string]string{}, []string(nil)
+	known := map[string]string{}
+	var leased, attached []string
 	for _, v := range w.vms() {
-		if v.Spec.Net != model.NetBridge {
-			continue
-		}
-		leased = append(leased, v.ID)
-		if slices.Contains(running, v.ID) {
-			known[v.ID] = v.Name
-			running = slices.DeleteFunc(slices.Clone(running), func(id string) bool { return id == v.ID })
+		runs := slices.Contains(running, v.ID)
+		switch v.Spec.Net {
+		case model.NetBridge:
+			leased = append(leased, v.ID)
+			if runs {
+				known[v.ID] = v.Name
+			}
+		case model.NetUser:
+			if runs {
+				attached = append(attached, v.ID)
+			}
 		}
 	}
-	if got := w.net.list(); !slices.Equal(got, running) {
-		w.t.Errorf("network %v, want %v", got, running)
+	slices.Sort(attached)
+	if got := w.net.list(); !slices.Equal(got, attached) {
+		w.t.Errorf("network %v, want %v", got, attached)
 	}
 	if got := w.bridge.known(); !maps.Equal(got, known) {
 		w.t.Errorf("on the bridge are %v, want %v", got, known)

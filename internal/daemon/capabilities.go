@@ -1,0 +1,98 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+
+	"banger/internal/config"
+	"banger/internal/daemon/hostnet"
+	"banger/internal/daemon/resolved"
+	"banger/internal/daemon/usernet"
+	"banger/internal/daemon/vmcap"
+	"banger/internal/daemon/vmdns"
+	"banger/internal/errdefs"
+	"banger/internal/model"
+	"banger/internal/paths"
+)
+
+// capStore is what capabilities keep in the database.
+type capStore interface {
+	hostnet.Memory
+	hostnet.Leases
+}
+
+// capabilities are what VMs of this build may have, with the parts they are made of.
+type capabilities struct {
+	registry *vmcap.Registry
+	network  *usernet.Client
+	hosts    *hostnet.Service
+	names    *vmdns.Names
+}
+
+// newCapabilities wires them, for a daemon or for doctor, and touches nothing. Each
+// comes after those it relies on: names need addresses.
+func newCapabilities(opts Options, conf config.Config, db capStore, log *slog.Logger) *capabilities {
+	layout := opts.Layout
+	network := usernet.New(usernet.Deps{
+		Socket: layout.Usernet(), LogFile: layout.UsernetLogFile(),
+		Command: append(append([]string(nil), opts.Self...), "usernet", "--socket", layout.Usernet()),
+		Log:     log,
+	})
+	host := hostnet.Configured(conf.Network)
+	host.Memory, host.Leases, host.VNet, host.Log = db, db, true, log
+	hosts := hostnet.New(host)
+	listen, _ := conf.DNS.Addr()
+	names := vmdns.NewNames(vmdns.NamesDeps{
+		Names: vmdns.New(vmdns.Deps{Log: log}), Resolved: resolved.New(""), Listen: listen,
+		Forward: usernet.NewResolver(usernet.HostResolvers).Resolve,
+		Place:   places{hosts}.find, Log: log,
+	})
+	return &capabilities{
+		registry: vmcap.New(
+			network.Capability(func(vmID string) string { return filepath.Join(layout.VM(vmID), paths.NetSocket) }),
+			hosts.Capability(conf.VM.Net == model.NetBridge),
+			names.Capability(),
+		),
+		network: network, hosts: hosts, names: names,
+	}
+}
+
+// close ends what the capabilities do in this process; what VMs have, they keep. After
+// the last VM on the bridge the host is as it was before the first.
+func (c *capabilities) close(ctx context.Context) error {
+	return errors.Join(c.names.Close(ctx), c.hosts.Leave(ctx), c.hosts.Close(), c.network.Close())
+}
+
+// places says where VMs are found by their names.
+type places struct{ hosts *hostnet.Service }
+
+func (p places) find(ctx context.Context, v *model.VM) (vmdns.Place, error) {
+	if v.Spec.Net != model.NetBridge {
+		return vmdns.Place{}, nil
+	}
+	at, err := p.hosts.Find(ctx, v.ID)
+	return vmdns.Place{Addrs: at.Addresses, Gateways: at.Gateways, Link: p.hosts.Bridge}, err
+}
+
+// kept is what the database held when it was read once.
+type kept struct {
+	host   model.HostNet
+	leases []model.Lease
+}
+
+func (k kept) HostNet(context.Context) (model.HostNet, error) { return k.host, nil }
+
+func (k kept) Leases(context.Context) ([]model.Lease, error) { return k.leases, nil }
+
+func (kept) KeepHostNet(context.Context, model.HostNet) error { return errReadOnly }
+
+func (kept) UpdateLease(context.Context, string, func(*model.Lease, []netip.Addr) error) error {
+	return errReadOnly
+}
+
+func (kept) DropLease(context.Context, string) error { return errReadOnly }
+
+var errReadOnly = errdefs.Internal("doctor changes nothing")
