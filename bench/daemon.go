@@ -28,6 +28,11 @@ type daemon struct {
 
 // serve starts a daemon on state and waits until it serves.
 func (l *lab) serve(ctx context.Context, state string) (*daemon, error) {
+	return l.serveOn(ctx, l.thread, state)
+}
+
+// serveOn is serve with a daemon that is where the thread is.
+func (l *lab) serveOn(ctx context.Context, on *thread, state string) (*daemon, error) {
 	layout, err := paths.At(state)
 	if err != nil {
 		return nil, err
@@ -53,7 +58,7 @@ func (l *lab) serve(ctx context.Context, state string) (*daemon, error) {
 	d.cmd = exec.Command(l.program("bangerd"), "serve", "--state-dir", state, "--socket", layout.Socket, "--ready-fd", "3")
 	d.cmd.Env, d.cmd.Dir = append(l.env(state), "GOTRACEBACK=all"), "/"
 	d.cmd.Stdout, d.cmd.Stderr, d.cmd.ExtraFiles = log, log, []*os.File{w}
-	err = l.thread.start(d.cmd, unix.SIGTERM)
+	err = on.start(d.cmd, unix.SIGTERM)
 	_ = w.Close()
 	if err != nil {
 		return nil, fmt.Errorf("start the daemon: %w", err)

@@ -18,6 +18,8 @@ import (
 const (
 	listLimit  = 60 // ms
 	stoppedVMs = 1000
+
+	crowdKernel, crowdImage = "00000000000a", "00000000000b" // ids
 )
 
 // measureList measures `vm list` as a whole process. The floor is a process of
@@ -82,13 +84,13 @@ func (l *lab) crowd(ctx context.Context, count int) (string, error) {
 
 func fill(ctx context.Context, db *store.Store, layout paths.Layout, count int) error {
 	now := time.Now().UTC()
-	kernelDir, imageDir := layout.Kernel("00000000000a"), layout.Image("00000000000b")
+	kernelDir, imageDir := layout.Kernel(crowdKernel), layout.Image(crowdImage)
 	kernel := model.Kernel{
-		ID: "00000000000a", Name: "debian", Release: "6.1.0-0-amd64", Source: "bench", CreatedAt: now,
+		ID: crowdKernel, Name: "debian", Release: "6.1.0-0-amd64", Source: "bench", CreatedAt: now,
 		VmlinuxPath: filepath.Join(kernelDir, paths.VmlinuxFile), EarlyDir: filepath.Join(kernelDir, paths.EarlyModulesDir),
 	}
 	img := model.Image{
-		ID: "00000000000b", Name: "debian", Managed: true, SizeBytes: 16 << 30, Source: "bench", CreatedAt: now,
+		ID: crowdImage, Name: "debian", Managed: true, SizeBytes: 16 << 30, Source: "bench", CreatedAt: now,
 		Path: filepath.Join(imageDir, paths.RootfsFile), KernelID: kernel.ID,
 	}
 	for _, file := range []string{kernel.VmlinuxPath, filepath.Join(kernel.EarlyDir, paths.EarlyOrderFile), img.Path} {

@@ -39,9 +39,11 @@ var measurements = []measurement{
 	{"list-1000", "banger vm list with 1,000 stopped VMs", measureList},
 	{"daemon-rss", "memory of the daemon at rest, goroutines per stopped VM", measureDaemon},
 	{"vmdns", "questions to the name server, against dnsmasq with the same 1,000 names", measureNames},
+	{"host-start", "the host's side of a create on the bridge (root)", measureHost},
 	{"run", "banger vm run --rm -- true, against the same QEMU started by hand", measureRun},
 	{"exec", "banger exec VM -- true, against a new connection of ssh", measureExec},
 	{"exec-api", "the same through the API, against fork and exec in the guest and a round trip", measureExecAPI},
+	{"create-50", "50 creates at once, against 50 boots by hand", measureCrowd},
 	{"cp-1g", "banger cp of a file of 1 GB into a VM, against scp", measureCopyLarge},
 	{"cp-50k", "banger cp of 50,000 small files into a VM, against tar through ssh", measureCopySmall},
 }

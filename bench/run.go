@@ -64,17 +64,22 @@ func (l *lab) bootOnce(ctx context.Context, t template) (time.Duration, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	_, err = rootdisk.Create(ctx, rootdisk.Request{
-		ImagePath: t.imagePath, Dest: filepath.Join(dir, paths.RootDiskFile),
-		SizeBytes: t.diskBytes, Format: hypervisor.FormatQcow2,
-	})
-	if err != nil {
-		return 0, err
-	}
-	v, err := boot(ctx, l.thread, t, dir)
+	v, err := l.bootIn(ctx, t, dir)
 	if err != nil {
 		return 0, err
 	}
 	v.kill()
 	return v.took, nil
+}
+
+// bootIn boots a guest by hand, with a disk and everything else in dir.
+func (l *lab) bootIn(ctx context.Context, t template, dir string) (*handVM, error) {
+	_, err := rootdisk.Create(ctx, rootdisk.Request{
+		ImagePath: t.imagePath, Dest: filepath.Join(dir, paths.RootDiskFile),
+		SizeBytes: t.diskBytes, Format: hypervisor.FormatQcow2,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return boot(ctx, l.thread, t, dir)
 }
