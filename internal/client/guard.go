@@ -29,33 +29,39 @@ func (g *guard) CloseIdleConnections() { g.base.CloseIdleConnections() }
 
 // RoundTrip implements http.RoundTripper.
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
-	c := g.client
-	if c.checked.Load() {
-		return g.base.RoundTrip(req)
+	if !g.client.checked.Load() {
+		if resp, err := g.check(req); resp != nil || err != nil {
+			return resp, err
+		}
 	}
+	return g.base.RoundTrip(req)
+}
+
+// check checks the daemon, with req itself if that may be sent twice; then it
+// returns the answer. Requests made at the same time wait for the check, and for
+// nothing else.
+func (g *guard) check(req *http.Request) (*http.Response, error) {
+	c := g.client
 	c.checkMu.Lock()
 	defer c.checkMu.Unlock()
 	if c.checked.Load() {
-		return g.base.RoundTrip(req)
+		return nil, nil
 	}
 	if !readsOnly(req) {
-		if err := g.probe(req.Context()); err != nil {
-			return nil, err
-		}
-		return g.base.RoundTrip(req)
+		return nil, g.probe(req.Context())
 	}
 	resp, err := g.base.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}
 	replaced, err := c.settle(req.Context(), resp.Header)
-	if err != nil || !replaced {
-		if err != nil {
-			_ = resp.Body.Close()
-		}
-		return resp, err
+	if err == nil && !replaced {
+		return resp, nil
 	}
 	_ = resp.Body.Close()
+	if err != nil {
+		return nil, err
+	}
 	g.base.CloseIdleConnections()
 	again := req.Clone(req.Context())
 	if again.Body, err = req.GetBody(); err != nil {

@@ -10,7 +10,7 @@ package daemon
 //	25    hostUp                   hostnet     what VMs share on the host      yes, waits end with a context
 //	26    hostBatch                hostnet     making warm taps                yes
 //	27    hostRules                hostnet     the firewall with its VMs       yes, waits end with a context
-//	30    createVMMu               vm          choosing and reserving a name   no
+//	30    createVMMu               vm          setting a name aside            no
 //	30    imageOpsMu               imagemgr    publishing an image or kernel   no
 //	40    leaf mutexes             their type  one map each                    no
 //	50    the store's transaction  store       the database                    no

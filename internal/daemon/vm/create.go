@@ -103,31 +103,62 @@ func (s *Service) plan(ctx context.Context, req *bangerv1.CreateRequest) (*model
 }
 
 // reserveName checks or makes up the VM's name and keeps it from other creates
-// until the row exists (or releaseName is called).
+// until the row exists (or releaseName is called). The name is set aside before the
+// rows are looked at: whoever had it set aside before has a row by then.
 func (s *Service) reserveName(ctx context.Context, v *model.VM) error {
+	made := v.Name == ""
+	rows := map[string]bool{}
+	for {
+		others, err := s.setAside(v, rows)
+		if err != nil {
+			return err
+		}
+		all, err := s.Store.ListVMs(ctx)
+		if err != nil {
+			s.releaseName(v.Name)
+			return err
+		}
+		for _, o := range all {
+			rows[o.Name] = true
+			others[o.Name] = true
+		}
+		switch {
+		case rows[v.Name] && made: // looked at too early
+			s.releaseName(v.Name)
+			v.Name = ""
+		case rows[v.Name]:
+			s.releaseName(v.Name)
+			return errNameTaken(v.Name)
+		case len(others) >= s.MaxVMs:
+			s.releaseName(v.Name)
+			return errdefs.Exhausted("there are %d VMs already", len(others)).WithHint("delete some (banger vm list --all), or raise limits.vms in the config")
+		default:
+			return nil
+		}
+	}
+}
+
+// setAside keeps the VM's name, or one that is made up, from other creates, and
+// returns the names that were set aside before.
+func (s *Service) setAside(v *model.VM, rows map[string]bool) (others map[string]bool, err error) {
 	s.createVMMu.Lock()
 	defer s.createVMMu.Unlock()
-	all, err := s.Store.ListVMs(ctx)
-	if err != nil {
-		return err
-	}
-	taken := make(map[string]bool, len(all)+len(s.pending))
-	for _, o := range all {
-		taken[o.Name] = true
-	}
-	maps.Copy(taken, s.pending) // of which some have a row by now
-	if len(taken) >= s.MaxVMs {
-		return errdefs.Exhausted("there are %d VMs already", len(taken)).WithHint("delete some (banger vm list --all), or raise limits.vms in the config")
-	}
+	others = maps.Clone(s.pending)
 	if v.Name == "" {
+		taken := maps.Clone(rows)
+		maps.Copy(taken, others)
 		v.Name = friendlyName(taken)
 	}
-	if taken[v.Name] {
-		return errdefs.AlreadyExists("a VM named %q exists already", v.Name).
-			WithHint("choose another --name, or delete it: banger vm delete %s", v.Name)
+	if others[v.Name] {
+		return nil, errNameTaken(v.Name)
 	}
 	s.pending[v.Name] = true
-	return nil
+	return others, nil
+}
+
+func errNameTaken(name string) error {
+	return errdefs.AlreadyExists("a VM named %q exists already", name).
+		WithHint("choose another --name, or delete it: banger vm delete %s", name)
 }
 
 func (s *Service) releaseName(name string) {
@@ -286,8 +317,6 @@ func mib(n int64) int64 { return (n + 1<<20 - 1) >> 20 }
 
 // reserve writes the row: from here on the name is taken and a crash is seen.
 func (s *Service) reserve(ctx context.Context, c *creation) error {
-	s.createVMMu.Lock()
-	defer s.createVMMu.Unlock()
 	return s.Store.InsertVM(ctx, c.vm, s.UIDBase)
 }
 

@@ -142,13 +142,16 @@ func (s *Service) rename(ctx context.Context, ref, name string) (model.VM, error
 	return v, nil
 }
 
-// giveName writes the row of a VM with a new name, unless a create has that name
-// reserved.
+// giveName writes the row of a VM with a new name, unless a create, or another rename,
+// has that name set aside.
 func (s *Service) giveName(ctx context.Context, v *model.VM) error {
 	s.createVMMu.Lock()
-	defer s.createVMMu.Unlock()
-	if s.pending[v.Name] {
+	taken := s.pending[v.Name]
+	s.pending[v.Name] = true
+	s.createVMMu.Unlock()
+	if taken {
 		return errdefs.AlreadyExists("a VM named %q is being created", v.Name).WithHint("choose another name")
 	}
+	defer s.releaseName(v.Name)
 	return s.Store.UpdateVM(ctx, v)
 }

@@ -112,11 +112,10 @@ type Service struct {
 	wg     sync.WaitGroup
 	slots  chan struct{} // one token per VM that may boot now
 
-	// createVMMu guards the window between looking at the names there are and
-	// reserving one: two creates of one name, or two made-up names that are the
-	// same, must not both pass. One store transaction, never other I/O. Rank 30.
+	// createVMMu guards the names that are set aside until a row has them: two creates
+	// of one name, or two made-up names that are the same, must not both pass. Rank 30.
 	createVMMu lockrank.Mutex
-	pending    map[string]bool // names of creates that have no row yet
+	pending    map[string]bool // see reserveName
 
 	mu      sync.Mutex               // a leaf (rank 40); guards the maps below
 	live    map[string]*live         // running VMs: the handle cache
