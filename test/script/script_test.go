@@ -69,7 +69,11 @@ func prepare(dir string) error {
 		return err
 	}
 	rootfs := filepath.Join(dir, "rootfs.ext4")
-	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-F", rootfs, "64M").CombinedOutput(); err != nil {
+	mke2fs, err := sysexec.Look("mke2fs") // an ordinary user's PATH lacks it
+	if err != nil {
+		return err
+	}
+	if out, err := exec.Command(mke2fs, "-q", "-t", "ext4", "-F", rootfs, "64M").CombinedOutput(); err != nil {
 		return fmt.Errorf("make a root filesystem: %w\n%s", err, out)
 	}
 	return nil
