@@ -40,6 +40,7 @@ var rings = map[string]ring{
 	"internal/nettest":    ringMechanism,
 	"internal/store":      ringMechanism,
 	"internal/sysexec":    ringMechanism,
+	"internal/systemd":    ringMechanism,
 	"internal/workspace":  ringMechanism,
 
 	"internal/daemon/fakevm":   ringMechanism,
@@ -87,9 +88,9 @@ var only = map[string][]string{
 	"internal/archtest":      {},
 	"internal/daemon/tapdev": {"internal/errdefs"},
 	"internal/daemon/nat":    {"internal/errdefs", "internal/model"},
-	"internal/client":        {"internal/api", "internal/errdefs", "internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/version"},
+	"internal/client":        {"internal/api", "internal/errdefs", "internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version"},
 	"internal/cli": {"internal/api", "internal/cli", "internal/client", "internal/config", "internal/doctor", "internal/errdefs",
-		"internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/version", "internal/workspace"},
+		"internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version", "internal/workspace"},
 	"cmd/banger-agent": {"internal/guest", "internal/version"},
 }
 

@@ -12,6 +12,7 @@ import (
 	"banger/internal/client"
 	"banger/internal/errdefs"
 	"banger/internal/paths"
+	"banger/internal/systemd"
 	"banger/internal/version"
 )
 
@@ -150,6 +151,14 @@ func (a *app) mayStart() bool { return a.socket == "" || os.Getenv(paths.EnvStat
 func (a *app) replaceDaemon(l paths.Layout) func(context.Context, client.Remote) (bool, error) {
 	return func(ctx context.Context, r client.Remote) (bool, error) {
 		if r.Socket != l.Socket || !a.mayStart() {
+			return false, nil
+		}
+		if systemd.RunsDaemon(l) {
+			// It would come back as it is.
+			if r.Protocol != api.Protocol {
+				return false, errdefs.Precondition("the daemon is version %s, which banger %s cannot work with", r.Version, version.String()).
+					WithHint("install this version for systemd as well")
+			}
 			return false, nil
 		}
 		peer, err := client.PeerOf(ctx, r.Socket)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
+	"banger/internal/systemd"
 )
 
 func newDaemonLogsCmd(a *app) *cobra.Command {
@@ -44,10 +45,13 @@ func runDaemonLogs(ctx context.Context, a *app, follow bool, tail int64) error {
 	if err != nil {
 		return err
 	}
+	if systemd.RunsDaemon(l) {
+		return errdefs.Precondition("systemd runs the daemon, which logs to the journal").WithHint("journalctl -u %s", systemd.Daemon)
+	}
 	f, err := os.Open(l.DaemonLog())
 	if errors.Is(err, fs.ErrNotExist) {
 		return errdefs.NotFound("there is no log at %s: banger never started a daemon there", l.DaemonLog()).
-			WithHint("a daemon that systemd runs logs to the journal: journalctl -u bangerd")
+			WithHint("banger daemon start")
 	}
 	if err != nil {
 		return fileErr("read the daemon's log", l.DaemonLog(), err)

@@ -19,10 +19,8 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
+	"banger/internal/systemd"
 )
-
-// DaemonProgram is the name of the daemon's binary.
-const DaemonProgram = "bangerd"
 
 // maxReadyLine bounds what the daemon says when it is up, or why it is not.
 const maxReadyLine = 64 << 10
@@ -36,25 +34,29 @@ func FindDaemon() (string, error) {
 		}
 		dir := filepath.Dir(self)
 		for _, p := range []string{
-			filepath.Join(dir, DaemonProgram),
-			filepath.Join(dir, "..", "lib", "banger", DaemonProgram),
+			filepath.Join(dir, paths.DaemonProgram),
+			filepath.Join(dir, "..", "lib", "banger", paths.DaemonProgram),
 		} {
 			if unix.Access(p, unix.X_OK) == nil {
 				return p, nil
 			}
 		}
 	}
-	p, err := sysexec.Look(DaemonProgram)
+	p, err := sysexec.Look(paths.DaemonProgram)
 	if err != nil {
-		return "", errdefs.Unavailable("find %s: it is not beside banger and not in PATH", DaemonProgram).
+		return "", errdefs.Unavailable("find %s: it is not beside banger and not in PATH", paths.DaemonProgram).
 			WithHint("install it next to banger (`make build` puts both in bin/)")
 	}
 	return filepath.Abs(p)
 }
 
-// StartDaemon starts the daemon of l detached and returns once it serves. When
-// several programs do this at once one daemon comes up, and all return.
+// StartDaemon starts the daemon of l and returns once it serves: detached, or by
+// systemd where that runs it. When several programs do this at once one daemon comes
+// up, and all return.
 func StartDaemon(ctx context.Context, l paths.Layout) error {
+	if systemd.RunsDaemon(l) {
+		return systemd.Start(ctx, systemd.Daemon)
+	}
 	if err := paths.CheckSocket(l.Socket); err != nil {
 		return err
 	}

@@ -29,14 +29,14 @@ import (
 
 // The test binary plays bangerd when a link of that name, beside it, is started.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == client.DaemonProgram {
+	if filepath.Base(os.Args[0]) == paths.DaemonProgram {
 		os.Exit(playDaemon())
 	}
 	self, err := os.Executable()
 	if err != nil {
 		panic(err)
 	}
-	link := filepath.Join(filepath.Dir(self), client.DaemonProgram)
+	link := filepath.Join(filepath.Dir(self), paths.DaemonProgram)
 	if err := os.Symlink(self, link); err != nil {
 		panic(err)
 	}

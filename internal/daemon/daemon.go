@@ -34,6 +34,7 @@ type Options struct {
 	AgentPath  string   // banger-agent binary for the initramfs
 	Log        *slog.Logger
 	LogLevel   *slog.LevelVar // set from the config
+	Group      int            // id of a group whose members may use the daemon; 0: none
 
 	faults func(step string, done bool) error // for tests of this package: see vm.Deps
 }
@@ -173,8 +174,8 @@ func protect(dir string) error {
 // directory, but a socket may lie anywhere: one that answers is not ours to take.
 func (d *Daemon) listen() error {
 	socket := d.opts.Layout.Socket
-	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
-		return errdefs.Wrap(err, "make the socket's directory")
+	if err := d.socketDir(filepath.Dir(socket)); err != nil {
+		return err
 	}
 	if st, err := os.Lstat(socket); err == nil {
 		if st.Mode()&os.ModeSocket == 0 {
@@ -198,8 +199,33 @@ func (d *Daemon) listen() error {
 	if err != nil {
 		return errdefs.Wrap(err, "listen on %s", socket)
 	}
-	d.listener = &peerListener{Listener: l, log: d.log}
+	d.listener = &peerListener{Listener: l, log: d.log, group: d.opts.Group}
 	d.onClose = append(d.onClose, func(context.Context) error { return l.Close() })
+	if d.opts.Group != 0 {
+		// By now the process's mask has no say in the mode.
+		if err := errors.Join(os.Lchown(socket, -1, d.opts.Group), os.Chmod(socket, 0o660)); err != nil {
+			return errdefs.Wrap(err, "give the socket to the daemon's group")
+		}
+	}
+	return nil
+}
+
+// socketDir makes the socket's directory. The system's is the daemon's group's to pass;
+// any other is whoever's chose it.
+func (d *Daemon) socketDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return errdefs.Wrap(err, "make the socket's directory")
+	}
+	if d.opts.Group == 0 || dir != filepath.Dir(paths.SystemSocket) {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	if err == nil && info.Mode().Perm()&0o001 == 0 { // not everybody's anyway
+		err = errors.Join(os.Chown(dir, -1, d.opts.Group), os.Chmod(dir, 0o750))
+	}
+	if err != nil {
+		return errdefs.Wrap(err, "give the socket's directory to the daemon's group")
+	}
 	return nil
 }
 

@@ -70,7 +70,16 @@ const (
 	SystemStateDir = "/var/lib/banger"
 	SystemSocket   = "/run/banger/bangerd.sock"
 	SystemConfig   = "/etc/banger/config.yaml"
-	CgroupDir      = "/sys/fs/cgroup/banger" // of root's daemon: one control group per jailed VMM
+	CgroupDir      = "/sys/fs/cgroup/banger"               // of root's daemon: one control group per jailed VMM
+	SystemUnit     = "/etc/systemd/system/bangerd.service" // runs root's daemon where it was installed
+	SystemdDir     = "/run/systemd/system"                 // systemd's own; it is there where systemd is the init
+)
+
+// The programs, in the bin/ of a prefix.
+const (
+	CLIProgram    = "banger"
+	DaemonProgram = "bangerd"
+	AgentProgram  = "banger-agent"
 )
 
 // Environment variables.
@@ -92,6 +101,9 @@ type Layout struct {
 	Socket string // absolute; the API socket
 }
 
+// System returns the layout of root's daemon.
+func System() Layout { return Layout{State: SystemStateDir, Socket: SystemSocket} }
+
 // Default returns the layout of this user: the environment's, root's system
 // directory, or the user's own under XDG_STATE_HOME. The daemon's socket lies in
 // the state directory (not in a runtime directory that vanishes at logout),
@@ -101,7 +113,7 @@ func Default() (Layout, error) {
 		return At(dir)
 	}
 	if os.Geteuid() == 0 {
-		return Layout{State: SystemStateDir, Socket: SystemSocket}, nil
+		return System(), nil
 	}
 	base := os.Getenv("XDG_STATE_HOME")
 	if base == "" {
@@ -187,6 +199,15 @@ func (l Layout) VM(id string) string { return filepath.Join(l.VMs(), id) }
 
 // Usernet is the control socket of the user-mode network helper.
 func (l Layout) Usernet() string { return filepath.Join(l.State, UsernetSocket) }
+
+// StateNames are the names of all that lies in a state directory. The database has
+// others beside it that begin with its name.
+func StateNames() []string {
+	return []string{
+		DatabaseFile, LockFile, SocketFile, DaemonLogFile, AccelFile, ImagesDir, KernelsDir, InitramfsDir, VMsDir,
+		UsernetSocket, UsernetLog,
+	}
+}
 
 // UsernetLogFile is the helper's log.
 func (l Layout) UsernetLogFile() string { return filepath.Join(l.State, UsernetLog) }

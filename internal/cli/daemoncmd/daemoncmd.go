@@ -15,7 +15,9 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"banger/internal/api"
@@ -25,8 +27,10 @@ import (
 	"banger/internal/daemon/usernet"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor/accel"
+	"banger/internal/logkey"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
+	"banger/internal/systemd"
 	"banger/internal/version"
 )
 
@@ -136,16 +140,23 @@ func parse(f *flag.FlagSet, args []string) error {
 func serve(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	var p place
 	var readyFD int
+	var group string
 	f := flag.NewFlagSet("bangerd serve", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	p.register(f)
 	f.IntVar(&readyFD, "ready-fd", 0, "descriptor to tell readiness or the error on (for the CLI)")
+	f.StringVar(&group, "group", "", "group whose members may use the daemon, which gives them its rights")
 	if err := parse(f, args); err != nil {
 		return err
 	}
+	notify := systemd.Notifier()
 	ready := announcer(readyFD)
 	defer func() { ready(err) }()
 	layout, file, err := p.resolve()
+	if err != nil {
+		return err
+	}
+	gid, err := groupID(group)
 	if err != nil {
 		return err
 	}
@@ -159,13 +170,42 @@ func serve(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	level := new(slog.LevelVar)
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	d, err := daemon.Open(ctx, daemon.Options{
-		Layout: layout, ConfigFile: file, Self: []string{self}, AgentPath: agent, Log: log, LogLevel: level,
+		Layout: layout, ConfigFile: file, Self: []string{self}, AgentPath: agent, Log: log, LogLevel: level, Group: gid,
 	})
 	if err != nil {
 		return err
 	}
 	ready(nil)
-	return errors.Join(d.Serve(ctx), d.Close())
+	tell := func(state string) {
+		if err := notify(state); err != nil {
+			log.WarnContext(ctx, "systemd is not told how the daemon is", logkey.Err, err)
+		}
+	}
+	tell(systemd.Ready)
+	err = d.Serve(ctx)
+	tell(systemd.Stopping)
+	return errors.Join(err, d.Close())
+}
+
+// groupID is the id of a group given by name or number; 0: none was given.
+func groupID(group string) (int, error) {
+	if group == "" {
+		return 0, nil
+	}
+	gid, err := strconv.Atoi(group)
+	if err != nil {
+		g, lookErr := user.LookupGroup(group)
+		if lookErr != nil {
+			return 0, errdefs.NotFound("find the daemon's group: %w", lookErr).WithHint("groupadd --system %s", group)
+		}
+		if gid, err = strconv.Atoi(g.Gid); err != nil {
+			return 0, errdefs.Invalid("the id of group %s is %q", group, g.Gid)
+		}
+	}
+	if gid <= 0 {
+		return 0, errdefs.Invalid("group %s cannot be the daemon's", group).WithHint("leave --group out: root may use every daemon")
+	}
+	return gid, nil
 }
 
 // announcer returns a function that tells the starter once how the start went.
@@ -197,15 +237,15 @@ func programs() (self, agent string, err error) {
 		return "", "", fmt.Errorf("find this program: %w", err)
 	}
 	dir := filepath.Dir(self)
-	for _, p := range []string{filepath.Join(dir, "banger-agent"), filepath.Join(dir, "..", "lib", "banger", "banger-agent")} {
+	for _, p := range []string{filepath.Join(dir, paths.AgentProgram), filepath.Join(dir, "..", "lib", "banger", paths.AgentProgram)} {
 		if _, err := os.Stat(p); err == nil {
 			return self, filepath.Clean(p), nil
 		}
 	}
-	if agent, err = sysexec.Look("banger-agent"); err == nil {
+	if agent, err = sysexec.Look(paths.AgentProgram); err == nil {
 		return self, agent, nil
 	}
-	return self, "", errdefs.Unavailable("banger-agent is not beside %s", self).
+	return self, "", errdefs.Unavailable("%s is not beside %s", paths.AgentProgram, self).
 		WithHint("install the three programs together: make build leaves them in bin/")
 }
 
