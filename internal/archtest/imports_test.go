@@ -37,6 +37,7 @@ var rings = map[string]ring{
 	"internal/doctor":     ringMechanism,
 	"internal/guest":      ringMechanism,
 	"internal/hypervisor": ringMechanism,
+	"internal/install":    ringMechanism,
 	"internal/nettest":    ringMechanism,
 	"internal/store":      ringMechanism,
 	"internal/sysexec":    ringMechanism,
@@ -90,7 +91,7 @@ var only = map[string][]string{
 	"internal/daemon/nat":    {"internal/errdefs", "internal/model"},
 	"internal/client":        {"internal/api", "internal/errdefs", "internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version"},
 	"internal/cli": {"internal/api", "internal/cli", "internal/client", "internal/config", "internal/doctor", "internal/errdefs",
-		"internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version", "internal/workspace"},
+		"internal/guest", "internal/install", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version", "internal/workspace"},
 	"cmd/banger-agent": {"internal/guest", "internal/version"},
 }
 

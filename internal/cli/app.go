@@ -157,7 +157,7 @@ func (a *app) replaceDaemon(l paths.Layout) func(context.Context, client.Remote)
 			// It would come back as it is.
 			if r.Protocol != api.Protocol {
 				return false, errdefs.Precondition("the daemon is version %s, which banger %s cannot work with", r.Version, version.String()).
-					WithHint("install this version for systemd as well")
+					WithHint("install this version for systemd as well: banger system install")
 			}
 			return false, nil
 		}

@@ -81,7 +81,7 @@ func newRootCmd(a *app) *cobra.Command {
 	inGroup(groupMain,
 		newVMCmd(a), newRunCmd(a), newExecCmd(a), newShellCmd(a), newCpCmd(a), newLogsCmd(a), newPsCmd(a))
 	inGroup(groupManage,
-		newImageCmd(a), newKernelCmd(a), newDaemonCmd(a), newDoctorCmd(a), newConfigCmd(a))
+		newImageCmd(a), newKernelCmd(a), newDaemonCmd(a), newSystemCmd(a), newDoctorCmd(a), newConfigCmd(a))
 	root.AddCommand(newVersionCmd(a))
 	groupOnly(root)
 	return root
