@@ -35,6 +35,7 @@ var rings = map[string]ring{
 	"internal/config":     ringMechanism,
 	"internal/disktest":   ringMechanism,
 	"internal/doctor":     ringMechanism,
+	"internal/fcfetch":    ringMechanism,
 	"internal/guest":      ringMechanism,
 	"internal/hypervisor": ringMechanism,
 	"internal/install":    ringMechanism,
@@ -90,7 +91,7 @@ var only = map[string][]string{
 	"internal/daemon/tapdev": {"internal/errdefs"},
 	"internal/daemon/nat":    {"internal/errdefs", "internal/model"},
 	"internal/client":        {"internal/api", "internal/errdefs", "internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version"},
-	"internal/cli": {"internal/api", "internal/cli", "internal/client", "internal/config", "internal/doctor", "internal/errdefs",
+	"internal/cli": {"internal/api", "internal/cli", "internal/client", "internal/config", "internal/doctor", "internal/errdefs", "internal/fcfetch",
 		"internal/guest", "internal/install", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version", "internal/workspace"},
 	"cmd/banger-agent": {"internal/guest", "internal/version"},
 }

@@ -12,10 +12,10 @@ import (
 func newSystemCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "system",
-		Short: "Install the daemon for all of this host",
+		Short: "Install the daemon for all of this host, and what it uses",
 		Long:  `Nothing needs installing to use banger: the daemon starts when a command needs it.`,
 	}
-	c.AddCommand(newSystemInstallCmd(a), newSystemUninstallCmd(a))
+	c.AddCommand(newSystemInstallCmd(a), newSystemUninstallCmd(a), newSystemFetchCmd(a))
 	return groupOnly(c)
 }
 

@@ -29,7 +29,7 @@ const (
 	cpuModel    = "host"
 )
 
-const installHint = "install Firecracker %d.%d or newer from its releases, or name it in the config: firecracker.binary"
+const installHint = "install Firecracker %d.%d or newer: banger system fetch-firecracker; or name it in the config: firecracker.binary"
 
 // askTime bounds how long a program may take to tell its version.
 const askTime = 10 * time.Second
