@@ -50,7 +50,11 @@ func assemble(ctx context.Context, name string, made madeKernel, final string, p
 	if err := hashTree(h, final); err != nil {
 		return "", err
 	}
-	if made.modules != "" {
+	if made.modules == "" {
+		if err := checkBuiltIn(filepath.Join(final, paths.VmlinuxFile)); err != nil {
+			return "", err
+		}
+	} else {
 		p.Stage("write modules")
 		// The tree, not the image made of it: mke2fs writes in no fixed order.
 		tree := filepath.Join(made.modules, "lib/modules", made.release)
@@ -68,6 +72,22 @@ func assemble(ctx context.Context, name string, made madeKernel, final string, p
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil))[:12], nil
+}
+
+// checkBuiltIn refuses a kernel without modules that cannot find the root disk: nothing
+// in a VM could say so, whose console needs no driver but whose agent does.
+func checkBuiltIn(elf string) error {
+	for _, drivers := range [][]string{{"virtio_blk"}, {"virtio_pci", "virtio-pci", "virtio_mmio", "virtio-mmio"}} {
+		found, err := vmlinux.Mentions(elf, drivers...)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return errdefs.Invalid("the kernel comes without modules, and has no %s built in: it would not find its disk", drivers[0]).
+				WithHint("give its modules beside it, in lib/modules/RELEASE, or build it with virtio (PCI, block, console) and ext4 built in")
+		}
+	}
+	return nil
 }
 
 // placeKernel moves the kernel's own files into final.

@@ -132,6 +132,8 @@ func TestImportKernel(t *testing.T) {
 	}
 	elf = append(elf, bytes.Repeat([]byte{0}, 100)...)
 	elf = append(elf, "Linux version 6.9.0-mine (me@here) "...)
+	modular := bytes.ReplaceAll(elf, []byte("virtio"), []byte("vortio")) // the test program has the names as well
+	elf = append(elf, "\x00virtio_blk\x00virtio-pci\x00"...)
 	dir := filepath.Join(t.TempDir(), "a [strange] name")
 	w.write(filepath.Join(dir, "vmlinux"), string(elf))
 	w.write(filepath.Join(dir, ".config"), "CONFIG_X=y")
@@ -157,11 +159,13 @@ func TestImportKernel(t *testing.T) {
 	other := t.TempDir()
 	w.write(filepath.Join(other, "vmlinux"), string(elf))
 	w.write(filepath.Join(other, "lib/modules/1.2.3-other/modules.order"), "")
+	bare := t.TempDir()
+	w.write(filepath.Join(bare, "vmlinux"), string(modular))
 	device := t.TempDir()
 	if err := os.Symlink("/dev/null", filepath.Join(device, "vmlinux")); err != nil {
 		t.Fatal(err)
 	}
-	for name, dir := range map[string]string{"modules of another": other, "a device": device, "gone": dir, "empty": t.TempDir(), "two kernels": two, "no kernel": bad, "relative": "x"} {
+	for name, dir := range map[string]string{"modules of another": other, "nothing built in": bare, "a device": device, "gone": dir, "empty": t.TempDir(), "two kernels": two, "no kernel": bad, "relative": "x"} {
 		if _, err := w.s.ImportKernel(t.Context(), "other", dir, nobody{}); err == nil || errdefs.ClassOf(err) == errdefs.ClassInternal || errdefs.HintOf(err) == "" {
 			t.Errorf("%s: %v (%s)", name, err, errdefs.HintOf(err))
 		}

@@ -68,7 +68,7 @@ func (w *world) start(db Store) {
 	w.s.makeKernel = func(ctx context.Context, suite, dir string, p model.Progress) (madeKernel, error) {
 		p.Stage("download")
 		made := madeKernel{release: "6.1-" + suite, vmlinux: filepath.Join(dir, "v"), bzImage: filepath.Join(dir, "b"), source: "here"}
-		w.write(made.vmlinux, fmt.Sprint("vmlinux ", w.pulls.Load()))
+		w.write(made.vmlinux, fmt.Sprint("vmlinux with virtio_blk and virtio_pci ", w.pulls.Load()))
 		w.write(made.bzImage, "bzImage")
 		return made, w.work(ctx, p)
 	}

@@ -51,7 +51,7 @@ func elfKernel(size int64) []byte {
 	le.PutUint16(b[18:], 62) // for x86-64
 	le.PutUint32(b[20:], 1)
 	le.PutUint16(b[52:], 64)
-	copy(b[100:], "Linux version 6.9.0-mine (me@here) ")
+	copy(b[100:], "Linux version 6.9.0-mine (me@here) with virtio_blk and virtio_pci built in")
 	return b
 }
 
@@ -188,7 +188,7 @@ func (w *world) fill(size int64) {
 	}
 	w.s.makeKernel = func(_ context.Context, suite, dir string, _ model.Progress) (madeKernel, error) {
 		made := madeKernel{release: "6.1-" + suite, vmlinux: filepath.Join(dir, "v"), bzImage: filepath.Join(dir, "b"), source: "here"}
-		return made, errors.Join(os.WriteFile(made.vmlinux, make([]byte, size), 0o644), os.WriteFile(made.bzImage, []byte("bzImage"), 0o644))
+		return made, errors.Join(os.WriteFile(made.vmlinux, elfKernel(size), 0o644), os.WriteFile(made.bzImage, []byte("bzImage"), 0o644))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"banger/internal/errdefs"
@@ -58,21 +59,48 @@ func headerRelease(f *os.File) (string, error) {
 	return release, nil
 }
 
-func scanRelease(r io.Reader) (string, error) {
+func scanRelease(r io.Reader) (release string, err error) {
+	err = scan(r, func(chunk []byte) bool {
+		m := banner.FindSubmatch(chunk)
+		if m != nil {
+			release = string(m[1])
+		}
+		return m != nil
+	})
+	return release, err
+}
+
+// Mentions reports whether the ELF image at path has one of the texts in it. A kernel
+// mentions a driver by its name if, and only if, that is built in.
+func Mentions(path string, texts ...string) (found bool, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, fmt.Errorf("open kernel: %w", err)
+	}
+	defer f.Close()
+	err = scan(f, func(chunk []byte) bool {
+		found = slices.ContainsFunc(texts, func(t string) bool { return bytes.Contains(chunk, []byte(t)) })
+		return found
+	})
+	if err != nil {
+		return false, fmt.Errorf("look through the kernel: %w", err)
+	}
+	return found, nil
+}
+
+// scan shows all of r to look, in pieces of which each begins with the last 256 bytes
+// of the one before, until that returns true.
+func scan(r io.Reader, look func(chunk []byte) bool) error {
 	buf := make([]byte, 0, scanChunk+256)
 	for {
 		n, err := io.ReadFull(r, buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
-		if m := banner.FindSubmatch(buf); m != nil {
-			return string(m[1]), nil
+		if look(buf) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil
 		}
 		if err != nil {
-			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-				return "", nil
-			}
-			return "", err
+			return err
 		}
-		tail := bytes.Clone(buf[len(buf)-256:]) // the line may begin here
-		buf = append(buf[:0], tail...)
+		buf = append(buf[:0], bytes.Clone(buf[len(buf)-256:])...) // what is looked for may begin here
 	}
 }
