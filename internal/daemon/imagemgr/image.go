@@ -241,14 +241,9 @@ func (s *Service) RemoveImage(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	users, err := s.Store.ImageUsers(ctx, i.ID)
-	if err != nil {
-		return err
+	free := func() error {
+		users, err := s.Store.ImageUsers(ctx, i.ID)
+		return inUse("image", name, users, err)
 	}
-	if len(users) > 0 {
-		return inUse("image", name, users)
-	}
-	return s.retire(s.Layout.Image(i.ID), func() error { return s.Store.DeleteImage(ctx, i.ID) }, func() ([]string, error) {
-		return s.Store.ImageUsers(ctx, i.ID)
-	}, "image", name)
+	return s.retire(s.Layout.Image(i.ID), free, func() error { return s.Store.DeleteImage(ctx, i.ID) })
 }

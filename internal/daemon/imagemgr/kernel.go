@@ -210,25 +210,19 @@ func (s *Service) RemoveKernel(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	users, err := s.Store.KernelUsers(ctx, k.ID)
-	if err != nil {
+	free := func() error {
+		users, err := s.Store.KernelUsers(ctx, k.ID)
+		if err = inUse("kernel", name, users, err); err != nil {
+			return err
+		}
+		images, err := s.Store.KernelImages(ctx, k.ID)
+		if err == nil && len(images) > 0 {
+			err = errdefs.Precondition("kernel %q is the one image %q boots with", name, images[0]).
+				WithHint("remove the image first: banger image rm %s", images[0])
+		}
 		return err
 	}
-	if len(users) > 0 {
-		return inUse("kernel", name, users)
-	}
-	images, err := s.Store.KernelImages(ctx, k.ID)
-	if err != nil {
-		return err
-	}
-	if len(images) > 0 {
-		return errdefs.Precondition("kernel %q is the one image %q boots with", name, images[0]).
-			WithHint("remove the image first: banger image rm %s", images[0])
-	}
-	err = s.retire(s.Layout.Kernel(k.ID), func() error { return s.Store.DeleteKernel(ctx, k.ID) }, func() ([]string, error) {
-		return s.Store.KernelUsers(ctx, k.ID)
-	}, "kernel", name)
-	if err != nil {
+	if err := s.retire(s.Layout.Kernel(k.ID), free, func() error { return s.Store.DeleteKernel(ctx, k.ID) }); err != nil {
 		return err
 	}
 	return s.pruneInitramfs(ctx)

@@ -97,7 +97,10 @@ func orTry(err error, hint string) error {
 }
 
 // inUse refuses to remove what VMs use.
-func inUse(kind, name string, users []string) error {
+func inUse(kind, name string, users []string, err error) error {
+	if err != nil || len(users) == 0 {
+		return err
+	}
 	return errdefs.Precondition("%s %q is used by %s", kind, name, strings.Join(users, ", ")).
 		WithHint("delete them first: banger vm delete %s", strings.Join(users, " "))
 }

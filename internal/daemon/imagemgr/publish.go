@@ -48,39 +48,44 @@ func (s *Service) publishLocked(from, to string, put func() error) (old string, 
 	return old, nil
 }
 
-// retire deletes a row and then its directory. A VM that began to use it since
-// the caller looked makes the database refuse; users names it then.
-func (s *Service) retire(dir string, remove func() error, users func() ([]string, error), kind, name string) error {
+// retire deletes a row and then its directory, when free has nothing against it: it is
+// asked under imageOpsMu, so no image begins to boot with a kernel in between. A VM may
+// begin to use it all the same; the database refuses then, and free says who it is.
+func (s *Service) retire(dir string, free, forget func() error) error {
 	s.imageOpsMu.Lock()
-	err := remove()
+	err := free()
+	if err != nil {
+		s.imageOpsMu.Unlock()
+		return err
+	}
 	aside := ""
-	if err == nil {
+	if err = forget(); err == nil {
 		aside, err = setAside(dir)
 	}
 	s.imageOpsMu.Unlock()
 	s.removeAll(aside)
 	if errdefs.ClassOf(err) == errdefs.ClassExhausted {
-		err = s.retireFull(dir, remove, users)
+		err = s.retireFull(dir, free, forget)
 	}
-	if err != nil {
-		if now, uerr := users(); uerr == nil && len(now) > 0 {
-			return inUse(kind, name, now)
-		}
-		return errdefs.Wrap(err, "remove %s %q", kind, name)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if ferr := free(); ferr != nil {
+		return ferr
+	}
+	return errdefs.Wrap(err, "remove %s", filepath.Base(dir))
 }
 
 // retireFull retires on a disk that has not even room to forget a row: files first.
 // A crash in between leaves a row without files, which is reported as broken.
-func (s *Service) retireFull(dir string, remove func() error, users func() ([]string, error)) error {
+func (s *Service) retireFull(dir string, free, forget func() error) error {
 	s.imageOpsMu.Lock()
 	aside, err := setAside(dir)
 	if err == nil && aside != "" {
 		// A VM that has its disk by now has its row too; one that is being made does
 		// not find the files from here on, and is undone.
-		if now, uerr := users(); uerr != nil || len(now) > 0 {
-			err = errors.Join(uerr, os.Rename(aside, dir))
+		if ferr := free(); ferr != nil {
+			err = errors.Join(ferr, os.Rename(aside, dir))
 			aside = ""
 		}
 	}
@@ -89,7 +94,7 @@ func (s *Service) retireFull(dir string, remove func() error, users func() ([]st
 	if err != nil {
 		return err
 	}
-	return remove() // which refuses when there are users
+	return forget() // which refuses when there are users
 }
 
 // collect removes rows that lost their name and their last user, and directories
