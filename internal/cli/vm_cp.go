@@ -283,7 +283,7 @@ func (k *copier) receive(ctx context.Context, src end, use func(io.Reader) error
 var errUnwanted = errors.New("the rest of the stream is not wanted")
 
 // out copies a file or a directory out of a VM.
-func (k *copier) out(ctx context.Context, src end, dst string) error {
+func (k *copier) out(ctx context.Context, src end, dst string) (err error) {
 	path, contents := contentsOf(src.path)
 	src.path = path
 	st, err := k.stat(ctx, src)
@@ -312,8 +312,15 @@ func (k *copier) out(ctx context.Context, src end, dst string) error {
 		opts.Rename = guestBase(src.path)
 	case st.IsDir: // becomes dst, or goes into it
 		opts.Strip = true
-		if err := os.Mkdir(dst, 0o777); err != nil && !isDir {
-			return fileErr("copy: make", dst, err)
+		if !isDir {
+			if err := os.Mkdir(dst, 0o777); err != nil {
+				return fileErr("copy: make", dst, err)
+			}
+			defer func() {
+				if err != nil {
+					_ = os.Remove(dst) // which leaves it when something has arrived
+				}
+			}()
 		}
 	case isDir:
 		opts.Rename = guestBase(src.path)

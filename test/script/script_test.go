@@ -89,7 +89,7 @@ func kernel(release string) []byte {
 	} {
 		_ = binary.Write(&b, binary.LittleEndian, field)
 	}
-	b.WriteString("Linux version " + release + " (nobody@nowhere)\n")
+	b.WriteString("Linux version " + release + " (nobody@nowhere) with virtio_blk and virtio_pci\n")
 	return b.Bytes()
 }
 

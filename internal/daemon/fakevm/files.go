@@ -60,7 +60,7 @@ func rawMode(st fs.FileInfo) uint32 {
 }
 
 // copyIn unpacks a tar stream. Owners are not kept: there is one user here.
-func (v *vm) copyIn(c guest.CopyIn, in io.Reader) error {
+func (v *vm) copyIn(c guest.CopyIn, in io.Reader) (failed error) {
 	dest := inRoot(v.home(), c.Dest)
 	st, err := v.root.Stat(dest)
 	isDir := err == nil && st.IsDir()
@@ -73,6 +73,11 @@ func (v *vm) copyIn(c guest.CopyIn, in io.Reader) error {
 		if err := v.root.MkdirAll(dest, 0o755); err != nil {
 			return errdefs.Invalid("make %s in the VM: %w", c.Dest, err)
 		}
+		defer func() {
+			if failed != nil {
+				_ = v.root.Remove(dest) // as the agent does: unless something is in it
+			}
+		}()
 	default:
 		return notFound(c.Dest, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -36,7 +37,7 @@ func (s *Server) absolute(p string) (string, error) {
 	return path.Join(dir, p), nil
 }
 
-func (s *Server) copyIn(r *guest.FrameReader, w *guest.FrameWriter, c *guest.CopyIn) error {
+func (s *Server) copyIn(r *guest.FrameReader, w *guest.FrameWriter, c *guest.CopyIn) (failed error) {
 	trailing := c.Dest[len(c.Dest)-1] == '/'
 	dest, err := s.absolute(c.Dest)
 	if err != nil {
@@ -55,7 +56,15 @@ func (s *Server) copyIn(r *guest.FrameReader, w *guest.FrameWriter, c *guest.Cop
 		dest, single = path.Split(dest)
 	}
 	if c.Mkdir {
-		if err := mkdirs(path.Clean(dest), owner); err != nil {
+		made, err := mkdirs(path.Clean(dest), owner)
+		defer func() {
+			if failed != nil {
+				for _, dir := range slices.Backward(made) {
+					_ = unix.Rmdir(dir) // which leaves one in which something has arrived
+				}
+			}
+		}()
+		if err != nil {
 			return fileError(err, dest)
 		}
 	}
@@ -89,26 +98,28 @@ func fileError(err error, p string) error {
 	return errdefs.Wrap(err, "open %s", p)
 }
 
-// mkdirs makes a directory and its parents; those it makes belong to owner.
-func mkdirs(dir string, owner *tree.Owner) error {
+// mkdirs makes a directory and its parents; those it makes belong to owner. It returns
+// them, the outer ones first, also when it fails.
+func mkdirs(dir string, owner *tree.Owner) (made []string, err error) {
 	if isDir(dir) {
-		return nil
+		return nil, nil
 	}
 	if parent := path.Dir(dir); parent != dir {
-		if err := mkdirs(parent, owner); err != nil {
-			return err
+		if made, err = mkdirs(parent, owner); err != nil {
+			return made, err
 		}
 	}
 	if err := unix.Mkdir(dir, 0o755); err != nil {
 		if err == unix.EEXIST && isDir(dir) {
-			return nil
+			return made, nil
 		}
-		return err
+		return made, err
 	}
+	made = append(made, dir)
 	if owner == nil {
-		return nil
+		return made, nil
 	}
-	return os.Lchown(dir, owner.UID, owner.GID)
+	return made, os.Lchown(dir, owner.UID, owner.GID)
 }
 
 func (s *Server) copyOut(w *guest.FrameWriter, c *guest.CopyOut) error {
