@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"syscall"
@@ -49,9 +50,14 @@ type Daemon struct {
 	server   *http.Server
 	stopping chan struct{} // closed when a client asks for shutdown
 	stopOnce sync.Once
+	resting  *time.Timer                   // see restTime
 	onClose  []func(context.Context) error // in order of opening; run in reverse
 	kept     []string                      // databases that could not be read, as of the start
 }
+
+// restTime is how long after a request the memory that it took goes back to the system.
+// The runtime would keep it for minutes, and a daemon rests most of its life.
+const restTime = 2 * time.Second
 
 // closeTimeout bounds Close: operations get this long to undo.
 const closeTimeout = 45 * time.Second
@@ -60,6 +66,8 @@ const closeTimeout = 45 * time.Second
 // fails nothing stays open.
 func Open(ctx context.Context, opts Options) (d *Daemon, err error) {
 	d = &Daemon{opts: opts, log: slog.New(logkey.Handler(opts.Log.Handler())), started: time.Now(), stopping: make(chan struct{})}
+	d.resting = time.AfterFunc(restTime, debug.FreeOSMemory)
+	d.closeLater(func(context.Context) error { d.resting.Stop(); return nil })
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())

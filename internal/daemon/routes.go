@@ -34,6 +34,7 @@ func (d *Daemon) routes(s *services) http.Handler {
 	protocol := strconv.Itoa(api.Protocol)
 	build := version.String()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer d.resting.Reset(restTime)
 		w.Header().Set(api.HeaderVersion, build)
 		w.Header().Set(api.HeaderProtocol, protocol)
 		if n := len(d.notices()); n > 0 {
