@@ -69,6 +69,7 @@ const (
 	KindCopyOut    Kind = "copy-out"    // stdout is a tar stream, then done
 	KindStat       Kind = "stat"        // describe one path; answered by done with Stat
 	KindShutdown   Kind = "shutdown"    // orderly power-off; answered by done once it is certain to happen
+	KindDial       Kind = "dial"        // connect to a TCP port of the guest's own: see Dial
 	KindSync       Kind = "sync"        // flush file systems; answered by done
 	KindWaitSystem Kind = "wait-system" // answered by done when the init system has settled
 	KindBenchSpawn Kind = "bench-spawn" // measure fork+exec+wait of a command; answered by done with Nanos
@@ -83,6 +84,7 @@ type Request struct {
 	CopyOut    *CopyOut    `json:"copy_out,omitempty"`
 	Stat       *StatPath   `json:"stat,omitempty"`
 	BenchSpawn *BenchSpawn `json:"bench_spawn,omitempty"`
+	Dial       *Dial       `json:"dial,omitempty"`
 	// Ephemeral is for the daemon, not the agent: delete the VM when this stream ends.
 	Ephemeral bool `json:"ephemeral,omitempty"`
 }
@@ -142,6 +144,17 @@ type CopyOut struct {
 // StatPath asks what Path is.
 type StatPath struct {
 	Path string `json:"path"`
+}
+
+// Dial connects to a TCP port on a loopback address of the guest, 127.0.0.1 or else
+// ::1. The agent answers with started, or with error when nobody listens. Bytes then go
+// to the connection as stdin and come from it as stdout; an empty frame is the end of
+// its direction, and the other goes on. Done follows when both have ended, error when
+// the connection was reset. A host that closes the stream before resets it.
+//
+// Neither side may send faster than the other takes in: the stream itself holds it up.
+type Dial struct {
+	Port uint16 `json:"port"`
 }
 
 // BenchSpawn asks the agent to run Args Count times, one after another.

@@ -48,6 +48,14 @@ func (r *Request) Validate() error {
 			return missing()
 		}
 		return checkPath(r.Stat.Path)
+	case KindDial:
+		if r.Dial == nil {
+			return missing()
+		}
+		if r.Dial.Port == 0 {
+			return errdefs.Invalid("port 0 of the guest cannot be connected to")
+		}
+		return nil
 	case KindBenchSpawn:
 		if r.BenchSpawn == nil {
 			return missing()

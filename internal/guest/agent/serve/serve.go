@@ -119,6 +119,8 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *guest.FrameReader
 		return s.copyOut(w, req.CopyOut)
 	case guest.KindStat:
 		return s.stat(w, req.Stat)
+	case guest.KindDial:
+		return s.dial(ctx, conn, r, w, req.Dial.Port)
 	case guest.KindSync:
 		syncDisks()
 		return done(w, guest.Control{})
