@@ -61,6 +61,7 @@ var rings = map[string]ring{
 	"internal/daemon/hostnet":   ringService,
 	"internal/daemon/imagemgr":  ringService,
 	"internal/daemon/opstate":   ringService,
+	"internal/daemon/ports":     ringService,
 	"internal/daemon/vm":        ringService,
 	"internal/daemon/vmdns":     ringService,
 	"internal/daemon/workspace": ringService,

@@ -79,7 +79,7 @@ func newRootCmd(a *app) *cobra.Command {
 		}
 	}
 	inGroup(groupMain,
-		newVMCmd(a), newRunCmd(a), newExecCmd(a), newShellCmd(a), newCpCmd(a), newLogsCmd(a), newPsCmd(a))
+		newVMCmd(a), newRunCmd(a), newExecCmd(a), newShellCmd(a), newCpCmd(a), newLogsCmd(a), newPsCmd(a), newPortCmd(a))
 	inGroup(groupManage,
 		newImageCmd(a), newKernelCmd(a), newDaemonCmd(a), newSystemCmd(a), newDoctorCmd(a), newConfigCmd(a))
 	root.AddCommand(newVersionCmd(a))

@@ -276,9 +276,10 @@ func TestJSONNames(t *testing.T) {
 	}{
 		{viewVM(&bangerv1.VM{}), []string{
 			"id", "name", "state", "busy", "paused", "image", "image_id", "kernel", "kernel_id", "cpus", "memory_mib", "disk_bytes", "disk_used_bytes",
-			"net", "addresses", "dns_name", "user", "workdir", "auto_remove", "driver", "driver_why", "accel", "machine", "cpu_model", "vmm_version", "pid", "boot_id", "dir",
+			"net", "addresses", "dns_name", "ports", "user", "workdir", "auto_remove", "driver", "driver_why", "accel", "machine", "cpu_model", "vmm_version", "pid", "boot_id", "dir",
 			"last_error", "created_at", "started_at",
 		}},
+		{portView{VM: "web"}, []string{"vm", "address", "host_port", "guest_port", "problem"}},
 		{viewImage(&bangerv1.Image{}), []string{
 			"id", "name", "managed", "path", "size_bytes", "used_bytes", "kernel", "digest", "source", "user", "workdir", "env",
 			"entrypoint", "cmd", "used_by", "created_at",

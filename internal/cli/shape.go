@@ -24,6 +24,7 @@ type shape struct {
 	memory, disk        string
 	net, driver         string
 	nested              bool
+	ports               []string
 	env                 []string
 	envFiles            []string
 	user, workdir       string
@@ -38,6 +39,7 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	f.StringVar(&s.memory, "memory", "", "memory `size`, in MiB or as 2G (default: the configured size)")
 	f.StringVar(&s.disk, "disk", "", "disk `size`, like 16G (default: the configured size)")
 	f.StringVar(&s.net, "net", "", "network: user (outbound only), bridge (an address and a name of its own, for daemons that are root) or none (default: the configured `mode`)")
+	f.StringArrayVarP(&s.ports, "publish", "p", nil, "forward a TCP `port` of this host to the VM: HOSTPORT:GUESTPORT, GUESTPORT (any free port), ADDRESS:HOSTPORT:GUESTPORT")
 	f.BoolVar(&s.nested, "nested", false, "let the guest run VMs with KVM itself")
 	f.StringVar(&s.driver, "driver", "", "`program` that runs the VM: qemu, firecracker or auto (default: the configured one)")
 	f.StringArrayVarP(&s.env, "env", "e", nil, "set `KEY=VALUE` for commands; KEY alone takes the value from here")
@@ -99,6 +101,9 @@ func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 		return nil, errdefs.Invalid("--workdir %q is not absolute", s.workdir).WithHint("write the whole path, e.g. --workdir /srv")
 	}
 	var err error
+	if req.Ports, err = wirePorts(s.ports, model.ParsePort); err != nil {
+		return nil, err
+	}
 	req.Env, err = readEnv(s.env, s.envFiles)
 	return req, err
 }

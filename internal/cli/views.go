@@ -33,8 +33,9 @@ type vmView struct {
 	DiskBytes     int64      `json:"disk_bytes"`
 	DiskUsedBytes int64      `json:"disk_used_bytes"`
 	Net           string     `json:"net"`
-	Addresses     []string   `json:"addresses"` // on the bridge
+	Addresses     []string   `json:"addresses"` // at which the host reaches it
 	DNSName       string     `json:"dns_name"`
+	Ports         []portView `json:"ports"`
 	User          string     `json:"user"`
 	Workdir       string     `json:"workdir"`
 	AutoRemove    bool       `json:"auto_remove"`
@@ -57,11 +58,24 @@ func viewVM(v *bangerv1.VM) vmView {
 		ID: v.GetId(), Name: v.GetName(), State: v.GetState(), Busy: v.GetBusy(), Paused: v.GetPaused(),
 		Image: v.GetImage(), ImageID: v.GetImageId(), Kernel: v.GetKernel(), KernelID: v.GetKernelId(),
 		CPUs: v.GetCpus(), MemoryMiB: v.GetMemoryMib(), DiskBytes: v.GetDiskBytes(), DiskUsedBytes: v.GetDiskUsedBytes(),
-		Net: v.GetNet(), Addresses: list(v.GetAddresses()), DNSName: v.GetDnsName(), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
+		Net: v.GetNet(), Addresses: list(v.GetAddresses()), DNSName: v.GetDnsName(), Ports: views(v.GetPorts(), viewPort), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
 		Driver: v.GetDriver(), DriverWhy: v.GetDriverWhy(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
 		VMMVersion: v.GetVmmVersion(), PID: v.GetPid(), BootID: v.GetBootId(), Dir: v.GetDir(), LastError: v.GetLastError(),
 		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()),
 	}
+}
+
+// portView is a forwarded port. VM is its name where ports of many are listed.
+type portView struct {
+	VM      string `json:"vm,omitempty"`
+	Address string `json:"address"` // of the host; empty: its loopback
+	Host    uint32 `json:"host_port"`
+	Guest   uint32 `json:"guest_port"`
+	Problem string `json:"problem"`
+}
+
+func viewPort(p *bangerv1.Port) portView {
+	return portView{Address: p.GetAddress(), Host: p.GetHostPort(), Guest: p.GetGuestPort(), Problem: p.GetProblem()}
 }
 
 // imageView is an image.

@@ -85,6 +85,9 @@ func (a *app) create(ctx context.Context, c *client.Client, req *bangerv1.Create
 		// It was ready just before the cancellation.
 		return made{}, joinCleanup(err, a.remove(ctx, c, m.id))
 	}
+	if err == nil {
+		a.tellPorts(ctx, c, m, req.Ports)
+	}
 	return m, err
 }
 

@@ -88,6 +88,7 @@ func vmFields(v *bangerv1.VM) [][2]string {
 		{"Network", v.GetNet()},
 		{"Address", strings.Join(v.GetAddresses(), ", ")},
 		{"DNS name", v.GetDnsName()},
+		{"Ports", portList(v.GetPorts())},
 		{"User", v.GetUser()},
 		{"Workdir", v.GetWorkdir()},
 		{"Driver", reasoned(v.GetDriver(), v.GetDriverWhy())},
@@ -107,6 +108,19 @@ func vmFields(v *bangerv1.VM) [][2]string {
 		fields = append(fields, [2]string{"Auto-remove", "yes"})
 	}
 	return fields
+}
+
+// portList is what leads to where, in one line.
+func portList(ports []*bangerv1.Port) string {
+	var all []string
+	for _, p := range ports {
+		text := fmt.Sprintf("%s to %d", hostEnd(p), p.GetGuestPort())
+		if p.GetProblem() != "" {
+			text += " (" + p.GetProblem() + ")"
+		}
+		all = append(all, text)
+	}
+	return strings.Join(all, ", ")
 }
 
 func named(name, id string) string {

@@ -74,6 +74,18 @@ func (c *Client) GetVM(ctx context.Context, ref string) (*bangerv1.VM, error) {
 	return call(ctx, c.vms.Get, &bangerv1.VMRef{Ref: ref})
 }
 
+// AddPorts forwards more ports to a VM and returns all that are.
+func (c *Client) AddPorts(ctx context.Context, ref string, ports []*bangerv1.Port) ([]*bangerv1.Port, error) {
+	res, err := call(ctx, c.ports.Add, &bangerv1.PortsRequest{Ref: ref, Ports: ports})
+	return res.GetPorts(), err
+}
+
+// RemovePorts stops forwarding these ports of the host to a VM.
+func (c *Client) RemovePorts(ctx context.Context, ref string, ports []*bangerv1.Port) error {
+	_, err := call(ctx, c.ports.Remove, &bangerv1.PortsRequest{Ref: ref, Ports: ports})
+	return err
+}
+
 // RenameVM gives a VM another name.
 func (c *Client) RenameVM(ctx context.Context, ref, name string) (*bangerv1.VM, error) {
 	return call(ctx, c.vms.Rename, &bangerv1.RenameRequest{Ref: ref, Name: name})

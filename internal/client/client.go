@@ -63,6 +63,7 @@ type Client struct {
 	http *http.Client
 
 	vms        bangerv1connect.VMServiceClient
+	ports      bangerv1connect.PortServiceClient
 	images     bangerv1connect.ImageServiceClient
 	kernels    bangerv1connect.KernelServiceClient
 	operations bangerv1connect.OperationServiceClient
@@ -93,6 +94,7 @@ func Open(opts Options) *Client {
 	c.http = &http.Client{Transport: &guard{client: c, base: transport}}
 	plain := connect.WithAcceptCompression("gzip", nil, nil)
 	c.vms = bangerv1connect.NewVMServiceClient(c.http, baseURL, plain)
+	c.ports = bangerv1connect.NewPortServiceClient(c.http, baseURL, plain)
 	c.images = bangerv1connect.NewImageServiceClient(c.http, baseURL, plain)
 	c.kernels = bangerv1connect.NewKernelServiceClient(c.http, baseURL, plain)
 	c.operations = bangerv1connect.NewOperationServiceClient(c.http, baseURL, plain)

@@ -470,6 +470,8 @@ func TestEveryProcedureHasAMethod(t *testing.T) {
 		func() { _, _ = c.GetVM(ctx, "x") },
 		func() { _, _ = c.RenameVM(ctx, "x", "y") },
 		func() { _, _ = c.WaitVM(ctx, "x") },
+		func() { _, _ = c.AddPorts(ctx, "x", nil) },
+		func() { _ = c.RemovePorts(ctx, "x", nil) },
 		func() { _ = c.VMLogs(ctx, &bangerv1.LogsRequest{}, io.Discard) },
 		func() { _, _ = c.ListImages(ctx) },
 		func() { _, _ = c.GetImage(ctx, "x") },

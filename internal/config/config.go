@@ -55,6 +55,10 @@ type Network struct {
 	Prefix Prefix `yaml:"prefix"` // of IPv4; auto: one that is free when the first VM starts
 	MTU    Count  `yaml:"mtu"`    // bytes
 	Pool   Count  `yaml:"pool"`   // taps kept ready
+
+	// Loopback is where VMs without a tap have addresses for their forwarded ports; of
+	// any daemon.
+	Loopback Prefix `yaml:"loopback"`
 }
 
 // DNS tells where names of VMs are answered.
@@ -127,6 +131,8 @@ func Default() Config {
 			Bridge: "bgr0",
 			MTU:    1500,
 			Pool:   4,
+
+			Loopback: Prefix(netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 42, 0, 0}), 16)),
 		},
 		DNS: DNS{Listen: Auto},
 		Limits: Limits{

@@ -49,6 +49,7 @@ func (c Config) Validate() error {
 		{"firecracker.jailer", program(c.Firecracker.Jailer)},
 		{"network.bridge", bridge(c.Network.Bridge)},
 		{"network.prefix", guests(c.Network.Prefix)},
+		{"network.loopback", loopback(c.Network.Loopback)},
 		{"network.mtu", between(c.Network.MTU, minMTU, maxMTU)},
 		{"network.pool", between(c.Network.Pool, 1, maxPool)},
 		{"dns.listen", listen(c.DNS.Listen)},
@@ -69,6 +70,21 @@ func (c Config) CheckHost(h Host) error {
 	if c.VM.Net == model.NetBridge && h.UID != 0 {
 		return errdefs.Permission("config: vm.net: bridge is for a daemon that is root").
 			WithHint("set it to user, or run the daemon as root")
+	}
+	return nil
+}
+
+// loopback checks a prefix for addresses that only this host has. The first one of it
+// is everybody's already.
+func loopback(prefix Prefix) *errdefs.Error {
+	p := prefix.Std()
+	switch {
+	case !p.IsValid() || !p.Addr().Is4() || !p.Addr().IsLoopback() || p.Bits() < 9 || p.Bits() > 28:
+		return errdefs.Invalid("must be within 127.0.0.0/8, with /9 to /28, not %s", prefix)
+	case p != p.Masked():
+		return errdefs.Invalid("must be %s, not %s", p.Masked(), prefix)
+	case p.Contains(netip.AddrFrom4([4]byte{127, 0, 0, 1})):
+		return errdefs.Invalid("must not contain 127.0.0.1")
 	}
 	return nil
 }

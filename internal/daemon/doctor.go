@@ -87,7 +87,7 @@ func capChecks(ctx context.Context, opts Options, conf config.Config) []doctor.C
 		return err
 	})
 	conf = conf.Resolve(config.DetectHost(opts.Layout.State))
-	return newCapabilities(opts, conf, db, slog.New(slog.DiscardHandler)).registry.Checks(ctx)
+	return newCapabilities(opts, conf, db, nil, nil, slog.New(slog.DiscardHandler)).registry.Checks(ctx)
 }
 
 // Failed reports whether any check failed.

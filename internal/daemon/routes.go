@@ -26,6 +26,7 @@ func (d *Daemon) routes(s *services) http.Handler {
 	opts := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequest))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(daemonHandlers{d, s}, opts))
 	mux.Handle(bangerv1connect.NewVMServiceHandler(s.vms.Handlers(), opts))
+	mux.Handle(bangerv1connect.NewPortServiceHandler(s.ports.Handlers(s.vms), opts))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(s.images.ImageHandlers(), opts))
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(s.images.KernelHandlers(), opts))
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(s.ops, opts))

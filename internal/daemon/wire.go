@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 
 	"banger/internal/config"
@@ -10,6 +11,7 @@ import (
 	"banger/internal/daemon/fcproc"
 	"banger/internal/daemon/imagemgr"
 	"banger/internal/daemon/opstate"
+	"banger/internal/daemon/ports"
 	"banger/internal/daemon/qemuproc"
 	"banger/internal/daemon/rootdisk"
 	"banger/internal/daemon/usernet"
@@ -17,6 +19,7 @@ import (
 	"banger/internal/daemon/vmlock"
 	"banger/internal/daemon/workspace"
 	"banger/internal/errdefs"
+	"banger/internal/guest"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/accel"
 	"banger/internal/lockrank"
@@ -35,6 +38,7 @@ type services struct {
 	vms        *vm.Service
 	workspaces *workspace.Service
 	ops        *opstate.Service
+	ports      *ports.Service
 }
 
 // wire makes the services. It touches the disk only to open the database; each
@@ -53,7 +57,11 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	}
 	d.kept = store.Kept(layout.Database())
 
-	caps := newCapabilities(d.opts, conf, db, d.log)
+	var vms *vm.Service // which capabilities reach agents through, once there are VMs
+	open := func(ctx context.Context, vmID string, req guest.Request) (net.Conn, error) {
+		return vms.OpenAgent(ctx, vmID, req)
+	}
+	caps := newCapabilities(d.opts, conf, db, open, displayName(db), d.log)
 	d.closeLater(caps.close)
 
 	ops := opstate.New(d.log)
@@ -69,7 +77,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	if os.Geteuid() == 0 {
 		uidBase = vmmUIDBase
 	}
-	vms := vm.New(vm.Deps{
+	vms = vm.New(vm.Deps{
 		Store: db, Layout: layout, Drivers: drivers, Pick: picker{conf.Driver, drivers}.pick,
 		Artifacts: images, Caps: caps.registry, Disks: disks{}, Ops: ops,
 		Defaults: vm.Defaults{
@@ -87,7 +95,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 		VMs: vms, Log: d.log,
 		Locks: &vmlock.Set{Noun: "workspace of vm", Display: displayName(db), Rank: lockrank.Workspace},
 	})
-	return &services{images: images, vms: vms, workspaces: workspaces, ops: ops}, nil
+	return &services{images: images, vms: vms, workspaces: workspaces, ops: ops, ports: caps.ports}, nil
 }
 
 // closeLater registers fn for Close, which runs them in reverse.

@@ -49,7 +49,8 @@ const (
 	Guest      = "guest" // ns of the probe's loop in a guest
 	Host       = "host"  // and on the host
 	Conclusive = "conclusive"
-	DNS        = "dns" // address of a name server of ours
+	DNS        = "dns"  // address of a name server of ours
+	Addr       = "addr" // that is listened on
 	Tap        = "tap"
 	Missing    = "missing"    // how many of something could not be made
 	Made       = "made"       // and how many could

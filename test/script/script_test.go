@@ -6,15 +6,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
@@ -108,6 +112,7 @@ func TestScripts(t *testing.T) {
 		Dir: ".", Setup: setup, UpdateScripts: *update, RequireUniqueNames: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "world": world, "kill-daemon": killDaemon, "small-state": smallState,
+			"free-port": freePort, "listen": listen, "echoes": echoes, "echoes-own": echoesOwn,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond != "root" {
@@ -249,6 +254,80 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if got != want {
 		ts.Fatalf("%s ended with %d, want %d", args[1], got, want)
 	}
+}
+
+// freePort sets variables to ports that nobody listens on:
+//
+//	free-port VAR...
+func freePort(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: free-port VAR...")
+	}
+	for _, name := range args {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		ts.Check(err)
+		defer func() { _ = l.Close() }() // all at once: each is another one
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		ts.Setenv(name, port)
+	}
+}
+
+// listen takes a port of the host until the script ends:
+//
+//	listen PORT
+func listen(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: listen PORT")
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", args[0]))
+	ts.Check(err)
+	ts.Defer(func() { _ = l.Close() })
+}
+
+// echoes sends a line to a TCP address and checks that it comes back; negated, that
+// nobody listens there:
+//
+//	[!] echoes ADDRESS PORT
+func echoes(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: echoes ADDRESS PORT")
+	}
+	const line = "are you there?\n"
+	addr := net.JoinHostPort(args[0], args[1])
+	conn, err := net.Dial("tcp", addr)
+	if neg {
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			ts.Fatalf("somebody listens on %s: %v", addr, err)
+		}
+		return
+	}
+	ts.Check(err)
+	defer func() { _ = conn.Close() }()
+	ts.Check(conn.SetDeadline(time.Now().Add(time.Minute)))
+	_, err = io.WriteString(conn, line)
+	ts.Check(err)
+	ts.Check(conn.(*net.TCPConn).CloseWrite())
+	got, err := io.ReadAll(conn)
+	ts.Check(err)
+	if string(got) != line {
+		ts.Fatalf("%s answers %q", addr, got)
+	}
+}
+
+// echoesOwn is echoes at the first address of a VM:
+//
+//	echoes-own VM PORT
+func echoesOwn(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: echoes-own VM PORT")
+	}
+	ts.Check(ts.Exec("banger", "vm", "show", "--json", args[0]))
+	var shown struct{ Addresses []string }
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &shown))
+	if len(shown.Addresses) == 0 {
+		ts.Fatalf("vm %s has no address", args[0])
+	}
+	echoes(ts, false, []string{shown.Addresses[0], args[1]})
 }
 
 // world makes the kernel and the image that the config names.

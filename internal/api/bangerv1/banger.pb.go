@@ -440,6 +440,7 @@ type CreateRequest struct {
 	AutoRemove    bool                   `protobuf:"varint,12,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"` // delete it when it stops or when its ephemeral stream ends
 	Nested        bool                   `protobuf:"varint,13,opt,name=nested,proto3" json:"nested,omitempty"`                           // the guest may run VMs with KVM itself
 	Driver        string                 `protobuf:"bytes,14,opt,name=driver,proto3" json:"driver,omitempty"`                            // "qemu", "firecracker", "auto"; empty: as configured
+	Ports         []*Port                `protobuf:"bytes,15,rep,name=ports,proto3" json:"ports,omitempty"`                              // of the host, forwarded to it from the start
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -572,6 +573,180 @@ func (x *CreateRequest) GetDriver() string {
 	return ""
 }
 
+func (x *CreateRequest) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// Port is a TCP port of the host that leads to one of a VM's, which is connected to
+// on a loopback address of the guest.
+type Port struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`                    // of the host; empty: 127.0.0.1 and ::1
+	HostPort      uint32                 `protobuf:"varint,2,opt,name=host_port,json=hostPort,proto3" json:"host_port,omitempty"` // 0 in a request: one that is free
+	GuestPort     uint32                 `protobuf:"varint,3,opt,name=guest_port,json=guestPort,proto3" json:"guest_port,omitempty"`
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"` // in answers: why it is not listened on though the VM runs
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Port) Reset() {
+	*x = Port{}
+	mi := &file_bangerv1_banger_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Port) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Port) ProtoMessage() {}
+
+func (x *Port) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Port.ProtoReflect.Descriptor instead.
+func (*Port) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Port) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Port) GetHostPort() uint32 {
+	if x != nil {
+		return x.HostPort
+	}
+	return 0
+}
+
+func (x *Port) GetGuestPort() uint32 {
+	if x != nil {
+		return x.GuestPort
+	}
+	return 0
+}
+
+func (x *Port) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type PortsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Ports         []*Port                `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortsRequest) Reset() {
+	*x = PortsRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortsRequest) ProtoMessage() {}
+
+func (x *PortsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortsRequest.ProtoReflect.Descriptor instead.
+func (*PortsRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PortsRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *PortsRequest) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// PortList is what is forwarded to a VM.
+type PortList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ports         []*Port                `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortList) Reset() {
+	*x = PortList{}
+	mi := &file_bangerv1_banger_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortList) ProtoMessage() {}
+
+func (x *PortList) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortList.ProtoReflect.Descriptor instead.
+func (*PortList) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PortList) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 type StopRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -582,7 +757,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[9]
+	mi := &file_bangerv1_banger_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +769,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[9]
+	mi := &file_bangerv1_banger_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +782,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{9}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StopRequest) GetRef() string {
@@ -634,7 +809,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[10]
+	mi := &file_bangerv1_banger_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +821,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[10]
+	mi := &file_bangerv1_banger_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +834,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{10}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeleteRequest) GetRef() string {
@@ -686,7 +861,7 @@ type RenameRequest struct {
 
 func (x *RenameRequest) Reset() {
 	*x = RenameRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[11]
+	mi := &file_bangerv1_banger_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +873,7 @@ func (x *RenameRequest) String() string {
 func (*RenameRequest) ProtoMessage() {}
 
 func (x *RenameRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[11]
+	mi := &file_bangerv1_banger_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +886,7 @@ func (x *RenameRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameRequest.ProtoReflect.Descriptor instead.
 func (*RenameRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{11}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RenameRequest) GetRef() string {
@@ -740,7 +915,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[12]
+	mi := &file_bangerv1_banger_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +927,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[12]
+	mi := &file_bangerv1_banger_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +940,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{12}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LogsRequest) GetRef() string {
@@ -805,7 +980,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_bangerv1_banger_proto_msgTypes[13]
+	mi := &file_bangerv1_banger_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +992,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[13]
+	mi := &file_bangerv1_banger_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +1005,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{13}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogChunk) GetData() []byte {
@@ -870,16 +1045,17 @@ type VM struct {
 	Dir           string                 `protobuf:"bytes,26,opt,name=dir,proto3" json:"dir,omitempty"`
 	VmmVersion    string                 `protobuf:"bytes,27,opt,name=vmm_version,json=vmmVersion,proto3" json:"vmm_version,omitempty"`
 	Paused        string                 `protobuf:"bytes,28,opt,name=paused,proto3" json:"paused,omitempty"`                        // why it stands still though it runs, e.g. "no space left on the host's disk, since 10:03:12"
-	Addresses     []string               `protobuf:"bytes,29,rep,name=addresses,proto3" json:"addresses,omitempty"`                  // on the bridge, IPv4 first; kept while the VM exists
+	Addresses     []string               `protobuf:"bytes,29,rep,name=addresses,proto3" json:"addresses,omitempty"`                  // on the bridge, IPv4 first, or a loopback address of the host with its forwarded ports; kept while the VM exists
 	DnsName       string                 `protobuf:"bytes,30,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"`       // by which it is found there while it runs, e.g. "calm-otter.vm"
 	DriverWhy     string                 `protobuf:"bytes,31,opt,name=driver_why,json=driverWhy,proto3" json:"driver_why,omitempty"` // why it is this driver, for people
+	Ports         []*Port                `protobuf:"bytes,32,rep,name=ports,proto3" json:"ports,omitempty"`                          // of the host that lead to it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_bangerv1_banger_proto_msgTypes[14]
+	mi := &file_bangerv1_banger_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +1067,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[14]
+	mi := &file_bangerv1_banger_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +1080,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{14}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VM) GetId() string {
@@ -1124,6 +1300,13 @@ func (x *VM) GetDriverWhy() string {
 	return ""
 }
 
+func (x *VM) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 type ListResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vms           []*VM                  `protobuf:"bytes,1,rep,name=vms,proto3" json:"vms,omitempty"`
@@ -1133,7 +1316,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_bangerv1_banger_proto_msgTypes[15]
+	mi := &file_bangerv1_banger_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1328,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[15]
+	mi := &file_bangerv1_banger_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1341,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{15}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListResponse) GetVms() []*VM {
@@ -1177,7 +1360,7 @@ type ImageRef struct {
 
 func (x *ImageRef) Reset() {
 	*x = ImageRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[16]
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1372,7 @@ func (x *ImageRef) String() string {
 func (*ImageRef) ProtoMessage() {}
 
 func (x *ImageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[16]
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1385,7 @@ func (x *ImageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
 func (*ImageRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{16}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ImageRef) GetName() string {
@@ -1224,7 +1407,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[17]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1419,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[17]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1432,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{17}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PullRequest) GetName() string {
@@ -1293,7 +1476,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1488,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1501,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{18}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -1380,7 +1563,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1575,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1588,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Image) GetId() string {
@@ -1529,7 +1712,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1724,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1554,7 +1737,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -1573,7 +1756,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1768,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1781,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *KernelRef) GetName() string {
@@ -1618,7 +1801,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1813,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1826,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -1678,7 +1861,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1873,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1886,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Kernel) GetId() string {
@@ -1785,7 +1968,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +1980,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +1993,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -1829,7 +2012,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +2024,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +2037,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *OperationRef) GetId() string {
@@ -1881,7 +2064,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1893,7 +2076,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1906,7 +2089,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Operation) GetId() string {
@@ -1987,7 +2170,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2182,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2195,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Stage) GetName() string {
@@ -2073,7 +2256,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2268,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2281,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -2122,7 +2305,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2317,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2330,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -2205,7 +2388,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
 	"\x10ShutdownResponse\"\x19\n" +
 	"\x05VMRef\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\x97\x03\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xbe\x03\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -2224,10 +2407,22 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\vauto_remove\x18\f \x01(\bR\n" +
 	"autoRemove\x12\x16\n" +
 	"\x06nested\x18\r \x01(\bR\x06nested\x12\x16\n" +
-	"\x06driver\x18\x0e \x01(\tR\x06driverB\a\n" +
+	"\x06driver\x18\x0e \x01(\tR\x06driver\x12%\n" +
+	"\x05ports\x18\x0f \x03(\v2\x0f.banger.v1.PortR\x05portsB\a\n" +
 	"\x05_cpusB\r\n" +
 	"\v_memory_mibB\r\n" +
-	"\v_disk_bytes\"F\n" +
+	"\v_disk_bytes\"v\n" +
+	"\x04Port\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1b\n" +
+	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12\x1d\n" +
+	"\n" +
+	"guest_port\x18\x03 \x01(\rR\tguestPort\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"G\n" +
+	"\fPortsRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12%\n" +
+	"\x05ports\x18\x02 \x03(\v2\x0f.banger.v1.PortR\x05ports\"1\n" +
+	"\bPortList\x12%\n" +
+	"\x05ports\x18\x01 \x03(\v2\x0f.banger.v1.PortR\x05ports\"F\n" +
 	"\vStopRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12%\n" +
 	"\x0etimeout_millis\x18\x02 \x01(\x03R\rtimeoutMillis\"7\n" +
@@ -2244,7 +2439,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"tail_bytes\x18\x04 \x01(\x03R\ttailBytes\"\x1e\n" +
 	"\bLogChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xdb\x06\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x82\a\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2285,7 +2480,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\taddresses\x18\x1d \x03(\tR\taddresses\x12\x19\n" +
 	"\bdns_name\x18\x1e \x01(\tR\adnsName\x12\x1d\n" +
 	"\n" +
-	"driver_why\x18\x1f \x01(\tR\tdriverWhy\"/\n" +
+	"driver_why\x18\x1f \x01(\tR\tdriverWhy\x12%\n" +
+	"\x05ports\x18  \x03(\v2\x0f.banger.v1.PortR\x05ports\"/\n" +
 	"\fListResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\"\x1e\n" +
 	"\bImageRef\x12\x12\n" +
@@ -2393,7 +2589,10 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x03Get\x12\x10.banger.v1.VMRef\x1a\r.banger.v1.VM\x121\n" +
 	"\x06Rename\x12\x18.banger.v1.RenameRequest\x1a\r.banger.v1.VM\x12'\n" +
 	"\x04Wait\x12\x10.banger.v1.VMRef\x1a\r.banger.v1.VM\x125\n" +
-	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012\x98\x02\n" +
+	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
+	"\vPortService\x123\n" +
+	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
+	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\x98\x02\n" +
 	"\fImageService\x124\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x14.banger.v1.ImageList\x12,\n" +
 	"\x03Get\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Image\x124\n" +
@@ -2424,7 +2623,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -2435,105 +2634,116 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*ShutdownResponse)(nil),      // 6: banger.v1.ShutdownResponse
 	(*VMRef)(nil),                 // 7: banger.v1.VMRef
 	(*CreateRequest)(nil),         // 8: banger.v1.CreateRequest
-	(*StopRequest)(nil),           // 9: banger.v1.StopRequest
-	(*DeleteRequest)(nil),         // 10: banger.v1.DeleteRequest
-	(*RenameRequest)(nil),         // 11: banger.v1.RenameRequest
-	(*LogsRequest)(nil),           // 12: banger.v1.LogsRequest
-	(*LogChunk)(nil),              // 13: banger.v1.LogChunk
-	(*VM)(nil),                    // 14: banger.v1.VM
-	(*ListResponse)(nil),          // 15: banger.v1.ListResponse
-	(*ImageRef)(nil),              // 16: banger.v1.ImageRef
-	(*PullRequest)(nil),           // 17: banger.v1.PullRequest
-	(*RegisterImageRequest)(nil),  // 18: banger.v1.RegisterImageRequest
-	(*Image)(nil),                 // 19: banger.v1.Image
-	(*ImageList)(nil),             // 20: banger.v1.ImageList
-	(*KernelRef)(nil),             // 21: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 22: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 23: banger.v1.Kernel
-	(*KernelList)(nil),            // 24: banger.v1.KernelList
-	(*OperationRef)(nil),          // 25: banger.v1.OperationRef
-	(*Operation)(nil),             // 26: banger.v1.Operation
-	(*Stage)(nil),                 // 27: banger.v1.Stage
-	(*OperationList)(nil),         // 28: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 29: banger.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
+	(*Port)(nil),                  // 9: banger.v1.Port
+	(*PortsRequest)(nil),          // 10: banger.v1.PortsRequest
+	(*PortList)(nil),              // 11: banger.v1.PortList
+	(*StopRequest)(nil),           // 12: banger.v1.StopRequest
+	(*DeleteRequest)(nil),         // 13: banger.v1.DeleteRequest
+	(*RenameRequest)(nil),         // 14: banger.v1.RenameRequest
+	(*LogsRequest)(nil),           // 15: banger.v1.LogsRequest
+	(*LogChunk)(nil),              // 16: banger.v1.LogChunk
+	(*VM)(nil),                    // 17: banger.v1.VM
+	(*ListResponse)(nil),          // 18: banger.v1.ListResponse
+	(*ImageRef)(nil),              // 19: banger.v1.ImageRef
+	(*PullRequest)(nil),           // 20: banger.v1.PullRequest
+	(*RegisterImageRequest)(nil),  // 21: banger.v1.RegisterImageRequest
+	(*Image)(nil),                 // 22: banger.v1.Image
+	(*ImageList)(nil),             // 23: banger.v1.ImageList
+	(*KernelRef)(nil),             // 24: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 25: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 26: banger.v1.Kernel
+	(*KernelList)(nil),            // 27: banger.v1.KernelList
+	(*OperationRef)(nil),          // 28: banger.v1.OperationRef
+	(*Operation)(nil),             // 29: banger.v1.Operation
+	(*Stage)(nil),                 // 30: banger.v1.Stage
+	(*OperationList)(nil),         // 31: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 32: banger.v1.ErrorDetail
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	30, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	33, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
-	30, // 2: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	30, // 3: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	14, // 4: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	30, // 5: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	19, // 6: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	30, // 7: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	23, // 8: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	27, // 9: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	29, // 10: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	30, // 11: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	30, // 12: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	30, // 13: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	30, // 14: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	26, // 15: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
-	2,  // 16: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
-	5,  // 17: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 18: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 19: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
-	9,  // 20: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	9,  // 21: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
-	7,  // 22: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
-	10, // 23: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	1,  // 24: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	7,  // 25: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
-	11, // 26: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	7,  // 27: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	12, // 28: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	1,  // 29: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	16, // 30: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	17, // 31: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	18, // 32: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	16, // 33: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	1,  // 34: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	21, // 35: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	17, // 36: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	22, // 37: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	21, // 38: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 39: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	25, // 40: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	25, // 41: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	25, // 42: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 43: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 44: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	26, // 45: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	26, // 46: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	26, // 47: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	26, // 48: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	26, // 49: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	26, // 50: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	15, // 51: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	14, // 52: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	14, // 53: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	14, // 54: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	13, // 55: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	20, // 56: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	19, // 57: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	26, // 58: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	19, // 59: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 60: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	24, // 61: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	23, // 62: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	26, // 63: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	26, // 64: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 65: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	28, // 66: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	26, // 67: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	26, // 68: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	26, // 69: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	43, // [43:70] is the sub-list for method output_type
-	16, // [16:43] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
+	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
+	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
+	33, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	33, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
+	17, // 8: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	33, // 9: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	22, // 10: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	33, // 11: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	26, // 12: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	30, // 13: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	32, // 14: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	33, // 15: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	33, // 16: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	33, // 17: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	33, // 18: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	29, // 19: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	2,  // 20: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
+	5,  // 21: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	8,  // 22: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	7,  // 23: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
+	12, // 24: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	12, // 25: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
+	7,  // 26: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
+	13, // 27: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	1,  // 28: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	7,  // 29: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
+	14, // 30: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
+	7,  // 31: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	15, // 32: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	10, // 33: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
+	10, // 34: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
+	1,  // 35: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	19, // 36: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	20, // 37: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	21, // 38: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	19, // 39: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	1,  // 40: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	24, // 41: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	20, // 42: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	25, // 43: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	24, // 44: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 45: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	28, // 46: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	28, // 47: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	28, // 48: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 49: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 50: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	29, // 51: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	29, // 52: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	29, // 53: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	29, // 54: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	29, // 55: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	29, // 56: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	18, // 57: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	17, // 58: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	17, // 59: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	17, // 60: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	16, // 61: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 62: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 63: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	23, // 64: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	22, // 65: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	29, // 66: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	22, // 67: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 68: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	27, // 69: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	26, // 70: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	29, // 71: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	29, // 72: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 73: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	31, // 74: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	29, // 75: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	29, // 76: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	29, // 77: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	49, // [49:78] is the sub-list for method output_type
+	20, // [20:49] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_bangerv1_banger_proto_init() }
@@ -2548,9 +2758,9 @@ func file_bangerv1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   33,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   6,
 		},
 		GoTypes:           file_bangerv1_banger_proto_goTypes,
 		DependencyIndexes: file_bangerv1_banger_proto_depIdxs,

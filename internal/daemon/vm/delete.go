@@ -135,9 +135,7 @@ func (s *Service) rename(ctx context.Context, ref, name string) (model.VM, error
 			defer cancelUndo()
 			return v, errors.Join(errdefs.Wrap(err, "rename vm %q in its guest", old), s.Store.UpdateVM(uctx, &v))
 		}
-		if err := s.Caps.Changed(ctx, &v); err != nil {
-			s.Log.WarnContext(ctx, "a vm has another name, but not everywhere", logkey.VM, v.ID, logkey.Err, err)
-		}
+		s.tellChanged(ctx, &v)
 	}
 	return v, nil
 }

@@ -25,6 +25,7 @@ type Place struct {
 	Addrs    []netip.Prefix // each with the network it is on; none: the VM gets no name
 	Gateways []netip.Addr   // of the networks of the first so many Addrs; guests ask these
 	Link     string         // device of the host with the gateways
+	Here     bool           // see Host
 }
 
 // NamesDeps are what the capability works with. Names and Log are required.
@@ -32,7 +33,9 @@ type NamesDeps struct {
 	Names    *Service
 	Resolved *resolved.Manager
 	// Place says where a VM is found; the zero Place: nowhere.
-	Place  func(ctx context.Context, v *model.VM) (Place, error)
+	Place func(ctx context.Context, v *model.VM) (Place, error)
+	// Named reads which VMs, though they may not run, are found somewhere when they do.
+	Named  func(ctx context.Context) (func(v *model.VM) bool, error)
 	Listen netip.AddrPort // for the host's own questions; invalid: nowhere
 	// Forward answers guests' questions about other names; see Listener.
 	Forward func(ctx context.Context, network string, query []byte) ([]byte, error)
@@ -78,7 +81,7 @@ func (n *Names) Capability() vmcap.Capability {
 			}
 			return nil
 		},
-		Describe: func(context.Context) (func(*model.VM, *bangerv1.VM), error) { return describe, nil },
+		Describe: n.describe,
 		Checks: func(context.Context) []doctor.Check {
 			if !n.Listen.IsValid() {
 				return nil
@@ -105,7 +108,7 @@ func (n *Names) announce(ctx context.Context, v *model.VM) error {
 		return nil
 	}
 	n.answer(ctx, at)
-	var host Host
+	host := Host{Here: at.Here}
 	for _, a := range at.Addrs {
 		host.Addrs = append(host.Addrs, a.Addr())
 	}
@@ -190,10 +193,13 @@ func (n *Names) tell(ctx context.Context, at Place) {
 }
 
 // describe says the name that a VM has while it runs, whether it does or not.
-func describe(v *model.VM, out *bangerv1.VM) {
-	if v.Spec.Net == model.NetBridge {
-		out.DnsName = v.Name + "." + Domain
-	}
+func (n *Names) describe(ctx context.Context) (func(v *model.VM, out *bangerv1.VM), error) {
+	named, err := n.Named(ctx)
+	return func(v *model.VM, out *bangerv1.VM) {
+		if named(v) {
+			out.DnsName = v.Name + "." + Domain
+		}
+	}, err
 }
 
 // Close ends the answering, and what resolved was told.

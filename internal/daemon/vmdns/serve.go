@@ -105,7 +105,7 @@ func (srv *server) serveUDP() {
 		if !srv.svc.limit.question(from.Addr().Unmap(), time.Now()) {
 			continue
 		}
-		answer := srv.svc.zone.Load().respond(srv.Network, byUDP, in[:n], out)
+		answer := srv.svc.zone.Load().respond(srv.view(), byUDP, in[:n], out)
 		switch {
 		case answer == nil:
 		case srv.forwarded(from.Addr().Unmap(), answer):
@@ -184,7 +184,7 @@ func (srv *server) serveConn(conn *net.TCPConn, from netip.Addr) {
 		if _, err := io.ReadFull(conn, in[:n]); err != nil || !srv.svc.limit.question(from, time.Now()) {
 			return
 		}
-		answer := srv.svc.zone.Load().respond(srv.Network, byTCP, in[:n], out)
+		answer := srv.svc.zone.Load().respond(srv.view(), byTCP, in[:n], out)
 		if answer == nil {
 			return
 		}

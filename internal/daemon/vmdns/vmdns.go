@@ -36,6 +36,7 @@ const maxAddrs = 64
 type Host struct {
 	Network string // the named network it is on; empty for none
 	Addrs   []netip.Addr
+	Here    bool // the addresses are this host's own: guests, to whom they say nothing, do not know it
 }
 
 // Listener is an address to answer on.
@@ -46,6 +47,14 @@ type Listener struct {
 	// Guests: only their network hears it. network is "udp" or "tcp". nil: nobody does.
 	Forward func(ctx context.Context, network string, query []byte) ([]byte, error)
 	Guests  netip.Prefix
+}
+
+// view names the part of the zone that is seen from there.
+func (l Listener) view() string {
+	if l.Network == "" && l.Guests.IsValid() {
+		return guests
+	}
+	return l.Network
 }
 
 // Deps are the service's collaborators; Log is required.

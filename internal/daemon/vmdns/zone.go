@@ -15,9 +15,12 @@ const apex = Domain + "."
 // goes at any moment, and asking again costs a few microseconds.
 const ttl = 0
 
+// guests is the view of all VMs that guests can reach; no network has that name.
+const guests = "guests of all networks"
+
 // zone is what is true at one moment. It does not change.
 type zone struct {
-	views map[string]view // by network; what all VMs look like is under ""
+	views map[string]view // by network; what all VMs look like is under "", and under guests
 	none  view            // of a network without VMs
 	soa   dns.SOA
 }
@@ -37,7 +40,7 @@ type node struct {
 // newZone makes the zone of these hosts.
 func newZone(hosts map[string]Host, serial uint32) *zone {
 	z := &zone{
-		views: map[string]view{"": newView()},
+		views: map[string]view{"": newView(), guests: newView()},
 		none:  newView(),
 		// As RFC 6303 has it for zones that exist locally only. The mailbox is
 		// what Check knows a bangerd by.
@@ -48,6 +51,9 @@ func newZone(hosts map[string]Host, serial uint32) *zone {
 	for _, name := range slices.Sorted(maps.Keys(hosts)) {
 		h := hosts[name]
 		z.views[""].add(name, h)
+		if !h.Here {
+			z.views[guests].add(name, h)
+		}
 		if h.Network == "" {
 			continue
 		}

@@ -34,6 +34,8 @@ const (
 	DaemonServiceName = "banger.v1.DaemonService"
 	// VMServiceName is the fully-qualified name of the VMService service.
 	VMServiceName = "banger.v1.VMService"
+	// PortServiceName is the fully-qualified name of the PortService service.
+	PortServiceName = "banger.v1.PortService"
 	// ImageServiceName is the fully-qualified name of the ImageService service.
 	ImageServiceName = "banger.v1.ImageService"
 	// KernelServiceName is the fully-qualified name of the KernelService service.
@@ -76,6 +78,10 @@ const (
 	VMServiceWaitProcedure = "/banger.v1.VMService/Wait"
 	// VMServiceLogsProcedure is the fully-qualified name of the VMService's Logs RPC.
 	VMServiceLogsProcedure = "/banger.v1.VMService/Logs"
+	// PortServiceAddProcedure is the fully-qualified name of the PortService's Add RPC.
+	PortServiceAddProcedure = "/banger.v1.PortService/Add"
+	// PortServiceRemoveProcedure is the fully-qualified name of the PortService's Remove RPC.
+	PortServiceRemoveProcedure = "/banger.v1.PortService/Remove"
 	// ImageServiceListProcedure is the fully-qualified name of the ImageService's List RPC.
 	ImageServiceListProcedure = "/banger.v1.ImageService/List"
 	// ImageServiceGetProcedure is the fully-qualified name of the ImageService's Get RPC.
@@ -546,6 +552,108 @@ func (UnimplementedVMServiceHandler) Wait(context.Context, *connect.Request[bang
 
 func (UnimplementedVMServiceHandler) Logs(context.Context, *connect.Request[bangerv1.LogsRequest], *connect.ServerStream[bangerv1.LogChunk]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Logs is not implemented"))
+}
+
+// PortServiceClient is a client for the banger.v1.PortService service.
+type PortServiceClient interface {
+	// Add forwards more ports to a VM, at once if it runs: all of them, or none.
+	Add(context.Context, *connect.Request[bangerv1.PortsRequest]) (*connect.Response[bangerv1.PortList], error)
+	// Remove stops forwarding, and cuts off connections under way. Of each port only
+	// address and host_port are looked at.
+	Remove(context.Context, *connect.Request[bangerv1.PortsRequest]) (*connect.Response[bangerv1.PortList], error)
+}
+
+// NewPortServiceClient constructs a client for the banger.v1.PortService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewPortServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) PortServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	portServiceMethods := bangerv1.File_bangerv1_banger_proto.Services().ByName("PortService").Methods()
+	return &portServiceClient{
+		add: connect.NewClient[bangerv1.PortsRequest, bangerv1.PortList](
+			httpClient,
+			baseURL+PortServiceAddProcedure,
+			connect.WithSchema(portServiceMethods.ByName("Add")),
+			connect.WithClientOptions(opts...),
+		),
+		remove: connect.NewClient[bangerv1.PortsRequest, bangerv1.PortList](
+			httpClient,
+			baseURL+PortServiceRemoveProcedure,
+			connect.WithSchema(portServiceMethods.ByName("Remove")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// portServiceClient implements PortServiceClient.
+type portServiceClient struct {
+	add    *connect.Client[bangerv1.PortsRequest, bangerv1.PortList]
+	remove *connect.Client[bangerv1.PortsRequest, bangerv1.PortList]
+}
+
+// Add calls banger.v1.PortService.Add.
+func (c *portServiceClient) Add(ctx context.Context, req *connect.Request[bangerv1.PortsRequest]) (*connect.Response[bangerv1.PortList], error) {
+	return c.add.CallUnary(ctx, req)
+}
+
+// Remove calls banger.v1.PortService.Remove.
+func (c *portServiceClient) Remove(ctx context.Context, req *connect.Request[bangerv1.PortsRequest]) (*connect.Response[bangerv1.PortList], error) {
+	return c.remove.CallUnary(ctx, req)
+}
+
+// PortServiceHandler is an implementation of the banger.v1.PortService service.
+type PortServiceHandler interface {
+	// Add forwards more ports to a VM, at once if it runs: all of them, or none.
+	Add(context.Context, *connect.Request[bangerv1.PortsRequest]) (*connect.Response[bangerv1.PortList], error)
+	// Remove stops forwarding, and cuts off connections under way. Of each port only
+	// address and host_port are looked at.
+	Remove(context.Context, *connect.Request[bangerv1.PortsRequest]) (*connect.Response[bangerv1.PortList], error)
+}
+
+// NewPortServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewPortServiceHandler(svc PortServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	portServiceMethods := bangerv1.File_bangerv1_banger_proto.Services().ByName("PortService").Methods()
+	portServiceAddHandler := connect.NewUnaryHandler(
+		PortServiceAddProcedure,
+		svc.Add,
+		connect.WithSchema(portServiceMethods.ByName("Add")),
+		connect.WithHandlerOptions(opts...),
+	)
+	portServiceRemoveHandler := connect.NewUnaryHandler(
+		PortServiceRemoveProcedure,
+		svc.Remove,
+		connect.WithSchema(portServiceMethods.ByName("Remove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.PortService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case PortServiceAddProcedure:
+			portServiceAddHandler.ServeHTTP(w, r)
+		case PortServiceRemoveProcedure:
+			portServiceRemoveHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedPortServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedPortServiceHandler struct{}
+
+func (UnimplementedPortServiceHandler) Add(context.Context, *connect.Request[bangerv1.PortsRequest]) (*connect.Response[bangerv1.PortList], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.PortService.Add is not implemented"))
+}
+
+func (UnimplementedPortServiceHandler) Remove(context.Context, *connect.Request[bangerv1.PortsRequest]) (*connect.Response[bangerv1.PortList], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.PortService.Remove is not implemented"))
 }
 
 // ImageServiceClient is a client for the banger.v1.ImageService service.
