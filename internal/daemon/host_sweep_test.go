@@ -176,7 +176,7 @@ func hostVerbs() []hostVerb {
 	ctx := context.Background()
 	create := func(start bool) func(v *victim) error {
 		return func(v *victim) error {
-			op, err := v.client.CreateVM(ctx, &bangerv1.CreateRequest{Name: "dev", NoStart: !start})
+			op, err := v.client.CreateVM(ctx, &bangerv1.CreateRequest{Name: "dev", NoStart: !start, Ports: []*bangerv1.Port{{GuestPort: 7}}})
 			return done(v, op, err)
 		}
 	}
@@ -506,7 +506,12 @@ func (h *host) rows(i *inventory) {
 	h.must(err)
 	leases, err := db.Leases(ctx)
 	h.must(err)
+	ports, err := db.Ports(ctx)
+	h.must(err)
 	h.must(db.Close())
+	for _, p := range ports {
+		i.add("port of %s to %d", p.VMID, p.Guest)
+	}
 	for _, l := range leases {
 		i.add("lease of %s, with a tap: %t", l.VMID, l.Tap != "")
 	}
