@@ -45,7 +45,7 @@ func (p picker) auto(ctx context.Context, want vm.Want) (name, why string) {
 	case want.Net == model.NetUser && !info.Capabilities.UserNet:
 		return config.DriverQEMU, "Firecracker has no user-mode network"
 	case want.Net == model.NetBridge && !info.Capabilities.Tap:
-		return config.DriverQEMU, "Firecracker is not connected to the bridge yet"
+		return config.DriverQEMU, "Firecracker is not connected to the bridge by a daemon that is not root"
 	}
 	return config.DriverFirecracker, "KVM works and Firecracker is installed"
 }

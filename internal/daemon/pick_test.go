@@ -17,13 +17,14 @@ type named struct {
 	hypervisor.Driver
 	name    string
 	userNet bool
+	tap     bool
 	err     error
 }
 
 func (n named) Name() string { return n.name }
 
 func (n named) Info(context.Context) (hypervisor.Info, error) {
-	return hypervisor.Info{Driver: n.name, Capabilities: hypervisor.Capabilities{UserNet: n.userNet}}, n.err
+	return hypervisor.Info{Driver: n.name, Capabilities: hypervisor.Capabilities{UserNet: n.userNet, Tap: n.tap}}, n.err
 }
 
 func TestPick(t *testing.T) {
@@ -37,7 +38,7 @@ func TestPick(t *testing.T) {
 	}{
 		"fits":              {"auto", vm.Want{Net: model.NetNone}, nil, "firecracker", "KVM works"},
 		"needs a network":   {"auto", vm.Want{Net: model.NetUser}, nil, "qemu", "no user-mode network"},
-		"needs the bridge":  {"auto", vm.Want{Net: model.NetBridge}, nil, "qemu", "not connected to the bridge"},
+		"on the bridge":     {"auto", vm.Want{Net: model.NetBridge}, nil, "firecracker", "KVM works"},
 		"nested":            {"auto", vm.Want{Net: model.NetNone, Nested: true}, nil, "qemu", "no VMs of their own"},
 		"no KVM":            {"auto", vm.Want{Net: model.NetNone}, noKVM, "qemu", "no /dev/kvm"},
 		"asked for":         {"auto", vm.Want{Net: model.NetNone, Driver: "qemu"}, nil, "qemu", "asked for"},
@@ -48,7 +49,7 @@ func TestPick(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := picker{configured: c.configured, drivers: map[string]hypervisor.Driver{
 				"qemu":        named{name: "qemu", userNet: true},
-				"firecracker": named{name: "firecracker", err: c.err},
+				"firecracker": named{name: "firecracker", tap: true, err: c.err},
 			}}
 			got, err := p.pick(t.Context(), c.want)
 			if err != nil {
@@ -59,7 +60,12 @@ func TestPick(t *testing.T) {
 			}
 		})
 	}
-	_, err := picker{configured: "auto"}.pick(t.Context(), vm.Want{Driver: "xen"})
+	drivers := map[string]hypervisor.Driver{"qemu": named{name: "qemu"}, "firecracker": named{name: "firecracker"}}
+	got, err := picker{configured: "auto", drivers: drivers}.pick(t.Context(), vm.Want{Net: model.NetBridge})
+	if err != nil || got.Driver.Name() != "qemu" || !strings.Contains(got.Why, "not connected to the bridge") {
+		t.Errorf("without taps: %+v, %v", got, err)
+	}
+	_, err = picker{configured: "auto"}.pick(t.Context(), vm.Want{Driver: "xen"})
 	if errdefs.ClassOf(err) != errdefs.ClassUnsupported {
 		t.Errorf("got %v", err)
 	}

@@ -23,7 +23,6 @@ package hypervisor
 import (
 	"context"
 	"net"
-	"os"
 	"time"
 )
 
@@ -153,12 +152,12 @@ type Spec struct {
 	Disks     []Disk // at most 8; the first is the root disk
 	LinkUp    bool   // state of the network card's cable at start
 	MAC       string // the same for every VM: the guest learns its own later
-	// Tap is what the card is connected to instead of a socket; nil: the socket. The
-	// VMM inherits it: the caller closes its own when Start has returned. Attach
-	// takes none.
-	Tap *os.File `json:"-"`
-	// TapName is the name of that device, for drivers that open it themselves.
-	TapName  string
+	// Tap names the host's network device that the card is connected to; empty: a
+	// socket. Frames through it carry virtio-net headers. It is UID's to open, and root's:
+	// a VMM that can be handed an open descriptor gets that, and a network namespace of
+	// its own, with nothing in it; only one that cannot opens the device by name, as UID,
+	// in the host's. Attach needs none.
+	Tap      string
 	UID, GID int // identity to run the VMM as when the daemon is root; 0 keeps the daemon's
 }
 

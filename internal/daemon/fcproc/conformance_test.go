@@ -14,6 +14,7 @@ import (
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/accel"
 	"banger/internal/hypervisor/hypervisortest"
+	"banger/internal/nettest"
 	"banger/internal/paths"
 )
 
@@ -52,6 +53,9 @@ func TestMain(m *testing.M) {
 	}
 	if code, ok := hypervisortest.Main(newDriver); ok {
 		os.Exit(code)
+	}
+	if err := nettest.Move(); err != nil {
+		panic(err)
 	}
 	os.Exit(m.Run())
 }
@@ -207,6 +211,7 @@ func TestConformance(t *testing.T) {
 			Spec:    testSpec,
 			Break:   func(s *hypervisor.Spec) { s.MemoryMiB = 1 << 40 },
 			Booted:  booted,
+			Taps:    os.Getenv(fakeEnv) == "", // the stand-in opens none
 			Sockets: []string{filepath.Join(place, paths.AgentSocket), filepath.Join(place, paths.APISocket)},
 		})
 	})

@@ -68,6 +68,7 @@ func (d *Driver) Info(ctx context.Context) (hypervisor.Info, error) {
 		Machine: machineType, CPUModel: cpuModel,
 		Capabilities: hypervisor.Capabilities{
 			Pause: true, DiskLimits: true, MMIO: true,
+			Tap:           os.Geteuid() == 0, // whoever else has no device of the host's to be given
 			NetOverride:   f.version.atLeast(1, 12),
 			VsockOverride: f.version.atLeast(1, 16),
 		},

@@ -34,7 +34,7 @@ var (
 )
 
 func (d *Driver) newMachine(spec hypervisor.Spec, place string, proc *sysexec.Proc, h hypervisor.Handle, log *os.File, bell *net.UnixListener) *machine {
-	m := &machine{place: place, card: spec.TapName != "", bell: bell, api: fcapi.New(dialer(place, h.PID))}
+	m := &machine{place: place, card: spec.LinkUp, bell: bell, api: fcapi.New(dialer(place, h.PID))}
 	m.Process = vmproc.Watch(vmproc.Config{
 		Name: "Firecracker", Handle: h, Proc: proc, Log: log, Strip: strip, HangUp: m.hangUp,
 	})

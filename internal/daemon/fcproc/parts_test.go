@@ -129,7 +129,7 @@ func TestCheckSpec(t *testing.T) {
 		"cpu":           func(s *hypervisor.Spec) { s.CPUModel = "Westmere-v1" },
 		"mac":           func(s *hypervisor.Spec) { s.MAC = "x" },
 		"card, no tap":  func(s *hypervisor.Spec) { s.LinkUp = true },
-		"tap":           func(s *hypervisor.Spec) { s.TapName = "../etc" },
+		"tap":           func(s *hypervisor.Spec) { s.Tap = "../etc" },
 		"qcow2":         func(s *hypervisor.Spec) { s.Disks[0].Format = hypervisor.FormatQcow2 },
 		"serial":        func(s *hypervisor.Spec) { s.Disks[0].Serial = "a,b" },
 		"same serial":   func(s *hypervisor.Spec) { s.Disks[1].Serial = "root" },

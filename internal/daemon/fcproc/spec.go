@@ -64,9 +64,9 @@ func checkSpec(s hypervisor.Spec) error {
 	case s.Vmlinux == "":
 		return errdefs.Precondition("Firecracker boots an uncompressed kernel, and there is none").
 			WithHint("pull or import the kernel again")
-	case s.TapName != "" && !tapPattern.MatchString(s.TapName):
-		return errdefs.Invalid("network interface %q is not one", s.TapName)
-	case s.LinkUp && s.TapName == "":
+	case s.Tap != "" && !tapPattern.MatchString(s.Tap):
+		return errdefs.Invalid("network interface %q is not one", s.Tap)
+	case s.LinkUp && s.Tap == "":
 		return errdefs.Unsupported("Firecracker's network card needs a tap, and there is none").
 			WithHint("do without a network (--net none), or choose --driver qemu")
 	}

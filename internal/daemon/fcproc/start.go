@@ -191,11 +191,11 @@ func (l *launch) run() error {
 	if os.Geteuid() == 0 && !l.place.jailed && (l.spec.UID != 0 || l.spec.GID != 0) {
 		d.Credential = &syscall.Credential{Uid: uint32(l.spec.UID), Gid: uint32(l.spec.GID), Groups: accel.Groups()}
 	}
-	proc, err := fence.Start(d, l.spec.TapName != "")
+	proc, err := fence.Start(d, l.spec.LinkUp)
 	if err != nil && d.Cgroup != nil {
 		// Root of a container may be unable to; the rest still holds.
 		d.Cgroup = nil
-		proc, err = fence.Start(d, l.spec.TapName != "")
+		proc, err = fence.Start(d, l.spec.LinkUp)
 	}
 	if err != nil {
 		return err
@@ -241,8 +241,8 @@ func configuration(s hypervisor.Spec, p *place) ([]call, error) {
 			ID: id, Path: path, ReadOnly: disk.ReadOnly, Cache: fcapi.Writeback, Limiter: limiter(disk.Limit),
 		}})
 	}
-	if s.TapName != "" {
-		calls = append(calls, call{fcapi.PathNets + "eth0", fcapi.Net{ID: "eth0", Tap: s.TapName, MAC: s.MAC}})
+	if s.LinkUp {
+		calls = append(calls, call{fcapi.PathNets + "eth0", fcapi.Net{ID: "eth0", Tap: s.Tap, MAC: s.MAC}})
 	}
 	return append(calls,
 		call{fcapi.PathBalloon, fcapi.Balloon{DeflateOnOOM: true, StatsSeconds: statsSeconds}},

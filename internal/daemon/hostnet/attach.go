@@ -141,7 +141,7 @@ func (s *Service) Addresses(ctx context.Context) (map[string][]netip.Addr, error
 
 func (s *Service) attachment(a *attach) Attachment {
 	at := Attachment{
-		Tap: a.tap, VNet: s.VNet, MAC: guestMAC(a.addr), MTU: s.MTU,
+		Tap: a.tap, MAC: guestMAC(a.addr), MTU: s.MTU,
 		Addresses: a.plan.addresses(a.addr), Gateways: a.plan.gateways(),
 	}
 	if !hasIPv6() {

@@ -30,7 +30,7 @@ func (s *Service) Capability(forAll bool) vmcap.Capability {
 		},
 		Reserve: func(ctx context.Context, v *model.VM) error { return s.Reserve(ctx, v.ID) },
 		Prepare: func(ctx context.Context, v *model.VM) error {
-			_, err := s.Attach(ctx, VM{ID: v.ID})
+			_, err := s.Attach(ctx, VM{ID: v.ID, UID: v.VMMUID})
 			return err
 		},
 		Machine:  s.plug,
@@ -44,9 +44,7 @@ func (s *Service) Capability(forAll bool) vmcap.Capability {
 
 func (s *Service) plug(ctx context.Context, v *model.VM, spec *hypervisor.Spec) error {
 	at, err := s.Find(ctx, v.ID)
-	if err == nil {
-		spec.Tap, err = at.Open()
-	}
+	spec.Tap = at.Tap
 	return err
 }
 

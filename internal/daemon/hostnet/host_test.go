@@ -246,7 +246,7 @@ func TestPool(t *testing.T) {
 	w.must(w.s.Detach(t.Context(), "new"))
 	// One that a VMM has not let go of serves nobody, and goes.
 	b := w.attach(VM{ID: "new"})
-	f, err := b.Open()
+	f, err := tapdev.OpenTap(b.Tap, false)
 	w.must(err)
 	defer func() { _ = f.Close() }()
 	w.must(w.s.Detach(t.Context(), "new"))

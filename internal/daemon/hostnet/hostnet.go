@@ -14,7 +14,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 
@@ -62,15 +61,11 @@ type VM struct {
 // Attachment is how a VM is on the network, and what its guest must be told.
 type Attachment struct {
 	Tap       string
-	VNet      bool // frames carry a virtio-net header
 	MAC       net.HardwareAddr
 	Addresses []netip.Prefix // IPv4, then IPv6 where the host has it
 	Gateways  []netip.Addr   // likewise; each is the name server as well
 	MTU       int
 }
-
-// Open opens the tap for a VMM that inherits the descriptor. The caller closes it.
-func (a Attachment) Open() (*os.File, error) { return tapdev.OpenTap(a.Tap, a.VNet) }
 
 // Deps is what a Service needs.
 type Deps struct {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"banger/internal/daemon/tapdev"
 	"banger/internal/nettest"
 )
 
@@ -24,7 +25,7 @@ type wire struct {
 func (w *world) wire(vm VM) *wire {
 	w.t.Helper()
 	a := w.attach(vm)
-	f, err := a.Open()
+	f, err := tapdev.OpenTap(a.Tap, false)
 	w.must(err)
 	w.t.Cleanup(func() { _ = f.Close() })
 	nettest.AwaitUp(w.t, a.Tap)
@@ -140,7 +141,7 @@ func TestSpoofedFramesAreDropped(t *testing.T) {
 	// A tap that was given back lets nothing in, whoever opens it.
 	_ = a.f.Close()
 	w.must(w.s.Detach(t.Context(), "a"))
-	a.f, err = a.Open()
+	a.f, err = tapdev.OpenTap(a.Tap, false)
 	w.must(err)
 	nettest.AwaitUp(t, a.Tap)
 	a.send(nettest.UDP(gw, a.MAC, names(gw4), at(ours4, 9), "after the end"))

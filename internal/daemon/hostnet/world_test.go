@@ -196,7 +196,7 @@ func (w *world) attach(vm VM) Attachment {
 func (w *world) boot(vm VM) *guest {
 	w.t.Helper()
 	a := w.attach(vm)
-	f, err := a.Open()
+	f, err := tapdev.OpenTap(a.Tap, false)
 	w.must(err)
 	return &guest{Guest: nettest.NewGuest(w.t, f, a.MAC, a.Addresses, a.Gateways), w: w, vm: vm, Attachment: a}
 }

@@ -208,7 +208,7 @@ func arguments(s hypervisor.Spec, accel hypervisor.Accel, out *outside) ([]strin
 // either. Packets of a tap go through QEMU: its user may not open vhost-net, and a
 // guest that breaks out of a ring should find a process, not the kernel.
 func netdev(s hypervisor.Spec) string {
-	if s.Tap != nil {
+	if s.Tap != "" {
 		return fmt.Sprintf("tap,id=net0,fd=%d,vhost=off", fdNet)
 	}
 	return fmt.Sprintf("stream,id=net0,server=on,addr.type=fd,addr.str=%d", fdNet)

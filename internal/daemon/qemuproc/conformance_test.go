@@ -12,6 +12,7 @@ import (
 	"banger/internal/daemon/qemuproc"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/hypervisortest"
+	"banger/internal/nettest"
 	"banger/internal/paths"
 )
 
@@ -20,6 +21,9 @@ func newDriver() hypervisor.Driver { return qemuproc.New(qemuproc.Deps{}) }
 func TestMain(m *testing.M) {
 	if code, ok := hypervisortest.Main(newDriver); ok {
 		os.Exit(code)
+	}
+	if err := nettest.Move(); err != nil {
+		panic(err)
 	}
 	os.Exit(m.Run())
 }
@@ -96,5 +100,6 @@ func TestConformance(t *testing.T) {
 		Spec:   testSpec,
 		Break:  func(s *hypervisor.Spec) { s.Vmlinux = filepath.Join(s.Dir, "no-kernel") },
 		Booted: booted,
+		Taps:   true,
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/daemon/qemuproc/qmp"
+	"banger/internal/daemon/tapdev"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/accel"
@@ -57,6 +58,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	}
 	files, err := openFiles(spec)
 	if err != nil {
+		_ = served.RemoveSockets(spec.Dir)
 		return nil, errdefs.Wrap(err, "prepare the VM directory")
 	}
 	defer files.close()
@@ -84,7 +86,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 // files are what a VMM inherits.
 type files struct {
 	qmp, agent   *os.File // listening
-	net          *os.File // listening; nil: the caller's tap in its place
+	net          *os.File // listening, or the tap
 	console, log *os.File // append only
 }
 
@@ -102,10 +104,14 @@ func openFiles(spec hypervisor.Spec) (f *files, err error) {
 	if f.agent, err = dirsock.Listen(dir, paths.AgentSocket); err != nil {
 		return f, err
 	}
-	if spec.Tap == nil {
-		if f.net, err = dirsock.Listen(dir, paths.NetSocket); err != nil {
-			return f, err
-		}
+	if spec.Tap == "" {
+		f.net, err = dirsock.Listen(dir, paths.NetSocket)
+	} else if f.net, err = tapdev.OpenTap(spec.Tap, true); err != nil {
+		err = errdefs.Precondition("connect the network card: %w", err).
+			WithHint("the VM's network interface is missing, or in use by another VMM; stop and start the VM")
+	}
+	if err != nil {
+		return f, err
 	}
 	if f.console, err = vmmlog.Create(dir, paths.ConsoleLog, os.O_WRONLY); err != nil {
 		return f, err
@@ -126,13 +132,9 @@ func (f *files) close() {
 // dumps, its own network and IPC namespaces where we may make them, and the VM's
 // own user when we are root.
 func launch(binary string, args []string, spec hypervisor.Spec, acc hypervisor.Accel, f *files, out *outside) (*sysexec.Proc, error) {
-	card := f.net
-	if spec.Tap != nil {
-		card = spec.Tap
-	}
 	d := sysexec.Detached{
 		Path: binary, Args: args, Dir: spec.Dir, Env: []string{}, Stdout: f.log, Stderr: f.log,
-		ExtraFiles: []*os.File{fdQMP - 3: f.qmp, fdAgent - 3: f.agent, fdNet - 3: card, fdConsole - 3: f.console},
+		ExtraFiles: []*os.File{fdQMP - 3: f.qmp, fdAgent - 3: f.agent, fdNet - 3: f.net, fdConsole - 3: f.console},
 	}
 	d.ExtraFiles = append(d.ExtraFiles, out.files...)
 	if os.Geteuid() == 0 && (spec.UID != 0 || spec.GID != 0) {

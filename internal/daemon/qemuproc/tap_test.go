@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"banger/internal/daemon/qemuproc"
-	"banger/internal/nettest"
+	"banger/internal/hypervisor/hypervisortest"
 	"banger/internal/paths"
 )
 
@@ -17,7 +17,7 @@ import (
 func TestTap(t *testing.T) {
 	dir := t.TempDir()
 	spec := testSpec(t, dir)
-	spec.Tap = nettest.NewNS(t).Tap("t0", true)
+	spec.Tap = hypervisortest.NewTap(t, 0)
 	m := startMachine(t, spec)
 	booted(t, dir)
 	var network string

@@ -191,7 +191,6 @@ type bridge struct {
 	refused error // what a preflight says
 	mu      sync.Mutex
 	names   map[string]string // of attached VMs; "" until it is announced
-	taps    []*os.File        // what was handed out
 }
 
 func onTheBridge(v *model.VM) bool { return v.Spec.Net == model.NetBridge }
@@ -249,14 +248,9 @@ func (b *bridge) attach(_ context.Context, v *model.VM) error {
 	})
 }
 
-func (b *bridge) plug(_ context.Context, _ *model.VM, spec *hypervisor.Spec) error {
-	return b.w.around("OpenTap", func() (err error) {
-		if spec.Tap, err = os.Open(os.DevNull); err != nil {
-			return err
-		}
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.taps = append(b.taps, spec.Tap)
+func (b *bridge) plug(_ context.Context, v *model.VM, spec *hypervisor.Spec) error {
+	return b.w.around("Plug", func() error {
+		spec.Tap = "tap-" + v.ID
 		return nil
 	})
 }
@@ -343,18 +337,4 @@ func (b *bridge) known() map[string]string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return maps.Clone(b.names)
-}
-
-// closeTaps closes what was handed out, as the end of a daemon does, and returns how
-// many were open.
-func (b *bridge) closeTaps() (open int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, tap := range b.taps {
-		if tap.Close() == nil {
-			open++
-		}
-	}
-	b.taps = nil
-	return open
 }

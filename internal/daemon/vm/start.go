@@ -82,7 +82,7 @@ func (s *Service) startSteps(v *model.VM) []steps.Step[*creation] {
 		{Name: "prepare", Do: s.markStarting, Undo: s.unmarkStarting},
 		{Name: "turn", Do: s.awaitTurn, Undo: s.endTurn},
 	}, steps.On(s.Caps.PrepareSteps(v), (*creation).of), []steps.Step[*creation]{
-		{Name: "machine", Do: s.planMachine, Undo: s.unplanMachine},
+		{Name: "machine", Do: s.planMachine},
 		{Name: "vmm", Do: s.launch, Undo: s.unlaunch},
 	}, steps.On(s.Caps.StartedSteps(v), (*creation).of), []steps.Step[*creation]{
 		{Name: "boot", Do: s.awaitAgent},
@@ -185,22 +185,8 @@ func (s *Service) planMachine(ctx context.Context, c *creation) error {
 	return s.Caps.Machine(ctx, c.vm, &c.boot.spec)
 }
 
-func (s *Service) unplanMachine(_ context.Context, c *creation) error {
-	c.boot.closeTap()
-	return nil
-}
-
-// closeTap closes our descriptor of the tap. The VMM has its own.
-func (b *boot) closeTap() {
-	if b.spec.Tap != nil {
-		_ = b.spec.Tap.Close()
-		b.spec.Tap = nil
-	}
-}
-
 func (s *Service) launch(ctx context.Context, c *creation) error {
 	b := c.boot
-	defer b.closeTap()
 	m, err := c.driver.Start(ctx, b.spec)
 	if err != nil {
 		return err

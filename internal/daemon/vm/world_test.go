@@ -157,7 +157,6 @@ func (w *world) close() {
 func (w *world) restart() {
 	w.t.Helper()
 	w.close()
-	w.bridge.closeTaps()
 	w.open()
 	w.must(w.svc.Restore(context.Background()))
 }
@@ -376,9 +375,6 @@ func (w *world) checkNetwork(running []string) {
 	slices.Sort(leased)
 	if !slices.Equal(have, leased) {
 		w.t.Errorf("addresses are leased to %v, want %v", have, leased)
-	}
-	if n := w.bridge.closeTaps(); n > 0 {
-		w.t.Errorf("%d taps are still open", n)
 	}
 }
 

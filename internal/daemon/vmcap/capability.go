@@ -40,8 +40,7 @@ type Capability struct {
 
 	// Prepare readies the host, before the VMM is started.
 	Prepare func(ctx context.Context, v *model.VM) error
-	// Machine completes what the VMM is told. A tap that it opens is closed by the
-	// caller.
+	// Machine completes what the VMM is told.
 	Machine func(ctx context.Context, v *model.VM, spec *hypervisor.Spec) error
 	// Started is called when the VMM runs; its guest boots meanwhile.
 	Started func(ctx context.Context, v *model.VM) error

@@ -123,8 +123,7 @@ func (r *Registry) backward(v *model.VM, verb string, of func(*Capability) hook)
 	return list
 }
 
-// Machine completes what the VMM of a VM is told. The caller closes spec.Tap, after
-// an error too.
+// Machine completes what the VMM of a VM is told.
 func (r *Registry) Machine(ctx context.Context, v *model.VM, spec *hypervisor.Spec) error {
 	for _, c := range r.of(v) {
 		if c.Machine == nil {

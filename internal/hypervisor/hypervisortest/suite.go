@@ -49,6 +49,9 @@ type Harness struct {
 	// Full leaves no space for the disks of a machine in dir, until free is called.
 	// Nil: the guest of Spec writes nothing, so it never stalls.
 	Full func(t *testing.T, dir string) (free func())
+	// Taps: the driver does connect cards to taps, for which the tests have moved (see
+	// nettest.Move); otherwise it only says so.
+	Taps bool
 	// Sockets are what the driver makes in a VM directory; nil: QEMU's. The first is
 	// the agent's.
 	Sockets []string
@@ -81,6 +84,7 @@ func Run(t *testing.T, h Harness) {
 		{"KilledFromOutside", testKilledFromOutside},
 		{"PowerButton", testPowerButton},
 		{"SetLink", testSetLink},
+		{"Tap", testTap},
 		{"Pause", testPause},
 		{"Stall", testStall},
 		{"DialAgent", testDialAgent},
