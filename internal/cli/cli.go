@@ -114,7 +114,7 @@ func newVMCmd(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "vm", Short: "Run and manage VMs"}
 	c.AddCommand(
 		newRunCmd(a), newCreateCmd(a), newStartCmd(a), newStopCmd(a), newRestartCmd(a), newKillCmd(a),
-		newDeleteCmd(a), newListCmd(a), newShowCmd(a), newLogsCmd(a), newExecCmd(a), newShellCmd(a),
+		newDeleteCmd(a), newListCmd(a), newShowCmd(a), newStatsCmd(a), newLogsCmd(a), newExecCmd(a), newShellCmd(a),
 		newCpCmd(a), newWaitCmd(a), newRenameCmd(a),
 	)
 	return groupOnly(c)

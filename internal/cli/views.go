@@ -78,6 +78,45 @@ func viewPort(p *bangerv1.Port) portView {
 	return portView{Address: p.GetAddress(), Host: p.GetHostPort(), Guest: p.GetGuestPort(), Problem: p.GetProblem()}
 }
 
+// statsView is what a VM uses; null where that is not known.
+type statsView struct {
+	ID                  string        `json:"id"`
+	Name                string        `json:"name"`
+	At                  *time.Time    `json:"at"`
+	StartedAt           *time.Time    `json:"started_at"`
+	CPUSeconds          float64       `json:"cpu_seconds"`
+	MemoryBytes         int64         `json:"memory_bytes"`
+	GuestTotalBytes     *int64        `json:"guest_total_bytes"`
+	GuestFreeBytes      *int64        `json:"guest_free_bytes"`
+	GuestAvailableBytes *int64        `json:"guest_available_bytes"`
+	Disk                *transferView `json:"disk"`
+	Net                 *transferView `json:"net"`
+}
+
+// transferView counts bytes, and operations or packets.
+type transferView struct {
+	ReadBytes  int64 `json:"read_bytes"`
+	WriteBytes int64 `json:"write_bytes"`
+	Reads      int64 `json:"reads"`
+	Writes     int64 `json:"writes"`
+}
+
+func viewStats(s *bangerv1.VMStats) statsView {
+	return statsView{
+		ID: s.GetId(), Name: s.GetName(), At: viewTime(s.GetAt()), StartedAt: viewTime(s.GetStartedAt()),
+		CPUSeconds: time.Duration(s.GetCpuNanos()).Seconds(), MemoryBytes: s.GetMemoryBytes(),
+		GuestTotalBytes: s.GuestTotalBytes, GuestFreeBytes: s.GuestFreeBytes, GuestAvailableBytes: s.GuestAvailableBytes,
+		Disk: viewTransfer(s.GetDisk()), Net: viewTransfer(s.GetNet()),
+	}
+}
+
+func viewTransfer(t *bangerv1.VMTransfer) *transferView {
+	if t == nil {
+		return nil
+	}
+	return &transferView{ReadBytes: t.GetReadBytes(), WriteBytes: t.GetWriteBytes(), Reads: t.GetReads(), Writes: t.GetWrites()}
+}
+
 // imageView is an image.
 type imageView struct {
 	ID         string     `json:"id"`

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"banger/internal/api/bangerv1"
+	"banger/internal/client"
 )
 
 type showOpts struct {
@@ -39,32 +40,37 @@ func newShowCmd(a *app) *cobra.Command {
 }
 
 func runShow(ctx context.Context, a *app, opts showOpts) error {
+	return describeEach(ctx, a, opts, (*client.Client).GetVM, func(v *bangerv1.VM) (any, [][2]string) { return viewVM(v), vmFields(v) })
+}
+
+// describeEach prints what get says of each VM, as fields or as JSON.
+func describeEach[T any](ctx context.Context, a *app, opts showOpts, get func(c *client.Client, ctx context.Context, ref string) (T, error), describe func(T) (view any, fields [][2]string)) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
 	var mu sync.Mutex
-	got := make(map[string]*bangerv1.VM, len(opts.refs))
+	got := make(map[string]T, len(opts.refs))
 	printed := 0
 	var printErr error
 	err = a.forEach(ctx, c, opts.refs, func(ctx context.Context, ref string) error {
-		v, err := c.GetVM(ctx, ref)
+		v, err := get(c, ctx, ref)
 		mu.Lock()
 		defer mu.Unlock()
 		got[ref] = v
 		return err
 	}, func(ref string) {
 		mu.Lock()
-		v := got[ref]
+		view, fields := describe(got[ref])
 		mu.Unlock()
 		if opts.json {
-			printErr = printJSON(a.out, viewVM(v))
+			printErr = printJSON(a.out, view)
 			return
 		}
 		if printed++; printed > 1 {
 			fmt.Fprintln(a.out)
 		}
-		printErr = printFields(a.out, vmFields(v))
+		printErr = printFields(a.out, fields)
 	})
 	if err != nil {
 		return err

@@ -86,6 +86,11 @@ func (c *Client) RemovePorts(ctx context.Context, ref string, ports []*bangerv1.
 	return err
 }
 
+// VMStats says what a running VM uses.
+func (c *Client) VMStats(ctx context.Context, ref string) (*bangerv1.VMStats, error) {
+	return call(ctx, c.vms.Stats, &bangerv1.VMRef{Ref: ref})
+}
+
 // RenameVM gives a VM another name.
 func (c *Client) RenameVM(ctx context.Context, ref, name string) (*bangerv1.VM, error) {
 	return call(ctx, c.vms.Rename, &bangerv1.RenameRequest{Ref: ref, Name: name})

@@ -468,6 +468,7 @@ func TestEveryProcedureHasAMethod(t *testing.T) {
 		func() { _, _ = c.DeleteVM(ctx, "x", true) },
 		func() { _, _ = c.ListVMs(ctx) },
 		func() { _, _ = c.GetVM(ctx, "x") },
+		func() { _, _ = c.VMStats(ctx, "x") },
 		func() { _, _ = c.RenameVM(ctx, "x", "y") },
 		func() { _, _ = c.WaitVM(ctx, "x") },
 		func() { _, _ = c.AddPorts(ctx, "x", nil) },

@@ -202,6 +202,27 @@ type Handle struct {
 	Version   string `json:"version,omitempty"`
 }
 
+// Stats is what a machine has used since its VMM started, and what it uses now. What is
+// not known is nil; what the guest or a VMM says of itself is only its word.
+type Stats struct {
+	CPU    time.Duration // of the VMM's process, with the guest in it
+	Memory int64         // bytes of the host's memory it has
+	Guest  *GuestMemory
+	Disk   *Transfer // all disks together
+	Net    *Transfer // read: to the guest, packets
+}
+
+// GuestMemory is how a guest uses its memory, in bytes.
+type GuestMemory struct{ Total, Free, Available int64 }
+
+// Transfer counts bytes, and operations or packets.
+type Transfer struct{ ReadBytes, WriteBytes, Reads, Writes int64 }
+
+// Sampler is implemented by machines that can say what they use.
+type Sampler interface {
+	Stats(ctx context.Context) (Stats, error)
+}
+
 // Pauser is implemented by machines whose driver declares Capabilities.Pause.
 type Pauser interface {
 	Pause(ctx context.Context) error

@@ -53,10 +53,11 @@ const (
 	NetSocket      = "net.sock"   // QEMU listens, usernet connects
 	ConsoleLog     = "console.log"
 	VMMLog         = "vmm.log"
-	FirecrackerDir = "fc"        // Firecracker's working directory when it is not jailed
-	JailDir        = "jail"      // base of the jailer: jail/<program>/vm/root/ is the jailed one's root
-	FakeRoot       = "fake-root" // the fake driver's file system of the guest
-	FakeKnobs      = "fake.json" // read by the fake driver: how this VM is to fail
+	FirecrackerDir = "fc"           // Firecracker's working directory when it is not jailed
+	MetricsSum     = "metrics.json" // scratch: what Firecracker's metrics come to, up to a place in them
+	JailDir        = "jail"         // base of the jailer: jail/<program>/vm/root/ is the jailed one's root
+	FakeRoot       = "fake-root"    // the fake driver's file system of the guest
+	FakeKnobs      = "fake.json"    // read by the fake driver: how this VM is to fail
 )
 
 // Names in Firecracker's working directory, or in its jail; AgentSocket as well.

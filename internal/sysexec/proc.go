@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -240,19 +241,68 @@ func (p *Proc) Kill(ctx context.Context) error {
 	}
 }
 
+// Usage is what a process has used of the processors, and the memory it has now.
+type Usage struct {
+	CPU    time.Duration
+	Memory int64 // bytes
+}
+
+// ticksPerSecond is the unit of times in /proc, which no Linux of today changes.
+const ticksPerSecond = 100
+
+// Usage says what the process uses. It errors with ErrGone when it has ended.
+func (p *Proc) Usage() (Usage, error) {
+	st, err := readStat(p.PID)
+	if err == nil && st.start != p.StartTime {
+		err = ErrGone
+	}
+	if err != nil {
+		return Usage{}, err
+	}
+	return Usage{
+		CPU:    time.Duration(st.ticks) * time.Second / ticksPerSecond,
+		Memory: int64(st.pages) * int64(os.Getpagesize()),
+	}, nil
+}
+
 // StartTime reads when a process started, in clock ticks since boot.
 func StartTime(pid int) (uint64, error) {
+	st, err := readStat(pid)
+	if err != nil && !errors.Is(err, ErrGone) {
+		err = fmt.Errorf("read start time of %d: %w", pid, err)
+	}
+	return st.start, err
+}
+
+// stat is what is of use in /proc/<pid>/stat.
+type stat struct {
+	ticks uint64 // of processor time, in the program and in the kernel
+	start uint64 // ticks since boot
+	pages uint64 // in memory
+}
+
+// readStat errors with ErrGone for a process that has ended and is not waited for yet.
+func readStat(pid int) (st stat, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, fmt.Errorf("read start time of %d: %w", pid, err)
+		return st, err
 	}
-	// The name in parentheses may hold anything; fields count from the last ')'.
+	// The name in parentheses may hold anything; fields count from the last ')', after
+	// which comes the third.
 	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(f) < 20 {
-		return 0, fmt.Errorf("read start time of %d: short stat line", pid)
+	const first, user, system, started, resident = 3, 14, 15, 22, 24
+	if len(f) <= resident-first {
+		return st, errors.New("short stat line")
 	}
 	if f[0][0] == 'Z' {
-		return 0, ErrGone
+		return st, ErrGone
 	}
-	return strconv.ParseUint(string(f[19]), 10, 64)
+	field := func(n int) (v uint64) {
+		if err == nil {
+			v, err = strconv.ParseUint(string(f[n-first]), 10, 64)
+		}
+		return v
+	}
+	st = stat{ticks: field(user) + field(system), start: field(started), pages: field(resident)}
+	return st, err
 }

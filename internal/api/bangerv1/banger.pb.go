@@ -1307,6 +1307,201 @@ func (x *VM) GetPorts() []*Port {
 	return nil
 }
 
+// VMStats is one sample. What is absent is not known; what a guest uses of its memory
+// is the guest's word.
+type VMStats struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Id                  string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name                string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	At                  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	StartedAt           *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	CpuNanos            int64                  `protobuf:"varint,5,opt,name=cpu_nanos,json=cpuNanos,proto3" json:"cpu_nanos,omitempty"`          // of the VMM's process, with the guest in it, since the start
+	MemoryBytes         int64                  `protobuf:"varint,6,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // of the host's, that the VMM's process has
+	GuestTotalBytes     *int64                 `protobuf:"varint,7,opt,name=guest_total_bytes,json=guestTotalBytes,proto3,oneof" json:"guest_total_bytes,omitempty"`
+	GuestFreeBytes      *int64                 `protobuf:"varint,8,opt,name=guest_free_bytes,json=guestFreeBytes,proto3,oneof" json:"guest_free_bytes,omitempty"`
+	GuestAvailableBytes *int64                 `protobuf:"varint,9,opt,name=guest_available_bytes,json=guestAvailableBytes,proto3,oneof" json:"guest_available_bytes,omitempty"` // what new programs could have
+	Disk                *VMTransfer            `protobuf:"bytes,10,opt,name=disk,proto3" json:"disk,omitempty"`                                                                  // by all disks since the start
+	Net                 *VMTransfer            `protobuf:"bytes,11,opt,name=net,proto3" json:"net,omitempty"`                                                                    // by the card since the start; read: by the guest
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *VMStats) Reset() {
+	*x = VMStats{}
+	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMStats) ProtoMessage() {}
+
+func (x *VMStats) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMStats.ProtoReflect.Descriptor instead.
+func (*VMStats) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *VMStats) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *VMStats) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VMStats) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *VMStats) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *VMStats) GetCpuNanos() int64 {
+	if x != nil {
+		return x.CpuNanos
+	}
+	return 0
+}
+
+func (x *VMStats) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *VMStats) GetGuestTotalBytes() int64 {
+	if x != nil && x.GuestTotalBytes != nil {
+		return *x.GuestTotalBytes
+	}
+	return 0
+}
+
+func (x *VMStats) GetGuestFreeBytes() int64 {
+	if x != nil && x.GuestFreeBytes != nil {
+		return *x.GuestFreeBytes
+	}
+	return 0
+}
+
+func (x *VMStats) GetGuestAvailableBytes() int64 {
+	if x != nil && x.GuestAvailableBytes != nil {
+		return *x.GuestAvailableBytes
+	}
+	return 0
+}
+
+func (x *VMStats) GetDisk() *VMTransfer {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+func (x *VMStats) GetNet() *VMTransfer {
+	if x != nil {
+		return x.Net
+	}
+	return nil
+}
+
+// VMTransfer counts what was moved.
+type VMTransfer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ReadBytes     int64                  `protobuf:"varint,1,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	WriteBytes    int64                  `protobuf:"varint,2,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
+	Reads         int64                  `protobuf:"varint,3,opt,name=reads,proto3" json:"reads,omitempty"` // operations, or packets
+	Writes        int64                  `protobuf:"varint,4,opt,name=writes,proto3" json:"writes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMTransfer) Reset() {
+	*x = VMTransfer{}
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMTransfer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMTransfer) ProtoMessage() {}
+
+func (x *VMTransfer) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMTransfer.ProtoReflect.Descriptor instead.
+func (*VMTransfer) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *VMTransfer) GetReadBytes() int64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *VMTransfer) GetWriteBytes() int64 {
+	if x != nil {
+		return x.WriteBytes
+	}
+	return 0
+}
+
+func (x *VMTransfer) GetReads() int64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *VMTransfer) GetWrites() int64 {
+	if x != nil {
+		return x.Writes
+	}
+	return 0
+}
+
 type ListResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vms           []*VM                  `protobuf:"bytes,1,rep,name=vms,proto3" json:"vms,omitempty"`
@@ -1316,7 +1511,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1523,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1536,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{18}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListResponse) GetVms() []*VM {
@@ -1360,7 +1555,7 @@ type ImageRef struct {
 
 func (x *ImageRef) Reset() {
 	*x = ImageRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1567,7 @@ func (x *ImageRef) String() string {
 func (*ImageRef) ProtoMessage() {}
 
 func (x *ImageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1580,7 @@ func (x *ImageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
 func (*ImageRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ImageRef) GetName() string {
@@ -1407,7 +1602,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1614,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1627,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PullRequest) GetName() string {
@@ -1476,7 +1671,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1683,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1696,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -1563,7 +1758,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1770,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1783,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Image) GetId() string {
@@ -1712,7 +1907,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1919,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1932,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -1756,7 +1951,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1963,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1976,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *KernelRef) GetName() string {
@@ -1801,7 +1996,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +2008,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +2021,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -1861,7 +2056,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2068,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2081,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Kernel) GetId() string {
@@ -1968,7 +2163,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2175,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2188,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -2012,7 +2207,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2219,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2232,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *OperationRef) GetId() string {
@@ -2064,7 +2259,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +2271,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +2284,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Operation) GetId() string {
@@ -2170,7 +2365,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2377,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2390,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Stage) GetName() string {
@@ -2256,7 +2451,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2268,7 +2463,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2281,7 +2476,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -2305,7 +2500,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2512,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2525,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -2481,7 +2676,32 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\bdns_name\x18\x1e \x01(\tR\adnsName\x12\x1d\n" +
 	"\n" +
 	"driver_why\x18\x1f \x01(\tR\tdriverWhy\x12%\n" +
-	"\x05ports\x18  \x03(\v2\x0f.banger.v1.PortR\x05ports\"/\n" +
+	"\x05ports\x18  \x03(\v2\x0f.banger.v1.PortR\x05ports\"\x86\x04\n" +
+	"\aVMStats\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x129\n" +
+	"\n" +
+	"started_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1b\n" +
+	"\tcpu_nanos\x18\x05 \x01(\x03R\bcpuNanos\x12!\n" +
+	"\fmemory_bytes\x18\x06 \x01(\x03R\vmemoryBytes\x12/\n" +
+	"\x11guest_total_bytes\x18\a \x01(\x03H\x00R\x0fguestTotalBytes\x88\x01\x01\x12-\n" +
+	"\x10guest_free_bytes\x18\b \x01(\x03H\x01R\x0eguestFreeBytes\x88\x01\x01\x127\n" +
+	"\x15guest_available_bytes\x18\t \x01(\x03H\x02R\x13guestAvailableBytes\x88\x01\x01\x12)\n" +
+	"\x04disk\x18\n" +
+	" \x01(\v2\x15.banger.v1.VMTransferR\x04disk\x12'\n" +
+	"\x03net\x18\v \x01(\v2\x15.banger.v1.VMTransferR\x03netB\x14\n" +
+	"\x12_guest_total_bytesB\x13\n" +
+	"\x11_guest_free_bytesB\x18\n" +
+	"\x16_guest_available_bytes\"z\n" +
+	"\n" +
+	"VMTransfer\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x01 \x01(\x03R\treadBytes\x12\x1f\n" +
+	"\vwrite_bytes\x18\x02 \x01(\x03R\n" +
+	"writeBytes\x12\x14\n" +
+	"\x05reads\x18\x03 \x01(\x03R\x05reads\x12\x16\n" +
+	"\x06writes\x18\x04 \x01(\x03R\x06writes\"/\n" +
 	"\fListResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\"\x1e\n" +
 	"\bImageRef\x12\x12\n" +
@@ -2577,7 +2797,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\foperation_id\x18\x04 \x01(\tR\voperationId2\x8d\x01\n" +
 	"\rDaemonService\x127\n" +
 	"\x04Info\x12\x16.banger.v1.InfoRequest\x1a\x17.banger.v1.InfoResponse\x12C\n" +
-	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xc3\x04\n" +
+	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xf2\x04\n" +
 	"\tVMService\x128\n" +
 	"\x06Create\x12\x18.banger.v1.CreateRequest\x1a\x14.banger.v1.Operation\x12/\n" +
 	"\x05Start\x12\x10.banger.v1.VMRef\x1a\x14.banger.v1.Operation\x124\n" +
@@ -2588,7 +2808,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x17.banger.v1.ListResponse\x12&\n" +
 	"\x03Get\x12\x10.banger.v1.VMRef\x1a\r.banger.v1.VM\x121\n" +
 	"\x06Rename\x12\x18.banger.v1.RenameRequest\x1a\r.banger.v1.VM\x12'\n" +
-	"\x04Wait\x12\x10.banger.v1.VMRef\x1a\r.banger.v1.VM\x125\n" +
+	"\x04Wait\x12\x10.banger.v1.VMRef\x1a\r.banger.v1.VM\x12-\n" +
+	"\x05Stats\x12\x10.banger.v1.VMRef\x1a\x12.banger.v1.VMStats\x125\n" +
 	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
 	"\vPortService\x123\n" +
 	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
@@ -2623,7 +2844,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -2643,107 +2864,115 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*LogsRequest)(nil),           // 15: banger.v1.LogsRequest
 	(*LogChunk)(nil),              // 16: banger.v1.LogChunk
 	(*VM)(nil),                    // 17: banger.v1.VM
-	(*ListResponse)(nil),          // 18: banger.v1.ListResponse
-	(*ImageRef)(nil),              // 19: banger.v1.ImageRef
-	(*PullRequest)(nil),           // 20: banger.v1.PullRequest
-	(*RegisterImageRequest)(nil),  // 21: banger.v1.RegisterImageRequest
-	(*Image)(nil),                 // 22: banger.v1.Image
-	(*ImageList)(nil),             // 23: banger.v1.ImageList
-	(*KernelRef)(nil),             // 24: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 25: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 26: banger.v1.Kernel
-	(*KernelList)(nil),            // 27: banger.v1.KernelList
-	(*OperationRef)(nil),          // 28: banger.v1.OperationRef
-	(*Operation)(nil),             // 29: banger.v1.Operation
-	(*Stage)(nil),                 // 30: banger.v1.Stage
-	(*OperationList)(nil),         // 31: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 32: banger.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(*VMStats)(nil),               // 18: banger.v1.VMStats
+	(*VMTransfer)(nil),            // 19: banger.v1.VMTransfer
+	(*ListResponse)(nil),          // 20: banger.v1.ListResponse
+	(*ImageRef)(nil),              // 21: banger.v1.ImageRef
+	(*PullRequest)(nil),           // 22: banger.v1.PullRequest
+	(*RegisterImageRequest)(nil),  // 23: banger.v1.RegisterImageRequest
+	(*Image)(nil),                 // 24: banger.v1.Image
+	(*ImageList)(nil),             // 25: banger.v1.ImageList
+	(*KernelRef)(nil),             // 26: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 27: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 28: banger.v1.Kernel
+	(*KernelList)(nil),            // 29: banger.v1.KernelList
+	(*OperationRef)(nil),          // 30: banger.v1.OperationRef
+	(*Operation)(nil),             // 31: banger.v1.Operation
+	(*Stage)(nil),                 // 32: banger.v1.Stage
+	(*OperationList)(nil),         // 33: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 34: banger.v1.ErrorDetail
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	33, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	35, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	33, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	33, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	35, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	35, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
-	17, // 8: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	33, // 9: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	22, // 10: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	33, // 11: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	26, // 12: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	30, // 13: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	32, // 14: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	33, // 15: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	33, // 16: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	33, // 17: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	33, // 18: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	29, // 19: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
-	2,  // 20: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
-	5,  // 21: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 22: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 23: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
-	12, // 24: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	12, // 25: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
-	7,  // 26: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
-	13, // 27: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	1,  // 28: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	7,  // 29: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
-	14, // 30: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	7,  // 31: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	15, // 32: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	10, // 33: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
-	10, // 34: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
-	1,  // 35: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	19, // 36: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	20, // 37: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	21, // 38: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	19, // 39: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	1,  // 40: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	24, // 41: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	20, // 42: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	25, // 43: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	24, // 44: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 45: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	28, // 46: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	28, // 47: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	28, // 48: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 49: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 50: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	29, // 51: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	29, // 52: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	29, // 53: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	29, // 54: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	29, // 55: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	29, // 56: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	18, // 57: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	17, // 58: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	17, // 59: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	17, // 60: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	16, // 61: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 62: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 63: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	23, // 64: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	22, // 65: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	29, // 66: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	22, // 67: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 68: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	27, // 69: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	26, // 70: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	29, // 71: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	29, // 72: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 73: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	31, // 74: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	29, // 75: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	29, // 76: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	29, // 77: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	49, // [49:78] is the sub-list for method output_type
-	20, // [20:49] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	35, // 8: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	35, // 9: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	19, // 10: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
+	19, // 11: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
+	17, // 12: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	35, // 13: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	24, // 14: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	35, // 15: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	28, // 16: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	32, // 17: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	34, // 18: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	35, // 19: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	35, // 20: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	35, // 21: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	35, // 22: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	31, // 23: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	2,  // 24: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
+	5,  // 25: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	8,  // 26: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	7,  // 27: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
+	12, // 28: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	12, // 29: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
+	7,  // 30: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
+	13, // 31: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	1,  // 32: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	7,  // 33: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
+	14, // 34: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
+	7,  // 35: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	7,  // 36: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
+	15, // 37: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	10, // 38: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
+	10, // 39: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
+	1,  // 40: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	21, // 41: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	22, // 42: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	23, // 43: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	21, // 44: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	1,  // 45: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	26, // 46: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	22, // 47: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	27, // 48: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	26, // 49: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 50: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	30, // 51: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	30, // 52: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	30, // 53: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 54: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 55: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	31, // 56: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	31, // 57: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	31, // 58: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	31, // 59: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	31, // 60: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	31, // 61: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	20, // 62: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	17, // 63: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	17, // 64: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	17, // 65: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	18, // 66: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	16, // 67: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 68: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 69: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	25, // 70: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	24, // 71: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	31, // 72: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	24, // 73: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 74: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	29, // 75: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	28, // 76: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	31, // 77: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	31, // 78: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 79: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	33, // 80: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	31, // 81: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	31, // 82: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	31, // 83: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	54, // [54:84] is the sub-list for method output_type
+	24, // [24:54] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_bangerv1_banger_proto_init() }
@@ -2752,13 +2981,14 @@ func file_bangerv1_banger_proto_init() {
 		return
 	}
 	file_bangerv1_banger_proto_msgTypes[8].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   6,
 		},

@@ -3,6 +3,7 @@ package fcproc_test
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -74,12 +75,13 @@ func fakeJailer(args []string) int {
 
 // fake is one Firecracker.
 type fake struct {
-	mu     sync.Mutex
-	state  string
-	args   string // kernel parameters
-	calls  []string
-	agents int // connections that came
-	end    chan int
+	mu      sync.Mutex
+	state   string
+	args    string // kernel parameters
+	calls   []string
+	agents  int // connections that came
+	metrics string
+	end     chan int
 }
 
 func fakeFirecracker(args []string) int {
@@ -107,6 +109,10 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls = append(f.calls, fmt.Sprintf("%s %s %s", r.Method, r.URL.Path, body))
+	if r.Method == http.MethodGet && r.URL.Path == "/balloon/statistics" {
+		_, _ = io.WriteString(w, `{"target_pages":0,"actual_mib":0,"free_memory":1024,"total_memory":4096,"available_memory":2048}`)
+		return
+	}
 	if r.Method == http.MethodGet {
 		_ = json.NewEncoder(w).Encode(map[string]string{"state": f.state, "vmm_version": fakeVersion, "id": "vm"})
 		return
@@ -121,14 +127,15 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (f *fake) put(path string, body []byte) error {
 	var in struct {
-		Memory int64  `json:"mem_size_mib"`
-		Args   string `json:"boot_args"`
-		Kernel string `json:"kernel_image_path"`
-		Socket string `json:"uds_path"`
-		Disk   string `json:"path_on_host"`
-		RO     bool   `json:"is_read_only"`
-		Action string `json:"action_type"`
-		State  string `json:"state"`
+		Memory  int64  `json:"mem_size_mib"`
+		Args    string `json:"boot_args"`
+		Kernel  string `json:"kernel_image_path"`
+		Socket  string `json:"uds_path"`
+		Disk    string `json:"path_on_host"`
+		RO      bool   `json:"is_read_only"`
+		Action  string `json:"action_type"`
+		State   string `json:"state"`
+		Metrics string `json:"metrics_path"`
 	}
 	if err := json.Unmarshal(body, &in); err != nil {
 		return err
@@ -136,6 +143,16 @@ func (f *fake) put(path string, body []byte) error {
 	switch {
 	case path == "/machine-config" && in.Memory > 1<<30:
 		return fmt.Errorf("Start microvm error: Cannot create mmap region: Cannot allocate memory (os error 12)")
+	case path == "/metrics":
+		f.metrics = in.Metrics
+	case in.Action == "FlushMetrics":
+		// What was counted since the last time.
+		metrics, err := os.OpenFile(f.metrics, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return err
+		}
+		_, err = io.WriteString(metrics, `{"utc_timestamp_ms":1,"block":{"read_bytes":512,"write_bytes":100,"read_count":1,"write_count":2},"net":{"rx_bytes_count":7}}`+"\n")
+		return errors.Join(err, metrics.Close())
 	case path == "/boot-source":
 		f.args = in.Args
 		if strings.Contains(in.Args, "fake.end") {

@@ -15,6 +15,7 @@ import (
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/vmmlog"
 	"banger/internal/hypervisor/vmproc"
+	"banger/internal/logkey"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
@@ -26,6 +27,7 @@ type machine struct {
 	card  bool // it has a network card
 	api   *fcapi.Client
 	bell  *net.UnixListener // nil: the agent is tried now and then
+	meter *meter
 }
 
 var (
@@ -34,14 +36,18 @@ var (
 )
 
 func (d *Driver) newMachine(spec hypervisor.Spec, place string, proc *sysexec.Proc, h hypervisor.Handle, log *os.File, bell *net.UnixListener) *machine {
-	m := &machine{place: place, card: spec.LinkUp, bell: bell, api: fcapi.New(dialer(place, h.PID))}
+	m := &machine{place: place, card: spec.LinkUp, bell: bell, api: fcapi.New(dialer(place, h.PID)), meter: newMeter(spec.Dir)}
 	m.Process = vmproc.Watch(vmproc.Config{
 		Name: "Firecracker", Handle: h, Proc: proc, Log: log, Strip: strip, HangUp: m.hangUp,
 	})
 	m.BoundLogs([]vmmlog.Log{
 		{Dir: spec.Dir, Name: paths.ConsoleLog, Look: m.noticeHalt},
 		{Dir: spec.Dir, Name: paths.VMMLog, Links: 2, Sparse: true},
-		{Dir: place, Name: paths.MetricsFile, Sparse: true},
+		{Dir: place, Name: paths.MetricsFile, Sparse: true, Look: func(f *os.File) {
+			if _, err := m.meter.read(m.Life(), f); err != nil && m.Life().Err() == nil {
+				d.log.Warn("add up the metrics", logkey.VM, spec.VMID, logkey.Err, err)
+			}
+		}},
 	}, d.log)
 	return m
 }

@@ -73,9 +73,13 @@ func placeOf(dir string) string {
 	return fc
 }
 
-// remove removes the place of a VMM that has ended.
+// remove removes the place of a VMM that has ended, and what was counted of it.
 func remove(dir string) error {
-	return errors.Join(os.RemoveAll(filepath.Join(dir, paths.JailDir)), os.RemoveAll(filepath.Join(dir, paths.FirecrackerDir)))
+	var errs []error
+	for _, name := range []string{paths.JailDir, paths.FirecrackerDir, paths.MetricsSum, stagedSum} {
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
+	}
+	return errors.Join(errs...)
 }
 
 // name makes a file of the VM reachable and returns how the VMM calls it.

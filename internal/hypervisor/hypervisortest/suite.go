@@ -86,6 +86,7 @@ func Run(t *testing.T, h Harness) {
 		{"SetLink", testSetLink},
 		{"Tap", testTap},
 		{"Pause", testPause},
+		{"Stats", testStats},
 		{"Stall", testStall},
 		{"DialAgent", testDialAgent},
 		{"CloseAndAttach", testCloseAndAttach},

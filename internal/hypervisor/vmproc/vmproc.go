@@ -139,6 +139,12 @@ func (p *Process) Exit() hypervisor.Exit {
 // Stalled implements hypervisor.Machine.
 func (p *Process) Stalled() (since time.Time, changed <-chan struct{}) { return p.conf.Stall.Stalled() }
 
+// Usage is what the process uses: its processor time and its memory.
+func (p *Process) Usage() (hypervisor.Stats, error) {
+	u, err := p.conf.Proc.Usage()
+	return hypervisor.Stats{CPU: u.CPU, Memory: u.Memory}, err
+}
+
 // Kill implements hypervisor.Machine.
 func (p *Process) Kill(ctx context.Context) error {
 	if p.Closed() {

@@ -76,6 +76,8 @@ const (
 	VMServiceRenameProcedure = "/banger.v1.VMService/Rename"
 	// VMServiceWaitProcedure is the fully-qualified name of the VMService's Wait RPC.
 	VMServiceWaitProcedure = "/banger.v1.VMService/Wait"
+	// VMServiceStatsProcedure is the fully-qualified name of the VMService's Stats RPC.
+	VMServiceStatsProcedure = "/banger.v1.VMService/Stats"
 	// VMServiceLogsProcedure is the fully-qualified name of the VMService's Logs RPC.
 	VMServiceLogsProcedure = "/banger.v1.VMService/Logs"
 	// PortServiceAddProcedure is the fully-qualified name of the PortService's Add RPC.
@@ -230,6 +232,8 @@ type VMServiceClient interface {
 	Rename(context.Context, *connect.Request[bangerv1.RenameRequest]) (*connect.Response[bangerv1.VM], error)
 	// Wait answers when the VM is no longer starting or running.
 	Wait(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VM], error)
+	// Stats says what a running VM uses, and has used since it started.
+	Stats(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VMStats], error)
 	// Logs streams console and VMM log.
 	Logs(context.Context, *connect.Request[bangerv1.LogsRequest]) (*connect.ServerStreamForClient[bangerv1.LogChunk], error)
 }
@@ -305,6 +309,12 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Wait")),
 			connect.WithClientOptions(opts...),
 		),
+		stats: connect.NewClient[bangerv1.VMRef, bangerv1.VMStats](
+			httpClient,
+			baseURL+VMServiceStatsProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Stats")),
+			connect.WithClientOptions(opts...),
+		),
 		logs: connect.NewClient[bangerv1.LogsRequest, bangerv1.LogChunk](
 			httpClient,
 			baseURL+VMServiceLogsProcedure,
@@ -326,6 +336,7 @@ type vMServiceClient struct {
 	get     *connect.Client[bangerv1.VMRef, bangerv1.VM]
 	rename  *connect.Client[bangerv1.RenameRequest, bangerv1.VM]
 	wait    *connect.Client[bangerv1.VMRef, bangerv1.VM]
+	stats   *connect.Client[bangerv1.VMRef, bangerv1.VMStats]
 	logs    *connect.Client[bangerv1.LogsRequest, bangerv1.LogChunk]
 }
 
@@ -379,6 +390,11 @@ func (c *vMServiceClient) Wait(ctx context.Context, req *connect.Request[bangerv
 	return c.wait.CallUnary(ctx, req)
 }
 
+// Stats calls banger.v1.VMService.Stats.
+func (c *vMServiceClient) Stats(ctx context.Context, req *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VMStats], error) {
+	return c.stats.CallUnary(ctx, req)
+}
+
 // Logs calls banger.v1.VMService.Logs.
 func (c *vMServiceClient) Logs(ctx context.Context, req *connect.Request[bangerv1.LogsRequest]) (*connect.ServerStreamForClient[bangerv1.LogChunk], error) {
 	return c.logs.CallServerStream(ctx, req)
@@ -400,6 +416,8 @@ type VMServiceHandler interface {
 	Rename(context.Context, *connect.Request[bangerv1.RenameRequest]) (*connect.Response[bangerv1.VM], error)
 	// Wait answers when the VM is no longer starting or running.
 	Wait(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VM], error)
+	// Stats says what a running VM uses, and has used since it started.
+	Stats(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VMStats], error)
 	// Logs streams console and VMM log.
 	Logs(context.Context, *connect.Request[bangerv1.LogsRequest], *connect.ServerStream[bangerv1.LogChunk]) error
 }
@@ -471,6 +489,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Wait")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceStatsHandler := connect.NewUnaryHandler(
+		VMServiceStatsProcedure,
+		svc.Stats,
+		connect.WithSchema(vMServiceMethods.ByName("Stats")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServiceLogsHandler := connect.NewServerStreamHandler(
 		VMServiceLogsProcedure,
 		svc.Logs,
@@ -499,6 +523,8 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceRenameHandler.ServeHTTP(w, r)
 		case VMServiceWaitProcedure:
 			vMServiceWaitHandler.ServeHTTP(w, r)
+		case VMServiceStatsProcedure:
+			vMServiceStatsHandler.ServeHTTP(w, r)
 		case VMServiceLogsProcedure:
 			vMServiceLogsHandler.ServeHTTP(w, r)
 		default:
@@ -548,6 +574,10 @@ func (UnimplementedVMServiceHandler) Rename(context.Context, *connect.Request[ba
 
 func (UnimplementedVMServiceHandler) Wait(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VM], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Wait is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Stats(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VMStats], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Stats is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) Logs(context.Context, *connect.Request[bangerv1.LogsRequest], *connect.ServerStream[bangerv1.LogChunk]) error {
