@@ -22,6 +22,8 @@ type shape struct {
 	name, image, kernel string
 	cpus                int
 	memory, disk        string
+	diskBPS             string
+	diskIOPS            int64
 	net, driver         string
 	nested              bool
 	ports               []string
@@ -38,6 +40,8 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	f.IntVar(&s.cpus, "cpus", 0, "`number` of CPUs (default: the configured number)")
 	f.StringVar(&s.memory, "memory", "", "memory `size`, in MiB or as 2G (default: the configured size)")
 	f.StringVar(&s.disk, "disk", "", "disk `size`, like 16G (default: the configured size)")
+	f.StringVar(&s.diskBPS, "disk-bps", "", "most `bytes` per second that the guest reads and writes on its disk, like 20M (default: no bound)")
+	f.Int64Var(&s.diskIOPS, "disk-iops", 0, "most reads and writes per second: a `number` (default: no bound)")
 	f.StringVar(&s.net, "net", "", "network: user (outbound only), bridge (an address and a name of its own, for daemons that are root) or none (default: the configured `mode`)")
 	f.StringArrayVarP(&s.ports, "publish", "p", nil, "forward a TCP `port` of this host to the VM: HOSTPORT:GUESTPORT, GUESTPORT (any free port), ADDRESS:HOSTPORT:GUESTPORT")
 	f.BoolVar(&s.nested, "nested", false, "let the guest run VMs with KVM itself")
@@ -90,6 +94,19 @@ func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 			return nil, err
 		}
 		req.DiskBytes = &n
+	}
+	if given("disk-bps") {
+		n, err := parseSize("disk-bps", s.diskBPS, 0)
+		if err != nil {
+			return nil, err
+		}
+		req.DiskBytesPerSecond = n
+	}
+	if given("disk-iops") {
+		if s.diskIOPS < 1 {
+			return nil, errdefs.Invalid("--disk-iops %d: more than zero is needed", s.diskIOPS).WithHint("e.g. --disk-iops 1000, or leave it out for no bound")
+		}
+		req.DiskOpsPerSecond = s.diskIOPS
 	}
 	if given("net") && !slices.Contains(netModes, s.net) {
 		return nil, errdefs.Invalid("--net %q is not a network mode", s.net).WithHint("use --net user, --net bridge or --net none")

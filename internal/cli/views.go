@@ -32,6 +32,8 @@ type vmView struct {
 	MemoryMiB     int64      `json:"memory_mib"`
 	DiskBytes     int64      `json:"disk_bytes"`
 	DiskUsedBytes int64      `json:"disk_used_bytes"`
+	DiskBPS       int64      `json:"disk_bytes_per_second"` // bounds; 0: none
+	DiskIOPS      int64      `json:"disk_ops_per_second"`
 	Net           string     `json:"net"`
 	Addresses     []string   `json:"addresses"` // at which the host reaches it
 	DNSName       string     `json:"dns_name"`
@@ -58,6 +60,7 @@ func viewVM(v *bangerv1.VM) vmView {
 		ID: v.GetId(), Name: v.GetName(), State: v.GetState(), Busy: v.GetBusy(), Paused: v.GetPaused(),
 		Image: v.GetImage(), ImageID: v.GetImageId(), Kernel: v.GetKernel(), KernelID: v.GetKernelId(),
 		CPUs: v.GetCpus(), MemoryMiB: v.GetMemoryMib(), DiskBytes: v.GetDiskBytes(), DiskUsedBytes: v.GetDiskUsedBytes(),
+		DiskBPS: v.GetDiskBytesPerSecond(), DiskIOPS: v.GetDiskOpsPerSecond(),
 		Net: v.GetNet(), Addresses: list(v.GetAddresses()), DNSName: v.GetDnsName(), Ports: views(v.GetPorts(), viewPort), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
 		Driver: v.GetDriver(), DriverWhy: v.GetDriverWhy(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
 		VMMVersion: v.GetVmmVersion(), PID: v.GetPid(), BootID: v.GetBootId(), Dir: v.GetDir(), LastError: v.GetLastError(),

@@ -91,6 +91,7 @@ func vmFields(v *bangerv1.VM) [][2]string {
 		{"CPUs", fmt.Sprint(v.GetCpus())},
 		{"Memory", humanBytes(v.GetMemoryMib() << 20)},
 		{"Disk", humanBytes(v.GetDiskBytes()) + ", " + humanBytes(v.GetDiskUsedBytes()) + " used"},
+		{"Disk bound", diskBound(v)},
 		{"Network", v.GetNet()},
 		{"Address", strings.Join(v.GetAddresses(), ", ")},
 		{"DNS name", v.GetDnsName()},
@@ -127,6 +128,17 @@ func portList(ports []*bangerv1.Port) string {
 		all = append(all, text)
 	}
 	return strings.Join(all, ", ")
+}
+
+func diskBound(v *bangerv1.VM) string {
+	var bounds []string
+	if n := v.GetDiskBytesPerSecond(); n != 0 {
+		bounds = append(bounds, humanBytes(n)+"/s")
+	}
+	if n := v.GetDiskOpsPerSecond(); n != 0 {
+		bounds = append(bounds, fmt.Sprintf("%d operations/s", n))
+	}
+	return strings.Join(bounds, ", ")
 }
 
 func named(name, id string) string {

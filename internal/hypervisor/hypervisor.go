@@ -180,7 +180,8 @@ type Disk struct {
 	Limit    DiskLimit
 }
 
-// DiskLimit bounds what a guest does with a disk; zero is no bound.
+// DiskLimit bounds what a guest does with a disk, reads and writes together, in the long
+// run: for a moment it may do more. Zero is no bound.
 type DiskLimit struct {
 	BytesPerSecond int64
 	OpsPerSecond   int64

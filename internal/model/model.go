@@ -39,6 +39,8 @@ type VMSpec struct {
 	CPUs       int               `json:"cpus"`
 	MemoryMiB  int64             `json:"memory_mib"`
 	DiskBytes  int64             `json:"disk_bytes"`
+	DiskBPS    int64             `json:"disk_bps,omitempty"`  // bytes per second, of the root disk; 0: no bound
+	DiskIOPS   int64             `json:"disk_iops,omitempty"` // operations per second
 	Net        Net               `json:"net"`
 	Driver     string            `json:"driver"`               // "qemu", "firecracker", "fake"
 	DriverWhy  string            `json:"driver_why,omitempty"` // for people

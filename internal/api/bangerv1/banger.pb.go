@@ -425,24 +425,26 @@ func (x *VMRef) GetRef() string {
 }
 
 type CreateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`        // empty: one is made up
-	Image         string                 `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`      // empty: the default image
-	Kernel        string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`    // empty: the image's, else the default kernel
-	Cpus          *int32                 `protobuf:"varint,4,opt,name=cpus,proto3,oneof" json:"cpus,omitempty"` // absent: the configured default
-	MemoryMib     *int64                 `protobuf:"varint,5,opt,name=memory_mib,json=memoryMib,proto3,oneof" json:"memory_mib,omitempty"`
-	DiskBytes     *int64                 `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
-	Net           string                 `protobuf:"bytes,7,opt,name=net,proto3" json:"net,omitempty"` // "user", "none" or empty for the default
-	Env           []string               `protobuf:"bytes,8,rep,name=env,proto3" json:"env,omitempty"` // KEY=VALUE
-	User          string                 `protobuf:"bytes,9,opt,name=user,proto3" json:"user,omitempty"`
-	Workdir       string                 `protobuf:"bytes,10,opt,name=workdir,proto3" json:"workdir,omitempty"`
-	NoStart       bool                   `protobuf:"varint,11,opt,name=no_start,json=noStart,proto3" json:"no_start,omitempty"`
-	AutoRemove    bool                   `protobuf:"varint,12,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"` // delete it when it stops or when its ephemeral stream ends
-	Nested        bool                   `protobuf:"varint,13,opt,name=nested,proto3" json:"nested,omitempty"`                           // the guest may run VMs with KVM itself
-	Driver        string                 `protobuf:"bytes,14,opt,name=driver,proto3" json:"driver,omitempty"`                            // "qemu", "firecracker", "auto"; empty: as configured
-	Ports         []*Port                `protobuf:"bytes,15,rep,name=ports,proto3" json:"ports,omitempty"`                              // of the host, forwarded to it from the start
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`        // empty: one is made up
+	Image              string                 `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`      // empty: the default image
+	Kernel             string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`    // empty: the image's, else the default kernel
+	Cpus               *int32                 `protobuf:"varint,4,opt,name=cpus,proto3,oneof" json:"cpus,omitempty"` // absent: the configured default
+	MemoryMib          *int64                 `protobuf:"varint,5,opt,name=memory_mib,json=memoryMib,proto3,oneof" json:"memory_mib,omitempty"`
+	DiskBytes          *int64                 `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
+	Net                string                 `protobuf:"bytes,7,opt,name=net,proto3" json:"net,omitempty"` // "user", "none" or empty for the default
+	Env                []string               `protobuf:"bytes,8,rep,name=env,proto3" json:"env,omitempty"` // KEY=VALUE
+	User               string                 `protobuf:"bytes,9,opt,name=user,proto3" json:"user,omitempty"`
+	Workdir            string                 `protobuf:"bytes,10,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	NoStart            bool                   `protobuf:"varint,11,opt,name=no_start,json=noStart,proto3" json:"no_start,omitempty"`
+	AutoRemove         bool                   `protobuf:"varint,12,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"`                             // delete it when it stops or when its ephemeral stream ends
+	Nested             bool                   `protobuf:"varint,13,opt,name=nested,proto3" json:"nested,omitempty"`                                                       // the guest may run VMs with KVM itself
+	Driver             string                 `protobuf:"bytes,14,opt,name=driver,proto3" json:"driver,omitempty"`                                                        // "qemu", "firecracker", "auto"; empty: as configured
+	Ports              []*Port                `protobuf:"bytes,15,rep,name=ports,proto3" json:"ports,omitempty"`                                                          // of the host, forwarded to it from the start
+	DiskBytesPerSecond int64                  `protobuf:"varint,16,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"` // bound on the root disk, reads and writes together; 0: none
+	DiskOpsPerSecond   int64                  `protobuf:"varint,17,opt,name=disk_ops_per_second,json=diskOpsPerSecond,proto3" json:"disk_ops_per_second,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *CreateRequest) Reset() {
@@ -578,6 +580,20 @@ func (x *CreateRequest) GetPorts() []*Port {
 		return x.Ports
 	}
 	return nil
+}
+
+func (x *CreateRequest) GetDiskBytesPerSecond() int64 {
+	if x != nil {
+		return x.DiskBytesPerSecond
+	}
+	return 0
+}
+
+func (x *CreateRequest) GetDiskOpsPerSecond() int64 {
+	if x != nil {
+		return x.DiskOpsPerSecond
+	}
+	return 0
 }
 
 // Port is a TCP port of the host that leads to one of a VM's, which is connected to
@@ -1016,41 +1032,43 @@ func (x *LogChunk) GetData() []byte {
 }
 
 type VM struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	Image         string                 `protobuf:"bytes,4,opt,name=image,proto3" json:"image,omitempty"`
-	ImageId       string                 `protobuf:"bytes,5,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
-	Kernel        string                 `protobuf:"bytes,6,opt,name=kernel,proto3" json:"kernel,omitempty"`
-	KernelId      string                 `protobuf:"bytes,7,opt,name=kernel_id,json=kernelId,proto3" json:"kernel_id,omitempty"`
-	Cpus          int32                  `protobuf:"varint,8,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	MemoryMib     int64                  `protobuf:"varint,9,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
-	DiskBytes     int64                  `protobuf:"varint,10,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
-	Net           string                 `protobuf:"bytes,11,opt,name=net,proto3" json:"net,omitempty"`
-	Driver        string                 `protobuf:"bytes,12,opt,name=driver,proto3" json:"driver,omitempty"`
-	Accel         string                 `protobuf:"bytes,13,opt,name=accel,proto3" json:"accel,omitempty"` // while it runs
-	Machine       string                 `protobuf:"bytes,14,opt,name=machine,proto3" json:"machine,omitempty"`
-	CpuModel      string                 `protobuf:"bytes,15,opt,name=cpu_model,json=cpuModel,proto3" json:"cpu_model,omitempty"`
-	BootId        string                 `protobuf:"bytes,16,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	Pid           int32                  `protobuf:"varint,17,opt,name=pid,proto3" json:"pid,omitempty"` // of the VMM, while it runs
-	LastError     string                 `protobuf:"bytes,18,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	User          string                 `protobuf:"bytes,21,opt,name=user,proto3" json:"user,omitempty"`
-	Workdir       string                 `protobuf:"bytes,22,opt,name=workdir,proto3" json:"workdir,omitempty"`
-	AutoRemove    bool                   `protobuf:"varint,23,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"`
-	Busy          string                 `protobuf:"bytes,24,opt,name=busy,proto3" json:"busy,omitempty"`                                           // what holds the VM now, e.g. "start since 10:03:12"
-	DiskUsedBytes int64                  `protobuf:"varint,25,opt,name=disk_used_bytes,json=diskUsedBytes,proto3" json:"disk_used_bytes,omitempty"` // allocated on the host
-	Dir           string                 `protobuf:"bytes,26,opt,name=dir,proto3" json:"dir,omitempty"`
-	VmmVersion    string                 `protobuf:"bytes,27,opt,name=vmm_version,json=vmmVersion,proto3" json:"vmm_version,omitempty"`
-	Paused        string                 `protobuf:"bytes,28,opt,name=paused,proto3" json:"paused,omitempty"`                        // why it stands still though it runs, e.g. "no space left on the host's disk, since 10:03:12"
-	Addresses     []string               `protobuf:"bytes,29,rep,name=addresses,proto3" json:"addresses,omitempty"`                  // on the bridge, IPv4 first, or a loopback address of the host with its forwarded ports; kept while the VM exists
-	DnsName       string                 `protobuf:"bytes,30,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"`       // by which it is found there while it runs, e.g. "calm-otter.vm"
-	DriverWhy     string                 `protobuf:"bytes,31,opt,name=driver_why,json=driverWhy,proto3" json:"driver_why,omitempty"` // why it is this driver, for people
-	Ports         []*Port                `protobuf:"bytes,32,rep,name=ports,proto3" json:"ports,omitempty"`                          // of the host that lead to it
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name               string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State              string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Image              string                 `protobuf:"bytes,4,opt,name=image,proto3" json:"image,omitempty"`
+	ImageId            string                 `protobuf:"bytes,5,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
+	Kernel             string                 `protobuf:"bytes,6,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	KernelId           string                 `protobuf:"bytes,7,opt,name=kernel_id,json=kernelId,proto3" json:"kernel_id,omitempty"`
+	Cpus               int32                  `protobuf:"varint,8,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryMib          int64                  `protobuf:"varint,9,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	DiskBytes          int64                  `protobuf:"varint,10,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	Net                string                 `protobuf:"bytes,11,opt,name=net,proto3" json:"net,omitempty"`
+	Driver             string                 `protobuf:"bytes,12,opt,name=driver,proto3" json:"driver,omitempty"`
+	Accel              string                 `protobuf:"bytes,13,opt,name=accel,proto3" json:"accel,omitempty"` // while it runs
+	Machine            string                 `protobuf:"bytes,14,opt,name=machine,proto3" json:"machine,omitempty"`
+	CpuModel           string                 `protobuf:"bytes,15,opt,name=cpu_model,json=cpuModel,proto3" json:"cpu_model,omitempty"`
+	BootId             string                 `protobuf:"bytes,16,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Pid                int32                  `protobuf:"varint,17,opt,name=pid,proto3" json:"pid,omitempty"` // of the VMM, while it runs
+	LastError          string                 `protobuf:"bytes,18,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	CreatedAt          *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	StartedAt          *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	User               string                 `protobuf:"bytes,21,opt,name=user,proto3" json:"user,omitempty"`
+	Workdir            string                 `protobuf:"bytes,22,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	AutoRemove         bool                   `protobuf:"varint,23,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"`
+	Busy               string                 `protobuf:"bytes,24,opt,name=busy,proto3" json:"busy,omitempty"`                                           // what holds the VM now, e.g. "start since 10:03:12"
+	DiskUsedBytes      int64                  `protobuf:"varint,25,opt,name=disk_used_bytes,json=diskUsedBytes,proto3" json:"disk_used_bytes,omitempty"` // allocated on the host
+	Dir                string                 `protobuf:"bytes,26,opt,name=dir,proto3" json:"dir,omitempty"`
+	VmmVersion         string                 `protobuf:"bytes,27,opt,name=vmm_version,json=vmmVersion,proto3" json:"vmm_version,omitempty"`
+	Paused             string                 `protobuf:"bytes,28,opt,name=paused,proto3" json:"paused,omitempty"`                                                        // why it stands still though it runs, e.g. "no space left on the host's disk, since 10:03:12"
+	Addresses          []string               `protobuf:"bytes,29,rep,name=addresses,proto3" json:"addresses,omitempty"`                                                  // on the bridge, IPv4 first, or a loopback address of the host with its forwarded ports; kept while the VM exists
+	DnsName            string                 `protobuf:"bytes,30,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"`                                       // by which it is found there while it runs, e.g. "calm-otter.vm"
+	DriverWhy          string                 `protobuf:"bytes,31,opt,name=driver_why,json=driverWhy,proto3" json:"driver_why,omitempty"`                                 // why it is this driver, for people
+	Ports              []*Port                `protobuf:"bytes,32,rep,name=ports,proto3" json:"ports,omitempty"`                                                          // of the host that lead to it
+	DiskBytesPerSecond int64                  `protobuf:"varint,33,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"` // bounds on the root disk; 0: none
+	DiskOpsPerSecond   int64                  `protobuf:"varint,34,opt,name=disk_ops_per_second,json=diskOpsPerSecond,proto3" json:"disk_ops_per_second,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
@@ -1305,6 +1323,20 @@ func (x *VM) GetPorts() []*Port {
 		return x.Ports
 	}
 	return nil
+}
+
+func (x *VM) GetDiskBytesPerSecond() int64 {
+	if x != nil {
+		return x.DiskBytesPerSecond
+	}
+	return 0
+}
+
+func (x *VM) GetDiskOpsPerSecond() int64 {
+	if x != nil {
+		return x.DiskOpsPerSecond
+	}
+	return 0
 }
 
 // VMStats is one sample. What is absent is not known; what a guest uses of its memory
@@ -2583,7 +2615,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
 	"\x10ShutdownResponse\"\x19\n" +
 	"\x05VMRef\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xbe\x03\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xa0\x04\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -2603,7 +2635,9 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"autoRemove\x12\x16\n" +
 	"\x06nested\x18\r \x01(\bR\x06nested\x12\x16\n" +
 	"\x06driver\x18\x0e \x01(\tR\x06driver\x12%\n" +
-	"\x05ports\x18\x0f \x03(\v2\x0f.banger.v1.PortR\x05portsB\a\n" +
+	"\x05ports\x18\x0f \x03(\v2\x0f.banger.v1.PortR\x05ports\x121\n" +
+	"\x15disk_bytes_per_second\x18\x10 \x01(\x03R\x12diskBytesPerSecond\x12-\n" +
+	"\x13disk_ops_per_second\x18\x11 \x01(\x03R\x10diskOpsPerSecondB\a\n" +
 	"\x05_cpusB\r\n" +
 	"\v_memory_mibB\r\n" +
 	"\v_disk_bytes\"v\n" +
@@ -2634,7 +2668,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"tail_bytes\x18\x04 \x01(\x03R\ttailBytes\"\x1e\n" +
 	"\bLogChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x82\a\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xe4\a\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2676,7 +2710,9 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\bdns_name\x18\x1e \x01(\tR\adnsName\x12\x1d\n" +
 	"\n" +
 	"driver_why\x18\x1f \x01(\tR\tdriverWhy\x12%\n" +
-	"\x05ports\x18  \x03(\v2\x0f.banger.v1.PortR\x05ports\"\x86\x04\n" +
+	"\x05ports\x18  \x03(\v2\x0f.banger.v1.PortR\x05ports\x121\n" +
+	"\x15disk_bytes_per_second\x18! \x01(\x03R\x12diskBytesPerSecond\x12-\n" +
+	"\x13disk_ops_per_second\x18\" \x01(\x03R\x10diskOpsPerSecond\"\x86\x04\n" +
 	"\aVMStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +

@@ -98,6 +98,9 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 		return nil, errdefs.Unavailable("start the fake VM: %s", knobs.StartError).WithHint("a knob says so")
 	}
 	for _, disk := range spec.Disks {
+		if disk.Limit != (hypervisor.DiskLimit{}) {
+			return nil, errdefs.Unsupported("start the fake VM: disk %s has a bound, and nobody keeps to it", disk.Serial)
+		}
 		if _, err := os.Stat(disk.Path); err != nil {
 			return nil, errdefs.Precondition("start the fake VM: disk %s: %w", disk.Serial, err).
 				WithHint("a file of the VM is missing")

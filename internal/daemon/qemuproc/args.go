@@ -120,8 +120,8 @@ func checkSpec(s hypervisor.Spec) error {
 		if d.Format != hypervisor.FormatRaw && d.Format != hypervisor.FormatQcow2 {
 			return errdefs.Invalid("disk %s has unknown format %q", d.Serial, d.Format)
 		}
-		if d.Limit != (hypervisor.DiskLimit{}) {
-			return errdefs.Unsupported("disk %s has a limit, which QEMU does not keep to here", d.Serial)
+		if d.Limit.BytesPerSecond < 0 || d.Limit.OpsPerSecond < 0 {
+			return errdefs.Invalid("disk %s has a negative limit", d.Serial)
 		}
 	}
 	if _, err := net.ParseMAC(s.MAC); err != nil {
@@ -199,7 +199,7 @@ func arguments(s hypervisor.Spec, accel hypervisor.Accel, out *outside) ([]strin
 		// an error it would cost the guest's file system what is not yet written. Other
 		// errors are the guest's.
 		args = append(args, "-blockdev", node,
-			"-device", fmt.Sprintf("%s,drive=disk%d,serial=%s,werror=enospc,rerror=report", device("virtio-blk-pci", slotDisk0+i), i, d.Serial))
+			"-device", fmt.Sprintf("%s,id=%s,drive=disk%d,serial=%s,werror=enospc,rerror=report", device("virtio-blk-pci", slotDisk0+i), diskDevice(i), i, d.Serial))
 	}
 	return append(args, out.args...), nil
 }

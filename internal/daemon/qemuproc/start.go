@@ -195,6 +195,9 @@ func (d *Driver) bringUpQMP(ctx context.Context, spec hypervisor.Spec, heard *he
 		err = setLink(ctx, client, false)
 	}
 	if err == nil {
+		err = limitDisks(ctx, client, spec.Disks)
+	}
+	if err == nil {
 		err = client.Execute(ctx, "cont", nil, nil)
 	}
 	if err != nil {

@@ -28,7 +28,11 @@ import (
 const (
 	minMemoryMiB = 64
 	minDiskBytes = 64 << 20
-	maxEnvBytes  = 128 << 10
+	// With less per second no guest comes up before the deadline of its boot.
+	minDiskBPS  = 1 << 20
+	minDiskIOPS = 50
+	maxDiskRate = 1 << 40 // drivers multiply with it
+	maxEnvBytes = 128 << 10
 )
 
 // creation is what the steps of create and start work on.
@@ -65,6 +69,7 @@ func (s *Service) plan(ctx context.Context, req *bangerv1.CreateRequest) (*model
 		ID: newID(), Name: req.Name, State: model.StateCreating, ImageRef: req.Image,
 		Spec: model.VMSpec{
 			CPUs: s.Defaults.CPUs, MemoryMiB: s.Defaults.MemoryMiB, DiskBytes: s.Defaults.DiskBytes,
+			DiskBPS: req.DiskBytesPerSecond, DiskIOPS: req.DiskOpsPerSecond,
 			Net: model.Net(req.Net), Driver: req.Driver, User: req.User, Workdir: req.Workdir, AutoRemove: req.AutoRemove, Nested: req.Nested,
 		},
 	}
@@ -179,6 +184,10 @@ func (s *Service) checkShape(spec *model.VMSpec) error {
 	if err := s.checkDisk(spec.DiskBytes); err != nil {
 		return err
 	}
+	if bps, ops := spec.DiskBPS, spec.DiskIOPS; bps != 0 && (bps < minDiskBPS || bps > maxDiskRate) || ops != 0 && (ops < minDiskIOPS || ops > maxDiskRate) {
+		return errdefs.Invalid("a disk of %d bytes and %d operations per second asked for; a bound is at least %d bytes, or %d operations", bps, ops, minDiskBPS, minDiskIOPS).
+			WithHint("e.g. --disk-bps 20M --disk-iops 1000, or leave them out")
+	}
 	// QEMU's and the guest's tables count in sectors and pages.
 	spec.DiskBytes = spec.DiskBytes &^ 4095
 	switch spec.Net {
@@ -267,6 +276,9 @@ func (s *Service) resolve(ctx context.Context, c *creation, kernel string, p mod
 	}
 	if err := s.Caps.Driver(v, info.Capabilities); err != nil {
 		return errdefs.Wrap(err, "driver %q", d.Name())
+	}
+	if (v.Spec.DiskBPS != 0 || v.Spec.DiskIOPS != 0) && !info.Capabilities.DiskLimits {
+		return errdefs.Unsupported("driver %q keeps no disk to a bound", d.Name()).WithHint("leave --disk-bps and --disk-iops out, or use --driver qemu")
 	}
 	c.driver, c.qcow = d, info.Capabilities.QcowDisks
 	v.Spec.Driver, v.Spec.DriverWhy = d.Name(), choice.Why

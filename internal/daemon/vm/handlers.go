@@ -218,6 +218,7 @@ func (s *Service) wire(v *model.VM, known lookups) *bangerv1.VM {
 		Id: v.ID, Name: v.Name, State: string(v.State),
 		Image: v.ImageRef, ImageId: v.ImageID, Kernel: known.kernels[v.KernelID], KernelId: v.KernelID,
 		Cpus: int32(v.Spec.CPUs), MemoryMib: v.Spec.MemoryMiB, DiskBytes: v.Spec.DiskBytes,
+		DiskBytesPerSecond: v.Spec.DiskBPS, DiskOpsPerSecond: v.Spec.DiskIOPS,
 		Net: string(v.Spec.Net), Driver: v.Spec.Driver, DriverWhy: v.Spec.DriverWhy, Machine: v.Spec.Machine, CpuModel: v.Spec.CPUModel,
 		BootId: v.BootID, LastError: v.LastError, User: v.Spec.User, Workdir: v.Spec.Workdir,
 		AutoRemove: v.Spec.AutoRemove, Busy: s.Locks.Holder(v.ID),

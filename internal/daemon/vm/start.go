@@ -158,7 +158,10 @@ func (s *Service) spec(v *model.VM, dir string, files model.BootFiles) hyperviso
 		Machine: v.Spec.Machine, CPUModel: v.Spec.CPUModel,
 		Vmlinux: files.Vmlinux, BzImage: files.BzImage, Initramfs: files.Initramfs,
 		Disks: []hypervisor.Disk{
-			{Serial: hypervisor.SerialRoot, Path: filepath.Join(dir, paths.RootDiskFile)},
+			{
+				Serial: hypervisor.SerialRoot, Path: filepath.Join(dir, paths.RootDiskFile),
+				Limit: hypervisor.DiskLimit{BytesPerSecond: v.Spec.DiskBPS, OpsPerSecond: v.Spec.DiskIOPS},
+			},
 		},
 		LinkUp: v.Spec.Net != model.NetNone,
 		MAC:    s.MAC,

@@ -39,3 +39,26 @@ func testStats(t *testing.T, h Harness) {
 	_, err := m.(hypervisor.Sampler).Stats(w.ctx())
 	wantClass(t, err, errdefs.ClassFailedPrecondition)
 }
+
+// A machine starts with bounds that its driver can keep, and with no others.
+func testDiskLimit(t *testing.T, h Harness) {
+	d := h.New()
+	w := newWorld(t, h)
+	info, err := d.Info(w.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.spec.Disks[0].Limit = hypervisor.DiskLimit{BytesPerSecond: 20 << 20, OpsPerSecond: 100}
+	if !info.Capabilities.DiskLimits {
+		_, err := d.Start(w.ctx(), w.spec)
+		wantClass(t, err, errdefs.ClassUnsupported)
+		return
+	}
+	w.kill(w.start(d))
+	for _, limit := range []hypervisor.DiskLimit{{BytesPerSecond: -1}, {OpsPerSecond: -1}} {
+		w.spec.Disks[0].Limit = limit
+		_, err := d.Start(w.ctx(), w.spec)
+		wantClass(t, err, errdefs.ClassInvalidArgument)
+	}
+	w.noProcess()
+}

@@ -87,6 +87,7 @@ func Run(t *testing.T, h Harness) {
 		{"Tap", testTap},
 		{"Pause", testPause},
 		{"Stats", testStats},
+		{"DiskLimit", testDiskLimit},
 		{"Stall", testStall},
 		{"DialAgent", testDialAgent},
 		{"CloseAndAttach", testCloseAndAttach},
