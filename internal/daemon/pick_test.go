@@ -70,3 +70,16 @@ func TestPick(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// The daemon's flag overrules its config.
+func TestNoJailer(t *testing.T) {
+	for _, without := range []bool{false, true} {
+		h := newHost(t)
+		h.opts.NoJailer = without
+		d := h.serve()
+		if d.conf.Config.Firecracker.Jail == without {
+			t.Errorf("without the jailer: %v, jailed: %v", without, d.conf.Config.Firecracker.Jail)
+		}
+		d.end(h)
+	}
+}

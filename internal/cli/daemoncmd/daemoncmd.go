@@ -144,6 +144,7 @@ func serve(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	f := flag.NewFlagSet("bangerd serve", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	p.register(f)
+	noJailer := f.Bool("no-jailer", false, "run Firecracker without its jailer, as firecracker.jail: false in the config says")
 	f.IntVar(&readyFD, "ready-fd", 0, "descriptor to tell readiness or the error on (for the CLI)")
 	f.StringVar(&group, "group", "", "group whose members may use the daemon, which gives them its rights")
 	if err := parse(f, args); err != nil {
@@ -170,7 +171,8 @@ func serve(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	level := new(slog.LevelVar)
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	d, err := daemon.Open(ctx, daemon.Options{
-		Layout: layout, ConfigFile: file, Self: []string{self}, AgentPath: agent, Log: log, LogLevel: level, Group: gid,
+		Layout: layout, ConfigFile: file, Self: []string{self}, AgentPath: agent, Log: log, LogLevel: level,
+		Group: gid, NoJailer: *noJailer,
 	})
 	if err != nil {
 		return err

@@ -5,11 +5,15 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/hypervisortest"
+	"banger/internal/paths"
 )
 
 // guestSpec is a machine with a Linux guest and banger's agent. BANGER_TEST_GUEST
@@ -69,6 +73,47 @@ func TestRealGuest(t *testing.T) {
 		// And one that is powered off from inside.
 		if e := boot().PowerOff("poweroff -f"); !e.Known || e.Code != 0 || e.Signal != 0 {
 			t.Errorf("exit %+v", e)
+		}
+	})
+}
+
+// What is no kernel is refused in words, by Firecracker, and leaves nothing.
+func TestKernelThatIsNone(t *testing.T) {
+	eachWay(t, func(t *testing.T) {
+		if os.Getenv(fakeEnv) != "" {
+			t.Skip("the stand-in boots anything")
+		}
+		for name, kernel := range map[string][]byte{
+			"empty": nil, "text": []byte("#!/bin/sh\necho hello\n"), "cut off": hypervisortest.Kernel(hypervisortest.Keyboard)[:100],
+		} {
+			t.Run(name, func(t *testing.T) {
+				dir := t.TempDir()
+				spec := testSpec(t, dir)
+				if err := os.WriteFile(spec.Vmlinux, kernel, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				before, err := os.ReadDir(dir)
+				if err != nil {
+					t.Fatal(err)
+				}
+				d := newDriver()
+				m, err := d.Start(t.Context(), spec)
+				if err == nil {
+					t.Error("it started", d.Cleanup(t.Context(), dir, m.Handle()), m.Close())
+				}
+				if errdefs.ClassOf(err) != errdefs.ClassFailedPrecondition || !strings.Contains(errdefs.HintOf(err), "kernel") && !strings.Contains(errdefs.HintOf(err), "vmlinux") {
+					t.Errorf("got %v (%s)", err, errdefs.HintOf(err))
+				}
+				after, err := os.ReadDir(dir)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range after {
+					if e.Name() != paths.ConsoleLog && e.Name() != paths.VMMLog && !slices.ContainsFunc(before, func(b os.DirEntry) bool { return b.Name() == e.Name() }) {
+						t.Errorf("%s is left", e.Name())
+					}
+				}
+			})
 		}
 	})
 }
