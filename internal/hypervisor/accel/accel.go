@@ -131,9 +131,9 @@ const busyCPU = 250 * time.Millisecond
 
 // cpuTime is what p used so far.
 func cpuTime(p *sysexec.Proc) time.Duration {
-	d, err := procCPU(p.PID)
+	u, err := p.Usage()
 	if err != nil {
 		return 0
 	}
-	return d
+	return u.CPU
 }

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/user"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -181,25 +180,4 @@ func noPermission(device string) Verdict {
 	v.Reason += fmt.Sprintf("; group %q may", group)
 	v.Hint = fmt.Sprintf("sudo usermod -aG %s %s, then log in again", group, who)
 	return v
-}
-
-// procCPU reads the CPU time of a process, guest time included.
-func procCPU(pid int) (time.Duration, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, err
-	}
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(f) < 13 {
-		return 0, errors.New("short stat line")
-	}
-	var ticks uint64
-	for _, s := range f[11:13] { // utime and stime, in USER_HZ, which is 100 on x86
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond, nil
 }
