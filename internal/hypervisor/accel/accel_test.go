@@ -3,6 +3,7 @@ package accel
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -246,6 +247,34 @@ func TestCache(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "*.json.*")); len(left) > 0 {
 		t.Errorf("left %v", left)
+	}
+	// udev touches the device whenever a VM comes or goes.
+	device := filepath.Join(dir, "kvm")
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before, err := hostKey(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(device, time.Time{}, time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := hostKey(device); err != nil || after != before {
+		t.Errorf("the key is %s, was %s: %v", after, before, err)
+	}
+	// What was measured holds until the next boot; what was not is doubted some day.
+	for _, c := range []struct {
+		v    Verdict
+		kept bool
+	}{{Verdict{Kind: KindWorks, Rounds: 9}, true}, {Verdict{Kind: KindEmulated, Rounds: 9}, true}, {Verdict{Kind: KindAbsent}, true}, {Verdict{Kind: KindEmulated}, false}} {
+		old := filepath.Join(dir, "old.json")
+		if err := errors.Join(writeCache(old, "key", c.v), os.Chtimes(old, time.Time{}, time.Now().Add(-time.Hour))); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := readCache(old, "key"); ok != c.kept {
+			t.Errorf("after an hour %+v is believed: %v", c.v, ok)
+		}
 	}
 	// Another device, another boot, or a broken file: no answer from the cache.
 	if key, err := hostKey("/dev/zero"); err != nil {
