@@ -92,7 +92,7 @@ func TestClose(t *testing.T) {
 
 func TestOneChannel(t *testing.T) {
 	p := watch(t, endless, nil)
-	ours, theirs := net.Pipe()
+	ours, _ := net.Pipe()
 	dial := func() (net.Conn, error) { return ours, nil }
 	// One that is still being dialed counts.
 	_, err := p.Dial(func() (net.Conn, error) {
@@ -112,7 +112,8 @@ func TestOneChannel(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	ours, theirs = net.Pipe()
+	ours, theirs := net.Pipe()
+	dial = func() (net.Conn, error) { return ours, nil }
 	if _, err = p.Dial(dial); err != nil {
 		t.Fatal(err)
 	}
