@@ -51,7 +51,7 @@ func runDaemonStatus(ctx context.Context, a *app, asJSON bool) error {
 	info, err := c.Info(ctx)
 	if errdefs.ClassOf(err) == errdefs.ClassUnavailable && err != nil {
 		if asJSON {
-			if err := printJSON(a.out, daemonView{Socket: c.Socket(), Busy: list(nil)}); err != nil {
+			if err := printJSON(a.out, daemonView{Socket: c.Socket(), Busy: []string{}}); err != nil {
 				return err
 			}
 		} else {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,8 @@ type shape struct {
 	diskBPS             string
 	diskIOPS            int64
 	net, driver         string
+	noNAT               bool
+	exposeHost          []uint
 	nested              bool
 	ports               []string
 	env                 []string
@@ -43,6 +46,8 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	f.StringVar(&s.diskBPS, "disk-bps", "", "most `bytes` per second that the guest reads and writes on its disk, like 20M (default: no bound)")
 	f.Int64Var(&s.diskIOPS, "disk-iops", 0, "most reads and writes per second: a `number` (default: no bound)")
 	f.StringVar(&s.net, "net", "", "network: user (outbound only), bridge (an address and a name of its own, for daemons that are root) or none (default: the configured `mode`)")
+	f.BoolVar(&s.noNAT, "no-nat", false, "keep the VM from everything beyond this host (with --net bridge)")
+	f.UintSliceVar(&s.exposeHost, "expose-host", nil, "let the VM reach this `port` of this host, at its gateway's address (with --net bridge; repeatable)")
 	f.StringArrayVarP(&s.ports, "publish", "p", nil, "forward a TCP `port` of this host to the VM: HOSTPORT:GUESTPORT, GUESTPORT (any free port), ADDRESS:HOSTPORT:GUESTPORT")
 	f.BoolVar(&s.nested, "nested", false, "let the guest run VMs with KVM itself")
 	f.StringVar(&s.driver, "driver", "", "`program` that runs the VM: qemu, firecracker or auto (default: the configured one)")
@@ -54,6 +59,7 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	complete(cmd, "kernel", a.completeKernels)
 	complete(cmd, "driver", fixed(config.DriverQEMU, config.DriverFirecracker, config.Auto))
 	complete(cmd, "net", fixed(netModes...))
+	complete(cmd, "expose-host", cobra.NoFileCompletions)
 }
 
 // netModes are the values of --net.
@@ -64,7 +70,7 @@ var netModes = []string{string(model.NetUser), string(model.NetBridge), string(m
 func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 	req := &bangerv1.CreateRequest{
 		Name: s.name, Image: s.image, Kernel: s.kernel, Net: s.net, User: s.user, Workdir: s.workdir,
-		Driver: s.driver, Nested: s.nested,
+		Driver: s.driver, Nested: s.nested, NoNat: s.noNAT,
 	}
 	given := cmd.Flags().Changed
 	if given("name") {
@@ -107,6 +113,12 @@ func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 			return nil, errdefs.Invalid("--disk-iops %d: more than zero is needed", s.diskIOPS).WithHint("e.g. --disk-iops 1000, or leave it out for no bound")
 		}
 		req.DiskOpsPerSecond = s.diskIOPS
+	}
+	for _, port := range s.exposeHost {
+		if port == 0 || port > math.MaxUint16 {
+			return nil, errdefs.Invalid("--expose-host %d is not a port", port).WithHint("choose one between 1 and 65535")
+		}
+		req.ExposeHost = append(req.ExposeHost, uint32(port))
 	}
 	if given("net") && !slices.Contains(netModes, s.net) {
 		return nil, errdefs.Invalid("--net %q is not a network mode", s.net).WithHint("use --net user, --net bridge or --net none")

@@ -35,6 +35,8 @@ type vmView struct {
 	DiskBPS       int64      `json:"disk_bytes_per_second"` // bounds; 0: none
 	DiskIOPS      int64      `json:"disk_ops_per_second"`
 	Net           string     `json:"net"`
+	NoNAT         bool       `json:"no_nat"`
+	ExposeHost    []uint32   `json:"expose_host"`
 	Addresses     []string   `json:"addresses"` // at which the host reaches it
 	DNSName       string     `json:"dns_name"`
 	Ports         []portView `json:"ports"`
@@ -61,7 +63,7 @@ func viewVM(v *bangerv1.VM) vmView {
 		Image: v.GetImage(), ImageID: v.GetImageId(), Kernel: v.GetKernel(), KernelID: v.GetKernelId(),
 		CPUs: v.GetCpus(), MemoryMiB: v.GetMemoryMib(), DiskBytes: v.GetDiskBytes(), DiskUsedBytes: v.GetDiskUsedBytes(),
 		DiskBPS: v.GetDiskBytesPerSecond(), DiskIOPS: v.GetDiskOpsPerSecond(),
-		Net: v.GetNet(), Addresses: list(v.GetAddresses()), DNSName: v.GetDnsName(), Ports: views(v.GetPorts(), viewPort), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
+		Net: v.GetNet(), NoNAT: v.GetNoNat(), ExposeHost: list(v.GetExposeHost()), Addresses: list(v.GetAddresses()), DNSName: v.GetDnsName(), Ports: views(v.GetPorts(), viewPort), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
 		Driver: v.GetDriver(), DriverWhy: v.GetDriverWhy(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
 		VMMVersion: v.GetVmmVersion(), PID: v.GetPid(), BootID: v.GetBootId(), Dir: v.GetDir(), LastError: v.GetLastError(),
 		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()),
@@ -181,9 +183,9 @@ func viewTime(t *timestamppb.Timestamp) *time.Time {
 }
 
 // list keeps an empty list from printing as null.
-func list(s []string) []string {
+func list[T any](s []T) []T {
 	if s == nil {
-		return []string{}
+		return []T{}
 	}
 	return s
 }

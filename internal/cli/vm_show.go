@@ -92,7 +92,7 @@ func vmFields(v *bangerv1.VM) [][2]string {
 		{"Memory", humanBytes(v.GetMemoryMib() << 20)},
 		{"Disk", humanBytes(v.GetDiskBytes()) + ", " + humanBytes(v.GetDiskUsedBytes()) + " used"},
 		{"Disk bound", diskBound(v)},
-		{"Network", v.GetNet()},
+		{"Network", reach(v)},
 		{"Address", strings.Join(v.GetAddresses(), ", ")},
 		{"DNS name", v.GetDnsName()},
 		{"Ports", portList(v.GetPorts())},
@@ -139,6 +139,18 @@ func diskBound(v *bangerv1.VM) string {
 		bounds = append(bounds, fmt.Sprintf("%d operations/s", n))
 	}
 	return strings.Join(bounds, ", ")
+}
+
+// reach is how a VM is connected, with what differs from its mode's usual.
+func reach(v *bangerv1.VM) string {
+	text := v.GetNet()
+	if v.GetNoNat() {
+		text += ", nothing beyond this host"
+	}
+	if ports := v.GetExposeHost(); len(ports) > 0 {
+		text += ", this host's " + strings.Trim(fmt.Sprint(ports), "[]")
+	}
+	return text
 }
 
 func named(name, id string) string {

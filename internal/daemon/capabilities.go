@@ -65,6 +65,7 @@ func newCapabilities(opts Options, conf config.Config, db capStore, open agents,
 	return &capabilities{
 		registry: vmcap.New(
 			network.Capability(func(vmID string) string { return filepath.Join(layout.VM(vmID), paths.NetSocket) }),
+			hosts.Reach(),
 			hosts.Capability(conf.VM.Net == model.NetBridge),
 			forwarded.Capability(),
 			names.Capability(),

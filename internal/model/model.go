@@ -42,11 +42,13 @@ type VMSpec struct {
 	DiskBPS    int64             `json:"disk_bps,omitempty"`  // bytes per second, of the root disk; 0: no bound
 	DiskIOPS   int64             `json:"disk_iops,omitempty"` // operations per second
 	Net        Net               `json:"net"`
-	Driver     string            `json:"driver"`               // "qemu", "firecracker", "fake"
-	DriverWhy  string            `json:"driver_why,omitempty"` // for people
-	Machine    string            `json:"machine"`              // versioned machine type, e.g. pc-q35-7.2
-	CPUModel   string            `json:"cpu_model"`            // named, version-stable CPU model
-	Nested     bool              `json:"nested,omitempty"`     // the guest may run VMs with KVM itself
+	NoNAT      bool              `json:"no_nat,omitempty"`      // on the bridge: it reaches nothing beyond the host
+	ExposeHost []uint16          `json:"expose_host,omitempty"` // on the bridge: ports of the host that it reaches; in order, each once
+	Driver     string            `json:"driver"`                // "qemu", "firecracker", "fake"
+	DriverWhy  string            `json:"driver_why,omitempty"`  // for people
+	Machine    string            `json:"machine"`               // versioned machine type, e.g. pc-q35-7.2
+	CPUModel   string            `json:"cpu_model"`             // named, version-stable CPU model
+	Nested     bool              `json:"nested,omitempty"`      // the guest may run VMs with KVM itself
 	Env        map[string]string `json:"env,omitempty"`
 	User       string            `json:"user,omitempty"`    // default user of commands; empty: the image's
 	Workdir    string            `json:"workdir,omitempty"` // default directory of commands; empty: the image's

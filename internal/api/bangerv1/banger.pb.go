@@ -432,7 +432,7 @@ type CreateRequest struct {
 	Cpus               *int32                 `protobuf:"varint,4,opt,name=cpus,proto3,oneof" json:"cpus,omitempty"` // absent: the configured default
 	MemoryMib          *int64                 `protobuf:"varint,5,opt,name=memory_mib,json=memoryMib,proto3,oneof" json:"memory_mib,omitempty"`
 	DiskBytes          *int64                 `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
-	Net                string                 `protobuf:"bytes,7,opt,name=net,proto3" json:"net,omitempty"` // "user", "none" or empty for the default
+	Net                string                 `protobuf:"bytes,7,opt,name=net,proto3" json:"net,omitempty"` // "user", "bridge", "none" or empty for the default
 	Env                []string               `protobuf:"bytes,8,rep,name=env,proto3" json:"env,omitempty"` // KEY=VALUE
 	User               string                 `protobuf:"bytes,9,opt,name=user,proto3" json:"user,omitempty"`
 	Workdir            string                 `protobuf:"bytes,10,opt,name=workdir,proto3" json:"workdir,omitempty"`
@@ -443,6 +443,8 @@ type CreateRequest struct {
 	Ports              []*Port                `protobuf:"bytes,15,rep,name=ports,proto3" json:"ports,omitempty"`                                                          // of the host, forwarded to it from the start
 	DiskBytesPerSecond int64                  `protobuf:"varint,16,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"` // bound on the root disk, reads and writes together; 0: none
 	DiskOpsPerSecond   int64                  `protobuf:"varint,17,opt,name=disk_ops_per_second,json=diskOpsPerSecond,proto3" json:"disk_ops_per_second,omitempty"`
+	NoNat              bool                   `protobuf:"varint,18,opt,name=no_nat,json=noNat,proto3" json:"no_nat,omitempty"`                       // on the bridge: it reaches nothing beyond the host
+	ExposeHost         []uint32               `protobuf:"varint,19,rep,packed,name=expose_host,json=exposeHost,proto3" json:"expose_host,omitempty"` // on the bridge: ports of the host that it reaches at its gateway, TCP and UDP
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -594,6 +596,20 @@ func (x *CreateRequest) GetDiskOpsPerSecond() int64 {
 		return x.DiskOpsPerSecond
 	}
 	return 0
+}
+
+func (x *CreateRequest) GetNoNat() bool {
+	if x != nil {
+		return x.NoNat
+	}
+	return false
+}
+
+func (x *CreateRequest) GetExposeHost() []uint32 {
+	if x != nil {
+		return x.ExposeHost
+	}
+	return nil
 }
 
 // Port is a TCP port of the host that leads to one of a VM's, which is connected to
@@ -1067,6 +1083,8 @@ type VM struct {
 	Ports              []*Port                `protobuf:"bytes,32,rep,name=ports,proto3" json:"ports,omitempty"`                                                          // of the host that lead to it
 	DiskBytesPerSecond int64                  `protobuf:"varint,33,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"` // bounds on the root disk; 0: none
 	DiskOpsPerSecond   int64                  `protobuf:"varint,34,opt,name=disk_ops_per_second,json=diskOpsPerSecond,proto3" json:"disk_ops_per_second,omitempty"`
+	NoNat              bool                   `protobuf:"varint,35,opt,name=no_nat,json=noNat,proto3" json:"no_nat,omitempty"`                       // it reaches nothing beyond the host
+	ExposeHost         []uint32               `protobuf:"varint,36,rep,packed,name=expose_host,json=exposeHost,proto3" json:"expose_host,omitempty"` // ports of the host that it reaches at its gateway
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1337,6 +1355,20 @@ func (x *VM) GetDiskOpsPerSecond() int64 {
 		return x.DiskOpsPerSecond
 	}
 	return 0
+}
+
+func (x *VM) GetNoNat() bool {
+	if x != nil {
+		return x.NoNat
+	}
+	return false
+}
+
+func (x *VM) GetExposeHost() []uint32 {
+	if x != nil {
+		return x.ExposeHost
+	}
+	return nil
 }
 
 // VMStats is one sample. What is absent is not known; what a guest uses of its memory
@@ -2615,7 +2647,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
 	"\x10ShutdownResponse\"\x19\n" +
 	"\x05VMRef\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xa0\x04\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xd8\x04\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -2637,7 +2669,10 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x06driver\x18\x0e \x01(\tR\x06driver\x12%\n" +
 	"\x05ports\x18\x0f \x03(\v2\x0f.banger.v1.PortR\x05ports\x121\n" +
 	"\x15disk_bytes_per_second\x18\x10 \x01(\x03R\x12diskBytesPerSecond\x12-\n" +
-	"\x13disk_ops_per_second\x18\x11 \x01(\x03R\x10diskOpsPerSecondB\a\n" +
+	"\x13disk_ops_per_second\x18\x11 \x01(\x03R\x10diskOpsPerSecond\x12\x15\n" +
+	"\x06no_nat\x18\x12 \x01(\bR\x05noNat\x12\x1f\n" +
+	"\vexpose_host\x18\x13 \x03(\rR\n" +
+	"exposeHostB\a\n" +
 	"\x05_cpusB\r\n" +
 	"\v_memory_mibB\r\n" +
 	"\v_disk_bytes\"v\n" +
@@ -2668,7 +2703,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"tail_bytes\x18\x04 \x01(\x03R\ttailBytes\"\x1e\n" +
 	"\bLogChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xe4\a\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x9c\b\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2712,7 +2747,10 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"driver_why\x18\x1f \x01(\tR\tdriverWhy\x12%\n" +
 	"\x05ports\x18  \x03(\v2\x0f.banger.v1.PortR\x05ports\x121\n" +
 	"\x15disk_bytes_per_second\x18! \x01(\x03R\x12diskBytesPerSecond\x12-\n" +
-	"\x13disk_ops_per_second\x18\" \x01(\x03R\x10diskOpsPerSecond\"\x86\x04\n" +
+	"\x13disk_ops_per_second\x18\" \x01(\x03R\x10diskOpsPerSecond\x12\x15\n" +
+	"\x06no_nat\x18# \x01(\bR\x05noNat\x12\x1f\n" +
+	"\vexpose_host\x18$ \x03(\rR\n" +
+	"exposeHost\"\x86\x04\n" +
 	"\aVMStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +

@@ -30,7 +30,7 @@ func (s *Service) Capability(forAll bool) vmcap.Capability {
 		},
 		Reserve: func(ctx context.Context, v *model.VM) error { return s.Reserve(ctx, v.ID) },
 		Prepare: func(ctx context.Context, v *model.VM) error {
-			_, err := s.Attach(ctx, VM{ID: v.ID, UID: v.VMMUID})
+			_, err := s.Attach(ctx, place(v))
 			return err
 		},
 		Machine:  s.plug,
@@ -73,7 +73,7 @@ func (s *Service) takeOver(ctx context.Context, running []*model.VM) error {
 	}
 	vms := make([]VM, 0, len(running))
 	for _, v := range running {
-		vms = append(vms, VM{ID: v.ID})
+		vms = append(vms, place(v))
 	}
 	lost, err := s.Restore(ctx, vms)
 	for _, id := range lost {
