@@ -23,6 +23,7 @@ type VM struct {
 	ImageID   string // the image its root disk is a view of
 	ImageRef  string // what the user asked for, for display
 	KernelID  string
+	Network   string // the named network it is on; empty: none
 	Spec      VMSpec
 	VMMUID    int    // uid its VMM runs as when the daemon is root; 0: the daemon's own
 	BootID    string // random, new at every start; empty when never started
@@ -53,6 +54,12 @@ type VMSpec struct {
 	User       string            `json:"user,omitempty"`    // default user of commands; empty: the image's
 	Workdir    string            `json:"workdir,omitempty"` // default directory of commands; empty: the image's
 	AutoRemove bool              `json:"auto_remove,omitempty"`
+}
+
+// Network is a named network of the bridge: VMs on it see each other.
+type Network struct {
+	Name string   // DNS label, unique
+	VMs  []string // names of the VMs on it
 }
 
 // Image is a bootable root filesystem.

@@ -14,11 +14,14 @@ import (
 
 const vmColumns = `id, name, state, image_id, image_ref, kernel_id, spec, vmm_uid, boot_id, last_error, created_at, updated_at, started_at`
 
-const getVMQuery = `SELECT ` + vmColumns + ` FROM vms WHERE id = ?`
+// selectVM reads VMs, each with the name of its network.
+const selectVM = `SELECT ` + vmColumns + `, COALESCE((SELECT name FROM networks WHERE networks.id = network_id), '') FROM vms `
+
+const getVMQuery = selectVM + `WHERE id = ?`
 
 // findVMQuery takes a reference: of a name, or of ids that begin with it ('g'
 // comes after all hex digits).
-const findVMQuery = `SELECT ` + vmColumns + ` FROM vms
+const findVMQuery = selectVM + `
 	WHERE name = ?1 OR (id >= ?1 AND id < ?1 || 'g') ORDER BY name = ?1 DESC, name LIMIT 6`
 
 type scanner interface{ Scan(...any) error }
@@ -30,7 +33,7 @@ func scanVM(row scanner) (model.VM, error) {
 		created, updated, started int64
 	)
 	err := row.Scan(&v.ID, &v.Name, &v.State, &v.ImageID, &v.ImageRef, &v.KernelID, &spec, &v.VMMUID,
-		&v.BootID, &v.LastError, &created, &updated, &started)
+		&v.BootID, &v.LastError, &created, &updated, &started, &v.Network)
 	if err != nil {
 		return v, err
 	}
@@ -42,6 +45,7 @@ func scanVM(row scanner) (model.VM, error) {
 }
 
 // InsertVM reserves the VM's id and name. A taken name is ErrAlreadyExists.
+// A network that is not there is ErrNotFound.
 // When uidBase is not zero it also reserves the lowest free VMM uid at or above
 // it and sets v.VMMUID.
 func (s *Store) InsertVM(ctx context.Context, v *model.VM, uidBase int) error {
@@ -60,13 +64,24 @@ func (s *Store) InsertVM(ctx context.Context, v *model.VM, uidBase int) error {
 				return fmt.Errorf("reserve a uid: %w", err)
 			}
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO vms (`+vmColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+		var network sql.NullInt64
+		if v.Network != "" {
+			id, err := networkID(ctx, tx, v.Network)
+			if err != nil {
+				return err
+			}
+			network = sql.NullInt64{Int64: id, Valid: true}
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO vms (`+vmColumns+`, network_id) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
 			v.ID, v.Name, v.State, v.ImageID, v.ImageRef, v.KernelID, string(spec), v.VMMUID,
-			v.BootID, v.LastError, toUnix(v.CreatedAt), toUnix(v.UpdatedAt), toUnix(v.StartedAt))
+			v.BootID, v.LastError, toUnix(v.CreatedAt), toUnix(v.UpdatedAt), toUnix(v.StartedAt), network)
 		return err
 	})
 	if uniqueOn(err) {
 		return nameTaken(v.Name)
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		return s.unknownNetwork(ctx, v.Network)
 	}
 	if missingOn(err) {
 		return errdefs.Precondition("the image or the kernel of vm %q was removed meanwhile", v.Name).WithHint("try again")
@@ -82,7 +97,7 @@ func nameTaken(name string) error {
 		WithHint("choose another --name, or delete it: banger vm delete %s", name)
 }
 
-// UpdateVM writes every field of v but id and creation time.
+// UpdateVM writes every field of v but id, network and creation time.
 func (s *Store) UpdateVM(ctx context.Context, v *model.VM) error {
 	spec, err := json.Marshal(v.Spec)
 	if err != nil {
@@ -167,7 +182,7 @@ func (s *Store) unknownVM(ctx context.Context, ref string) error {
 
 // ListVMs returns all VMs by creation time.
 func (s *Store) ListVMs(ctx context.Context) ([]model.VM, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT `+vmColumns+` FROM vms ORDER BY created_at, id`)
+	rows, err := s.db.QueryContext(ctx, selectVM+`ORDER BY created_at, id`)
 	if err != nil {
 		return nil, fmt.Errorf("list vms: %w", err)
 	}
@@ -188,7 +203,11 @@ func collect[T any](rows *sql.Rows, scan func(scanner) (T, error)) ([]T, error) 
 }
 
 func (s *Store) names(ctx context.Context, query string, args ...any) ([]string, error) {
-	rows, err := s.db.QueryContext(ctx, query, args...)
+	return names(ctx, s.db, query, args...)
+}
+
+func names(ctx context.Context, q querier, query string, args ...any) ([]string, error) {
+	rows, err := q.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
