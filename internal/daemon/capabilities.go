@@ -94,7 +94,7 @@ func (p places) find(ctx context.Context, v *model.VM) (vmdns.Place, error) {
 	}
 	own, err := p.ports.Addresses(ctx)
 	if a, ok := own[v.ID]; ok {
-		return vmdns.Place{Addrs: []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}, Here: true}, err
+		return vmdns.Place{Addrs: []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}}, err
 	}
 	return vmdns.Place{}, err
 }

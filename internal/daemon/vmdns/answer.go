@@ -25,10 +25,11 @@ const (
 	byTCP
 )
 
-// respond returns the answer to a packet, in buf when it fits. It is nil for what
+// respond returns the answer to a packet from somebody with that view, in buf when it
+// fits. It is nil for what
 // is no question, and for what cannot be understood: an answer to that would go to
 // somebody who has not asked.
-func (z *zone) respond(network string, via transport, packet, buf []byte) []byte {
+func (z *zone) respond(v view, via transport, packet, buf []byte) []byte {
 	if len(packet) < headerSize || len(packet) > maxQuery {
 		return nil
 	}
@@ -66,7 +67,7 @@ func (z *zone) respond(network string, via transport, packet, buf []byte) []byte
 		}
 	}
 	if m.Rcode == dns.RcodeSuccess {
-		z.answer(network, &m)
+		z.answer(v, &m)
 	}
 	if via == byTCP {
 		size = dns.MaxMsgSize
@@ -95,7 +96,7 @@ func refuse(h dns.Header, rcode int, buf []byte) []byte {
 }
 
 // answer fills in m, which has its question already.
-func (z *zone) answer(network string, m *dns.Msg) {
+func (z *zone) answer(v view, m *dns.Msg) {
 	q := m.Question[0]
 	switch {
 	case q.Qclass != dns.ClassINET, q.Qtype == dns.TypeAXFR, q.Qtype == dns.TypeIXFR:
@@ -106,8 +107,12 @@ func (z *zone) answer(network string, m *dns.Msg) {
 		return
 	}
 	name := strings.ToLower(q.Name)
-	n, found := z.from(network)[name]
-	if !found && !dns.IsSubDomain(apex, name) {
+	n, found := v[name]
+	top, ours := apex, found || dns.IsSubDomain(apex, name)
+	if !ours {
+		n, found, top, ours = z.gap(name)
+	}
+	if !ours {
 		m.Rcode = dns.RcodeRefused
 		if len(m.Extra) > 0 {
 			opt := m.Extra[0].(*dns.OPT)
@@ -119,7 +124,6 @@ func (z *zone) answer(network string, m *dns.Msg) {
 	}
 	m.Authoritative = true
 	// What is asked for is answered in the letters it was asked in.
-	top := apex
 	if n.apex {
 		top = q.Name
 	}

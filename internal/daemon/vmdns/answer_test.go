@@ -32,6 +32,15 @@ func world() map[string]Host {
 	}
 }
 
+// zoneOf is the zone of hosts, of whose addresses some are all ours.
+func zoneOf(hosts map[string]Host, reverse ...netip.Prefix) *zone {
+	all := map[string]known{}
+	for name, h := range hosts {
+		all[name] = newKnown(name, h)
+	}
+	return newZone(all, reverse, 7)
+}
+
 // summary is an answer in one line: code, flags, and the records of its sections.
 func summary(m *dns.Msg) string {
 	flags := ""
@@ -65,11 +74,11 @@ const (
 )
 
 func TestAnswers(t *testing.T) {
-	z := newZone(world(), 7)
+	z := zoneOf(world())
 	for _, tc := range []struct {
-		network, name string
-		rrtype        uint16
-		want          string
+		asker, name string
+		rrtype      uint16
+		want        string
 	}{
 		{"", "web.vm.", dns.TypeA, "NOERROR aa | web.vm. A 10.42.0.2, web.vm. A 10.42.0.3 | "},
 		{"", "web.vm.", dns.TypeAAAA, "NOERROR aa | web.vm. AAAA fd42::2 | "},
@@ -102,14 +111,25 @@ func TestAnswers(t *testing.T) {
 		{"", "lab.vm.", dns.TypeA, nodata},
 		{"", "lab.vm.", dns.TypeANY, nodata},
 		{"", "web.lab.vm.", dns.TypeA, absent},
-		{"lab", "db.vm.", dns.TypeA, "NOERROR aa | db.vm. A 10.42.1.2 | "},
-		{"lab", "app.lab.vm.", dns.TypeA, "NOERROR aa | app.lab.vm. A 10.42.1.3 | "},
-		{"lab", "web.vm.", dns.TypeA, absent},
-		{"lab", "far.vm.", dns.TypeA, absent},
-		{"lab", "far.other.vm.", dns.TypeA, absent},
-		{"lab", "other.vm.", dns.TypeA, absent},
-		{"empty", "db.vm.", dns.TypeA, absent},
-		{"empty", "vm.", dns.TypeSOA, "NOERROR aa | vm. SOA vm. | "},
+		{"10.42.1.3", "db.vm.", dns.TypeA, "NOERROR aa | db.vm. A 10.42.1.2 | "},
+		{"10.42.1.3", "app.lab.vm.", dns.TypeA, "NOERROR aa | app.lab.vm. A 10.42.1.3 | "},
+		{"10.42.1.3", "web.vm.", dns.TypeA, absent},
+		{"10.42.1.3", "far.vm.", dns.TypeA, absent},
+		{"10.42.1.3", "far.other.vm.", dns.TypeA, absent},
+		{"10.42.1.3", "other.vm.", dns.TypeA, absent},
+		{"10.42.9.9", "db.vm.", dns.TypeA, absent},
+		{"fd42:1::2", "app.vm.", dns.TypeA, "NOERROR aa | app.vm. A 10.42.1.3 | "},
+		{"fe80::1", "app.vm.", dns.TypeA, absent},
+
+		// A guest of no network sees itself.
+		{"10.42.0.4", "v4.vm.", dns.TypeA, "NOERROR aa | v4.vm. A 10.42.0.4 | "},
+		{"10.42.0.4", "4.0.42.10.in-addr.arpa.", dns.TypePTR, "NOERROR aa | 4.0.42.10.in-addr.arpa. PTR v4.vm. | "},
+		{"10.42.0.4", "web.vm.", dns.TypeA, absent},
+		{"10.42.0.4", "db.lab.vm.", dns.TypeA, absent},
+		{"10.42.0.4", "lab.vm.", dns.TypeA, absent},
+		{"fd42::2", "web.vm.", dns.TypeAAAA, "NOERROR aa | web.vm. AAAA fd42::2 | "},
+		{"fd42::2", "v4.vm.", dns.TypeA, absent},
+		{"10.42.9.9", "vm.", dns.TypeSOA, "NOERROR aa | vm. SOA vm. | "},
 
 		// Addresses: those of VMs, each the top of its own zone, and no others.
 		{"", "2.0.42.10.in-addr.arpa.", dns.TypePTR, "NOERROR aa | 2.0.42.10.in-addr.arpa. PTR web.vm. | "},
@@ -121,8 +141,8 @@ func TestAnswers(t *testing.T) {
 		{"", "0.42.10.in-addr.arpa.", dns.TypePTR, refused},
 		{"", "1.0.0.127.in-addr.arpa.", dns.TypePTR, refused},
 		{"", reverse("fd42::3"), dns.TypePTR, refused},
-		{"lab", "2.1.42.10.in-addr.arpa.", dns.TypePTR, "NOERROR aa | 2.1.42.10.in-addr.arpa. PTR db.vm. | "},
-		{"lab", "2.0.42.10.in-addr.arpa.", dns.TypePTR, refused},
+		{"10.42.1.3", "2.1.42.10.in-addr.arpa.", dns.TypePTR, "NOERROR aa | 2.1.42.10.in-addr.arpa. PTR db.vm. | "},
+		{"10.42.1.3", "2.0.42.10.in-addr.arpa.", dns.TypePTR, refused},
 
 		// Everything else is somebody else's.
 		{"", "example.org.", dns.TypeA, refused},
@@ -138,9 +158,9 @@ func TestAnswers(t *testing.T) {
 	} {
 		q := new(dns.Msg).SetQuestion(tc.name, tc.rrtype)
 		for _, via := range []transport{byUDP, byTCP} {
-			m := exchange(t, z, tc.network, via, q)
+			m := exchange(t, z, tc.asker, via, q)
 			if got := summary(m); got != tc.want {
-				t.Errorf("%q %s %s:\n got %s\nwant %s", tc.network, tc.name, dns.TypeToString[tc.rrtype], got, tc.want)
+				t.Errorf("%q %s %s:\n got %s\nwant %s", tc.asker, tc.name, dns.TypeToString[tc.rrtype], got, tc.want)
 			}
 			if m.Id != q.Id || !m.Response || !m.RecursionDesired || m.Question[0] != q.Question[0] || len(m.Extra) != 0 {
 				t.Errorf("%s: not an answer to the question: %v", tc.name, m)
@@ -158,13 +178,69 @@ func reverse(addr string) string {
 }
 
 // exchange asks z.
-func exchange(t testing.TB, z *zone, network string, via transport, q *dns.Msg) *dns.Msg {
+// All names of the guests' addresses are ours: what nobody has is not there, and is
+// nobody else's to say, neither to the host nor to a guest that does not see the VM.
+func TestNamesOfAddresses(t *testing.T) {
+	z := zoneOf(world(), netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/64"), netip.MustParsePrefix("192.168.16.0/20"))
+	const (
+		top  = "42.10.in-addr.arpa."
+		top6 = "0.0.0.0.0.0.0.0.0.0.0.0.2.4.d.f.ip6.arpa."
+	)
+	gone := func(top string) string { return "NXDOMAIN aa |  | " + top + " SOA vm." }
+	between := func(top string) string { return "NOERROR aa |  | " + top + " SOA vm." }
+	for _, tc := range []struct{ asker, name, want string }{
+		{"", "2.0.42.10.in-addr.arpa.", "NOERROR aa | 2.0.42.10.in-addr.arpa. PTR web.vm. | "},
+		{"", "9.0.42.10.in-addr.arpa.", gone(top)},
+		{"", "9.0.42.10.IN-ADDR.arpa.", gone(top)},
+		{"10.42.0.4", "2.0.42.10.in-addr.arpa.", gone(top)},
+		{"10.42.0.4", "2.1.42.10.in-addr.arpa.", gone(top)},
+		{"10.42.1.2", "2.0.42.10.in-addr.arpa.", gone(top)},
+		{"10.42.1.2", "3.1.42.10.in-addr.arpa.", "NOERROR aa | 3.1.42.10.in-addr.arpa. PTR app.vm. | "},
+		{"", reverse("fd42::99"), gone(top6)},
+		{"10.42.0.4", reverse("fd42::2"), gone(top6)},
+
+		// Above an address there are names below; a name that is of no address is not there.
+		{"", "0.42.10.in-addr.arpa.", between(top)},
+		{"", top, between(top)},
+		{"", top6, between(top6)},
+		{"", "0." + top6, between(top6)},
+		{"", "x.0.42.10.in-addr.arpa.", gone(top)},
+		{"", "02.0.42.10.in-addr.arpa.", gone(top)},
+		{"", "x.2.0.42.10.in-addr.arpa.", gone(top)},
+		{"", "300.42.10.in-addr.arpa.", gone(top)},
+		{"", "10." + top6, gone(top6)},
+
+		// What lies beside a prefix that ends within a label is somebody else's.
+		{"", "1.17.168.192.in-addr.arpa.", gone("168.192.in-addr.arpa.")},
+		{"", "1.32.168.192.in-addr.arpa.", refused},
+		{"", "10.in-addr.arpa.", refused},
+		{"", "in-addr.arpa.", refused},
+		{"", "x.in-addr.arpa.", refused},
+		{"", "1.43.10.in-addr.arpa.", refused},
+		{"", reverse("fd43::1"), refused},
+		{"", "ip6.arpa.", refused},
+	} {
+		m := exchange(t, z, tc.asker, byUDP, new(dns.Msg).SetQuestion(tc.name, dns.TypePTR))
+		if got := summary(m); got != tc.want {
+			t.Errorf("%q %s:\n got %s\nwant %s", tc.asker, tc.name, got, tc.want)
+		}
+	}
+	if got := summary(exchange(t, z, "", byUDP, new(dns.Msg).SetQuestion(top, dns.TypeSOA))); got != "NOERROR aa | "+top+" SOA vm. | " {
+		t.Error(got)
+	}
+}
+
+func exchange(t testing.TB, z *zone, asker string, via transport, q *dns.Msg) *dns.Msg {
 	t.Helper()
 	packet, err := q.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := z.respond(network, via, packet, make([]byte, maxUDP))
+	v := z.all
+	if asker != "" {
+		v = z.seenBy(netip.MustParseAddr(asker))
+	}
+	out := z.respond(v, via, packet, make([]byte, maxUDP))
 	if out == nil {
 		t.Fatalf("no answer to %v", q)
 	}
@@ -178,24 +254,24 @@ func exchange(t testing.TB, z *zone, network string, via transport, q *dns.Msg) 
 // A VM may have the name of a network; which of the two is made known first does not
 // matter.
 func TestVMNamedLikeANetwork(t *testing.T) {
-	z := newZone(map[string]Host{
+	z := zoneOf(map[string]Host{
 		"lab": {Addrs: addrs("10.42.0.7")}, "aa": {Network: "lab", Addrs: addrs("10.42.1.2")}, "zz": {Network: "lab", Addrs: addrs("10.42.1.3")},
-	}, 7)
-	for _, tc := range []struct{ network, name, want string }{
+	})
+	for _, tc := range []struct{ asker, name, want string }{
 		{"", "lab.vm.", "NOERROR aa | lab.vm. A 10.42.0.7 | "},
 		{"", "zz.lab.vm.", "NOERROR aa | zz.lab.vm. A 10.42.1.3 | "},
-		{"lab", "lab.vm.", nodata},
-		{"lab", "aa.lab.vm.", "NOERROR aa | aa.lab.vm. A 10.42.1.2 | "},
+		{"10.42.1.3", "lab.vm.", nodata},
+		{"10.42.1.3", "aa.lab.vm.", "NOERROR aa | aa.lab.vm. A 10.42.1.2 | "},
 	} {
-		if got := summary(exchange(t, z, tc.network, byUDP, new(dns.Msg).SetQuestion(tc.name, dns.TypeA))); got != tc.want {
-			t.Errorf("%q %s:\n got %s\nwant %s", tc.network, tc.name, got, tc.want)
+		if got := summary(exchange(t, z, tc.asker, byUDP, new(dns.Msg).SetQuestion(tc.name, dns.TypeA))); got != tc.want {
+			t.Errorf("%q %s:\n got %s\nwant %s", tc.asker, tc.name, got, tc.want)
 		}
 	}
 }
 
 // Codes that depend on more than the name.
 func TestCodes(t *testing.T) {
-	z := newZone(world(), 7)
+	z := zoneOf(world())
 	question := func(change func(m *dns.Msg)) *dns.Msg {
 		m := new(dns.Msg).SetQuestion("v4.vm.", dns.TypeA)
 		change(m)
@@ -244,7 +320,7 @@ func TestCodes(t *testing.T) {
 }
 
 func TestSilence(t *testing.T) {
-	z := newZone(world(), 7)
+	z := zoneOf(world())
 	good, err := new(dns.Msg).SetQuestion("v4.vm.", dns.TypeA).SetEdns0(1232, true).Pack()
 	if err != nil {
 		t.Fatal(err)
@@ -258,14 +334,14 @@ func TestSilence(t *testing.T) {
 		"half a question": good[:16], "half an OPT": good[:len(good)-3], "an answer": response,
 		"a name that points at itself": loop, "too much": append(bytes.Clone(good), make([]byte, maxQuery)...),
 	} {
-		if out := z.respond("", byUDP, packet, nil); out != nil {
+		if out := z.respond(z.all, byUDP, packet, nil); out != nil {
 			t.Errorf("%s: answered %x", what, out)
 		}
 	}
 }
 
 func TestEDNS(t *testing.T) {
-	z := newZone(world(), 7)
+	z := zoneOf(world())
 	m := exchange(t, z, "", byUDP, new(dns.Msg).SetQuestion("web.vm.", dns.TypeA).SetEdns0(4096, true))
 	if opt := m.IsEdns0(); opt == nil || opt.UDPSize() != maxUDP || !opt.Do() || len(opt.Option) != 0 {
 		t.Errorf("%v", m)
@@ -287,7 +363,7 @@ func TestTruncation(t *testing.T) {
 		many = append(many, a)
 	}
 	some := many[:20]
-	z := newZone(map[string]Host{"many": {Addrs: many}, "some": {Addrs: some}}, 7)
+	z := zoneOf(map[string]Host{"many": {Addrs: many}, "some": {Addrs: some}})
 	for _, tc := range []struct {
 		name    string
 		size    uint16 // of EDNS; 0: without
@@ -317,13 +393,13 @@ func TestTruncation(t *testing.T) {
 // The question comes back as it was, to the bit: askers put randomness into the
 // letters of a name to tell an answer from a forged one.
 func TestQuestionIsEchoed(t *testing.T) {
-	z := newZone(world(), 7)
+	z := zoneOf(world())
 	for _, name := range []string{"wEB.Vm.", "NoBody.VM.", "ExAmple.ORG.", `a\000\.b\255.vM.`, strings.Repeat("aB", 31) + ".vm."} {
 		packet, err := new(dns.Msg).SetQuestion(name, dns.TypeA).Pack()
 		if err != nil {
 			t.Fatal(err)
 		}
-		out := z.respond("", byUDP, packet, nil)
+		out := z.respond(z.all, byUDP, packet, nil)
 		if len(out) < len(packet) || !bytes.Equal(out[headerSize:len(packet)], packet[headerSize:]) {
 			t.Errorf("%s: %x\n%x", name, packet, out)
 		}
@@ -331,9 +407,9 @@ func TestQuestionIsEchoed(t *testing.T) {
 }
 
 func FuzzRespond(f *testing.F) {
-	z := newZone(world(), 7)
+	z := zoneOf(world(), netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/64"))
 	for name, rrtype := range map[string]uint16{"web.vm.": dns.TypeA, "db.lab.vm.": dns.TypeAAAA, "vm.": dns.TypeSOA,
-		"2.0.42.10.in-addr.arpa.": dns.TypePTR, "example.org.": dns.TypeANY, "x.vm.": dns.TypeAXFR} {
+		"2.0.42.10.in-addr.arpa.": dns.TypePTR, "x.9.42.10.in-addr.arpa.": dns.TypePTR, reverse("fd42::9"): dns.TypeA, "example.org.": dns.TypeANY, "x.vm.": dns.TypeAXFR} {
 		for _, q := range []*dns.Msg{new(dns.Msg).SetQuestion(name, rrtype), new(dns.Msg).SetQuestion(name, rrtype).SetEdns0(900, true)} {
 			packet, err := q.Pack()
 			if err != nil {
@@ -347,7 +423,7 @@ func FuzzRespond(f *testing.F) {
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		before := bytes.Clone(packet)
 		for _, via := range []transport{byUDP, byTCP} {
-			out := z.respond("", via, packet, buf)
+			out := z.respond(z.all, via, packet, buf)
 			if !bytes.Equal(packet, before) {
 				t.Fatal("the question was written to")
 			}

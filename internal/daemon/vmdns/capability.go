@@ -25,7 +25,6 @@ type Place struct {
 	Addrs    []netip.Prefix // each with the network it is on; none: the VM gets no name
 	Gateways []netip.Addr   // of the networks of the first so many Addrs; guests ask these
 	Link     string         // device of the host with the gateways
-	Here     bool           // see Host
 }
 
 // NamesDeps are what the capability works with. Names and Log are required.
@@ -108,7 +107,7 @@ func (n *Names) announce(ctx context.Context, v *model.VM) error {
 		return nil
 	}
 	n.answer(ctx, at)
-	host := Host{Here: at.Here}
+	var host Host
 	for _, a := range at.Addrs {
 		host.Addrs = append(host.Addrs, a.Addr())
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"strings"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -32,7 +31,7 @@ func freeAddr(t *testing.T) netip.AddrPort {
 // found nowhere is not; what keeps it from having a name keeps it from nothing else.
 func TestNamesFollowVMs(t *testing.T) {
 	places := map[string]Place{
-		"a": {Addrs: []netip.Prefix{netip.MustParsePrefix("127.42.7.8/32")}, Here: true},
+		"a": {Addrs: []netip.Prefix{netip.MustParsePrefix("127.42.7.8/32")}},
 	}
 	at := freeAddr(t)
 	n := NewNames(NamesDeps{
@@ -73,7 +72,7 @@ func TestNamesFollowVMs(t *testing.T) {
 	check("lost.vm.", absent)
 
 	// Its first port gives a VM a place, and another name replaces the one before.
-	places["none"] = Place{Addrs: []netip.Prefix{netip.MustParsePrefix("127.42.7.9/32")}, Here: true}
+	places["none"] = Place{Addrs: []netip.Prefix{netip.MustParsePrefix("127.42.7.9/32")}}
 	must(hooks.Changed(ctx, none))
 	check("none.vm.", "NOERROR aa | none.vm. A 127.42.7.9 | ")
 	a.Name = "shop"
@@ -95,22 +94,4 @@ func TestNamesFollowVMs(t *testing.T) {
 	}
 	must(hooks.Restore(ctx, []*model.VM{a}))
 	check("shop.vm.", "NOERROR aa | shop.vm. A 127.42.7.8 | ")
-}
-
-// Guests are not sent to a loopback address, which would be their own.
-func TestGuestsDoNotKnowHostsOwnAddresses(t *testing.T) {
-	s, _ := service(t, map[string]Host{
-		"here":  {Addrs: []netip.Addr{netip.MustParseAddr("127.42.7.8")}, Here: true},
-		"there": {Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.2")}},
-	}, "")
-	at, err := s.Open(Listener{Addr: loopback, Guests: netip.MustParsePrefix("10.42.0.0/16")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := summary(ask(t, at, "udp", "here.vm.", dns.TypeA)); got != absent {
-		t.Errorf("a guest is told %s", got)
-	}
-	if got := summary(ask(t, at, "udp", "there.vm.", dns.TypeA)); !strings.Contains(got, "10.42.0.2") {
-		t.Errorf("a guest is told %s", got)
-	}
 }

@@ -45,7 +45,7 @@ func run(t *testing.T, name string, args ...string) string {
 // dig and kdig take what they get apart more strictly than a resolver does, and
 // complain about what is odd in it.
 func TestDig(t *testing.T) {
-	_, at := service(t, world(), "")
+	_, at := service(t, world())
 	port := strconv.Itoa(int(at.Port()))
 	for _, tc := range []struct {
 		args []string
@@ -88,9 +88,40 @@ func TestDig(t *testing.T) {
 	}
 }
 
+// A guest that asks for a VM it does not see, and for its address.
+func TestDigFromAGuest(t *testing.T) {
+	s, _ := service(t, map[string]Host{"web": {Network: "lab", Addrs: addrs("127.9.0.2")}, "far": {Addrs: addrs("127.9.0.4")}})
+	at, err := s.Open(Listener{Addr: netip.MustParseAddrPort("127.9.0.1:0"), Guests: netip.MustParsePrefix("127.9.0.0/16")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for program, pkg := range map[string]string{"dig": "bind9-dnsutils", "kdig": "knot-dnsutils"} {
+		path := tool(t, program, pkg)
+		for _, tc := range []struct {
+			args []string
+			want []string
+		}{
+			{[]string{"web.vm", "A"}, []string{"status: NOERROR", "127.9.0.2"}},
+			{[]string{"web.lab.vm", "AAAA"}, []string{"status: NOERROR", "SOA"}},
+			{[]string{"far.vm", "A"}, []string{"status: NXDOMAIN", "SOA"}},
+			{[]string{"far.vm", "A", "+tcp"}, []string{"status: NXDOMAIN", "SOA"}},
+			{[]string{"-x", "127.9.0.2"}, []string{"status: NOERROR", "web.vm."}},
+			{[]string{"-x", "127.9.0.4"}, []string{"status: NXDOMAIN", "9.127.in-addr.arpa."}},
+		} {
+			args := append([]string{"@127.9.0.1", "-p", strconv.Itoa(int(at.Port())), "-b", "127.9.0.2", "+norecurse"}, tc.args...)
+			out := run(t, path, args...)
+			for _, want := range tc.want {
+				if !strings.Contains(out, want) {
+					t.Errorf("%s %s: no %q in\n%s", program, strings.Join(args, " "), want, out)
+				}
+			}
+		}
+	}
+}
+
 func TestDigTransfer(t *testing.T) {
 	dig := tool(t, "dig", "bind9-dnsutils")
-	_, at := service(t, world(), "")
+	_, at := service(t, world())
 	out := run(t, dig, "@127.0.0.1", "-p", strconv.Itoa(int(at.Port())), "vm", "AXFR")
 	if !strings.Contains(out, "Transfer failed") {
 		t.Error(out)
@@ -104,7 +135,7 @@ func TestDigTruncation(t *testing.T) {
 	for a := netip.MustParseAddr("fd42::1"); len(many) < maxAddrs; a = a.Next() {
 		many = append(many, a)
 	}
-	_, at := service(t, map[string]Host{"many": {Addrs: many}}, "")
+	_, at := service(t, map[string]Host{"many": {Addrs: many}})
 	out := run(t, dig, "@127.0.0.1", "-p", strconv.Itoa(int(at.Port())), "many.vm", "AAAA")
 	if !strings.Contains(out, "Truncated, retrying in TCP mode") || !strings.Contains(out, fmt.Sprintf("ANSWER: %d,", maxAddrs)) {
 		t.Error(out)
@@ -177,7 +208,7 @@ func TestSameAsDnsmasq(t *testing.T) {
 		}
 	}
 	theirs := dnsmasqAt(t, list.String(), "--local=/vm/")
-	_, ours := service(t, hosts, "")
+	_, ours := service(t, hosts)
 	for _, q := range []struct {
 		name   string
 		rrtype uint16
@@ -208,7 +239,7 @@ func TestDnsmasqRecipe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, ours := service(t, world(), "")
+	_, ours := service(t, world())
 	options := []string{"--stop-dns-rebind"}
 	for _, line := range regexp.MustCompile(`(?m)^    ((?:rev-)?server=.*|rebind-domain-ok=.*)$`).FindAllStringSubmatch(string(text), -1) {
 		options = append(options, "--"+strings.ReplaceAll(line[1], "127.0.0.42#53", strings.ReplaceAll(ours.String(), ":", "#")))

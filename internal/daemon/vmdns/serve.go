@@ -105,7 +105,7 @@ func (srv *server) serveUDP() {
 		if !srv.svc.limit.question(from.Addr().Unmap(), time.Now()) {
 			continue
 		}
-		answer := srv.svc.zone.Load().respond(srv.view(), byUDP, in[:n], out)
+		answer := srv.respond(from.Addr(), byUDP, in[:n], out)
 		switch {
 		case answer == nil:
 		case srv.forwarded(from.Addr().Unmap(), answer):
@@ -123,6 +123,17 @@ func (srv *server) serveUDP() {
 			_, _ = srv.udp.WriteToUDPAddrPort(answer, from)
 		}
 	}
+}
+
+// respond answers a packet as its sender is to see the VMs. This host sees all of
+// them; it asks at an address of its own from that address.
+func (srv *server) respond(from netip.Addr, via transport, packet, out []byte) []byte {
+	z := srv.svc.zone.Load()
+	v := z.all
+	if from = from.Unmap(); srv.Guests.IsValid() && from != srv.addr.Addr() {
+		v = z.seenBy(from)
+	}
+	return z.respond(v, via, packet, out)
 }
 
 // forwarded reports whether others are asked instead of giving this answer.
@@ -184,7 +195,7 @@ func (srv *server) serveConn(conn *net.TCPConn, from netip.Addr) {
 		if _, err := io.ReadFull(conn, in[:n]); err != nil || !srv.svc.limit.question(from, time.Now()) {
 			return
 		}
-		answer := srv.svc.zone.Load().respond(srv.view(), byTCP, in[:n], out)
+		answer := srv.respond(from, byTCP, in[:n], out)
 		if answer == nil {
 			return
 		}

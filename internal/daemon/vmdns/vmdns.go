@@ -3,9 +3,9 @@
 // it is no resolver, least of all an open one; on a gateway, what its guests ask of
 // other names is put to whoever Listener.Forward is.
 //
-// A VM called web is web.vm; on a named network lab it is web.lab.vm as well. A
-// listener that belongs to a network, the gateway its guests ask, knows that
-// network's VMs only.
+// A VM called web is web.vm; on a named network lab it is web.lab.vm as well. Who asks
+// at a listener for guests is known by its address, and is told of the VMs that it
+// sees: those of its own network, or itself alone. For it the others do not exist.
 //
 // Answers come from a zone that is never changed, only replaced: questions take
 // no lock and wait for no verb.
@@ -36,25 +36,18 @@ const maxAddrs = 64
 type Host struct {
 	Network string // the named network it is on; empty for none
 	Addrs   []netip.Addr
-	Here    bool // the addresses are this host's own: guests, to whom they say nothing, do not know it
 }
 
 // Listener is an address to answer on.
 type Listener struct {
-	Addr    netip.AddrPort // of this host; port 0 takes a free one
-	Network string         // answer for the VMs of this network only; empty: for all
+	Addr netip.AddrPort // of this host; port 0 takes a free one
+	// Guests are the addresses of VMs. When it is valid VMs ask here: everybody whose
+	// address is not Addr's own counts as one. It also makes their addresses ours to
+	// name, on all listeners from then on: one that no VM has is nobody's.
+	Guests netip.Prefix
 	// Forward finds an answer to what is refused here, for askers with an address of
 	// Guests: only their network hears it. network is "udp" or "tcp". nil: nobody does.
 	Forward func(ctx context.Context, network string, query []byte) ([]byte, error)
-	Guests  netip.Prefix
-}
-
-// view names the part of the zone that is seen from there.
-func (l Listener) view() string {
-	if l.Network == "" && l.Guests.IsValid() {
-		return guests
-	}
-	return l.Network
 }
 
 // Deps are the service's collaborators; Log is required.
@@ -69,9 +62,10 @@ type Service struct {
 	limit limiter
 	zone  atomic.Pointer[zone]
 
-	zoneMu sync.Mutex // a leaf (rank 40); guards what the next zone is made from
-	hosts  map[string]Host
-	serial uint32
+	zoneMu  sync.Mutex // a leaf (rank 40); guards what the next zone is made from
+	hosts   map[string]known
+	reverse []netip.Prefix // of guests
+	serial  uint32
 
 	mu      sync.Mutex // a leaf (rank 40); guards the sockets, so that none opens after Close
 	servers map[netip.AddrPort]*server
@@ -81,11 +75,11 @@ type Service struct {
 // New returns a service that has touched nothing yet, with an empty zone.
 func New(d Deps) *Service {
 	s := &Service{
-		Deps: d, hosts: make(map[string]Host), servers: make(map[netip.AddrPort]*server),
+		Deps: d, hosts: make(map[string]known), servers: make(map[netip.AddrPort]*server),
 		// Later than any serial of an earlier daemon's, unless the clock went back.
 		serial: uint32(time.Now().Unix()),
 	}
-	s.zone.Store(newZone(s.hosts, s.serial))
+	s.zone.Store(newZone(s.hosts, nil, s.serial))
 	return s
 }
 
@@ -105,11 +99,6 @@ func (s *Service) Restore(context.Context) error {
 // not on this host (unavailable), taken (failed_precondition) or privileged
 // (permission).
 func (s *Service) Open(l Listener) (netip.AddrPort, error) {
-	if l.Network != "" {
-		if err := model.CheckNetworkName(l.Network); err != nil {
-			return netip.AddrPort{}, err
-		}
-	}
 	udp, tcp, err := bind(l.Addr)
 	if err != nil {
 		return netip.AddrPort{}, err
@@ -124,6 +113,13 @@ func (s *Service) Open(l Listener) (netip.AddrPort, error) {
 	s.mu.Unlock()
 	if closed {
 		return netip.AddrPort{}, errors.Join(errdefs.Unavailable("the daemon is stopping"), srv.close())
+	}
+	if l.Guests.IsValid() {
+		s.change(func() {
+			if p := l.Guests.Masked(); !slices.Contains(s.reverse, p) {
+				s.reverse = append(slices.Clone(s.reverse), p)
+			}
+		})
 	}
 	return srv.addr, nil
 }
@@ -158,69 +154,66 @@ func (s *Service) Close() error {
 // Set makes a VM known, or replaces what is known of it. The name is refused as
 // invalid_argument when it is no DNS label, and so is an address nobody can have.
 func (s *Service) Set(name string, h Host) error {
-	h, err := h.checked(name)
+	k, err := h.checked(name)
 	if err != nil {
 		return err
 	}
-	s.change(func(hosts map[string]Host) { hosts[name] = h })
+	s.change(func() { s.hosts[name] = k })
 	return nil
 }
 
 // Remove forgets a VM; one that is not known is no error.
 func (s *Service) Remove(name string) {
-	s.change(func(hosts map[string]Host) { delete(hosts, name) })
+	s.change(func() { delete(s.hosts, name) })
 }
 
 // Replace makes these VMs known and forgets all others. When it fails nothing has
 // changed.
 func (s *Service) Replace(all map[string]Host) error {
-	next := make(map[string]Host, len(all))
+	next := make(map[string]known, len(all))
 	for name, h := range all {
-		h, err := h.checked(name)
+		k, err := h.checked(name)
 		if err != nil {
 			return err
 		}
-		next[name] = h
+		next[name] = k
 	}
-	s.change(func(hosts map[string]Host) {
-		clear(hosts)
-		maps.Copy(hosts, next)
-	})
+	s.change(func() { s.hosts = next })
 	return nil
 }
 
 // change publishes a new zone.
-func (s *Service) change(how func(map[string]Host)) {
+func (s *Service) change(how func()) {
 	s.zoneMu.Lock()
 	defer s.zoneMu.Unlock()
-	how(s.hosts)
+	how()
 	s.serial++
-	s.zone.Store(newZone(s.hosts, s.serial))
+	s.zone.Store(newZone(s.hosts, s.reverse, s.serial))
 }
 
 // checked returns h as it is kept: a copy, without repetitions.
-func (h Host) checked(name string) (Host, error) {
+func (h Host) checked(name string) (known, error) {
 	if err := model.CheckName(name); err != nil {
-		return h, err
+		return known{}, err
 	}
 	if h.Network != "" {
 		if err := model.CheckNetworkName(h.Network); err != nil {
-			return h, err
+			return known{}, err
 		}
 	}
 	if len(h.Addrs) > maxAddrs {
-		return h, errdefs.Invalid("VM %q has %d addresses, more than %d", name, len(h.Addrs), maxAddrs)
+		return known{}, errdefs.Invalid("VM %q has %d addresses, more than %d", name, len(h.Addrs), maxAddrs)
 	}
 	addrs := make([]netip.Addr, 0, len(h.Addrs))
 	for _, a := range h.Addrs {
 		a = a.Unmap().WithZone("")
 		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
-			return h, errdefs.Invalid("VM %q cannot have the address %v", name, a)
+			return known{}, errdefs.Invalid("VM %q cannot have the address %v", name, a)
 		}
 		if !slices.Contains(addrs, a) {
 			addrs = append(addrs, a)
 		}
 	}
 	h.Addrs = addrs
-	return h, nil
+	return newKnown(name, h), nil
 }

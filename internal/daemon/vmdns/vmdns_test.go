@@ -27,7 +27,7 @@ var loopback = netip.MustParseAddrPort("127.0.0.1:0")
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 // service returns one that answers for hosts on a free port.
-func service(t testing.TB, hosts map[string]Host, network string) (*Service, netip.AddrPort) {
+func service(t testing.TB, hosts map[string]Host) (*Service, netip.AddrPort) {
 	t.Helper()
 	s := New(Deps{Log: quiet()})
 	t.Cleanup(func() {
@@ -38,7 +38,7 @@ func service(t testing.TB, hosts map[string]Host, network string) (*Service, net
 	if err := s.Replace(hosts); err != nil {
 		t.Fatal(err)
 	}
-	at, err := s.Open(Listener{Addr: loopback, Network: network})
+	at, err := s.Open(Listener{Addr: loopback})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func ask(t testing.TB, at netip.AddrPort, network, name string, rrtype uint16) *
 }
 
 func TestRecordsFollowTheVMs(t *testing.T) {
-	s, at := service(t, nil, "")
+	s, at := service(t, nil)
 	check := func(name, want string) {
 		t.Helper()
 		for _, network := range []string{"udp", "tcp"} {
@@ -100,7 +100,7 @@ func TestRecordsFollowTheVMs(t *testing.T) {
 
 // What a caller does with its slice afterwards is not seen.
 func TestHostsAreCopied(t *testing.T) {
-	s, at := service(t, nil, "")
+	s, at := service(t, nil)
 	list := addrs("10.42.0.2")
 	if err := s.Set("web", Host{Addrs: list}); err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func TestHostsAreCopied(t *testing.T) {
 }
 
 func TestBadHosts(t *testing.T) {
-	s, at := service(t, world(), "")
+	s, at := service(t, world())
 	for _, tc := range []struct {
 		name string
 		host Host
@@ -141,25 +141,74 @@ func TestBadHosts(t *testing.T) {
 	}
 }
 
-func TestViewOfANetwork(t *testing.T) {
-	s, all := service(t, world(), "")
-	lab, err := s.Open(Listener{Addr: netip.MustParseAddrPort("[::1]:0"), Network: "lab"})
-	if err != nil {
-		t.Skipf("no IPv6 loopback: %v", err)
+// askFrom puts a question from an address of this host.
+func askFrom(t testing.TB, from string, at netip.AddrPort, network, name string, rrtype uint16) *dns.Msg {
+	t.Helper()
+	c := &dns.Client{Net: network, Dialer: &net.Dialer{Timeout: 10 * time.Second, LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}}
+	if network == "tcp" {
+		c.Dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 	}
+	m, _, err := c.Exchange(new(dns.Msg).SetQuestion(name, rrtype), at.String())
+	if err != nil {
+		t.Fatalf("%s from %s by %s: %v", name, from, network, err)
+	}
+	return m
+}
+
+// Where guests ask, each is told of the VMs it sees; what it does not see does not
+// exist, and no other server is asked about it. The host sees all, there as well.
+func TestGuestsSeeTheirNetwork(t *testing.T) {
+	s, host := service(t, map[string]Host{
+		"web": {Network: "lab", Addrs: addrs("127.9.0.2")}, "db": {Network: "lab", Addrs: addrs("127.9.0.3")},
+		"far": {Network: "other", Addrs: addrs("127.9.0.4")}, "alone": {Addrs: addrs("127.9.0.5")},
+	})
+	gateway, err := s.Open(Listener{
+		Addr: netip.MustParseAddrPort("127.9.0.1:0"), Guests: netip.MustParsePrefix("127.9.0.1/16"),
+		Forward: func(_ context.Context, _ string, query []byte) ([]byte, error) {
+			t.Errorf("others were asked %q", query)
+			return nil, errors.New("nobody answers")
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const nobody = "127.9.0.77"
 	for _, tc := range []struct {
-		at        netip.AddrPort
-		name      string
-		addresses int
-	}{{all, "web.vm.", 2}, {all, "db.vm.", 1}, {lab, "db.vm.", 1}, {lab, "db.lab.vm.", 1}, {lab, "web.vm.", 0}, {lab, "far.vm.", 0}} {
-		if m := ask(t, tc.at, "udp", tc.name, dns.TypeA); len(m.Answer) != tc.addresses {
-			t.Errorf("%s on %v: %v", tc.name, tc.at, m)
+		at   netip.AddrPort
+		from string
+		sees string // of web, db, far, alone
+	}{
+		{host, "127.0.0.1", "web db far alone"},
+		{host, "127.9.0.5", "web db far alone"}, // the host's own address is for the host
+		{gateway, "127.9.0.1", "web db far alone"},
+		{gateway, "127.9.0.2", "web db"},
+		{gateway, "127.9.0.3", "web db"},
+		{gateway, "127.9.0.4", "far"},
+		{gateway, "127.9.0.5", "alone"},
+		{gateway, nobody, ""},
+		{gateway, "127.0.0.1", ""},
+	} {
+		for _, network := range []string{"udp", "tcp"} {
+			var sees []string
+			for i, name := range []string{"web", "db", "far", "alone"} {
+				forth := askFrom(t, tc.from, tc.at, network, name+".vm.", dns.TypeA)
+				back := askFrom(t, tc.from, tc.at, network, fmt.Sprintf("%d.0.9.127.in-addr.arpa.", i+2), dns.TypePTR)
+				switch {
+				case len(forth.Answer) == 1 && len(back.Answer) == 1:
+					sees = append(sees, name)
+				case forth.Rcode != dns.RcodeNameError || back.Rcode != dns.RcodeNameError:
+					t.Errorf("%s by %s of %s:\n%v\n%v", tc.from, network, name, forth, back)
+				}
+			}
+			if got := strings.Join(sees, " "); got != tc.sees {
+				t.Errorf("%s at %s by %s sees %q, want %q", tc.from, tc.at, network, got, tc.sees)
+			}
 		}
 	}
 }
 
 func TestBadAddresses(t *testing.T) {
-	s, at := service(t, nil, "")
+	s, at := service(t, nil)
 	for _, tc := range []struct {
 		l         Listener
 		want      error
@@ -171,7 +220,6 @@ func TestBadAddresses(t *testing.T) {
 		{Listener{Addr: netip.MustParseAddrPort("192.0.2.77:5300")}, errdefs.ErrUnavailable, "this host does not have that address", "loopback"},
 		{Listener{Addr: at}, errdefs.ErrFailedPrecondition, fmt.Sprintf("answer for .vm on %s: the port is taken", at), fmt.Sprintf("'sport = :%d'", at.Port())},
 		{Listener{Addr: netip.AddrPortFrom(netip.MustParseAddr("::ffff:127.0.0.1"), at.Port())}, errdefs.ErrFailedPrecondition, "the port is taken", "dns.listen"},
-		{Listener{Addr: loopback, Network: "my_net"}, errdefs.ErrInvalidArgument, "not a DNS label", "use 1 to 63"},
 	} {
 		_, err := s.Open(tc.l)
 		if !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.msg) || !strings.Contains(errdefs.HintOf(err), tc.hint) {
@@ -204,7 +252,7 @@ func TestBadAddresses(t *testing.T) {
 }
 
 func TestStop(t *testing.T) {
-	s, first := service(t, world(), "")
+	s, first := service(t, world())
 	second, err := s.Open(Listener{Addr: loopback})
 	if err != nil {
 		t.Fatal(err)
@@ -245,7 +293,7 @@ func TestStop(t *testing.T) {
 
 // A packet that is no question is passed over, and the next one is answered.
 func TestJunk(t *testing.T) {
-	_, at := service(t, world(), "")
+	_, at := service(t, world())
 	conn, err := net.Dial("udp", at.String())
 	if err != nil {
 		t.Fatal(err)
@@ -275,7 +323,7 @@ func TestJunk(t *testing.T) {
 
 // One connection carries many questions.
 func TestConnection(t *testing.T) {
-	_, at := service(t, world(), "")
+	_, at := service(t, world())
 	conn, err := dns.DialTimeout("tcp", at.String(), 10*time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -357,7 +405,7 @@ func TestLimits(t *testing.T) {
 
 // Questions are answered while the zone is replaced under them.
 func TestQuestionsDuringChanges(t *testing.T) {
-	s, at := service(t, world(), "")
+	s, at := service(t, world())
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	for i := range 2 {
@@ -387,7 +435,7 @@ func TestQuestionsDuringChanges(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	run := func(at netip.AddrPort) doctor.Result { return Check(at).Run(t.Context()) }
-	s, at := service(t, nil, "")
+	s, at := service(t, nil)
 	if r := run(at); r.Status != doctor.StatusPass || !strings.Contains(r.Detail, "bangerd answers for .vm on "+at.String()) {
 		t.Errorf("ours: %+v", r)
 	}
@@ -426,7 +474,7 @@ func TestCheck(t *testing.T) {
 
 // What is refused is put to others for guests, and for nobody else.
 func TestForward(t *testing.T) {
-	s, refusing := service(t, map[string]Host{"web": {Addrs: addrs("10.42.0.2")}}, "")
+	s, refusing := service(t, map[string]Host{"web": {Addrs: addrs("10.42.0.2")}})
 	var asked atomic.Int32
 	forward := func(_ context.Context, network string, query []byte) ([]byte, error) {
 		asked.Add(1)
@@ -451,7 +499,7 @@ func TestForward(t *testing.T) {
 		}
 		return at
 	}
-	guests, outside := open("127.0.0.0/8"), open("10.42.0.0/16")
+	guests, outside := open("127.0.0.0/8"), open("10.42.0.0/16") // we ask from the address of both
 	for _, network := range []string{"udp", "tcp"} {
 		if m := ask(t, guests, network, "www.example.", dns.TypeTXT); len(m.Answer) != 1 || m.Answer[0].(*dns.TXT).Txt[0] != network {
 			t.Errorf("%s: a guest got %v", network, m)

@@ -3,6 +3,7 @@ package vmdns
 import (
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 
 	"github.com/miekg/dns"
@@ -15,14 +16,14 @@ const apex = Domain + "."
 // goes at any moment, and asking again costs a few microseconds.
 const ttl = 0
 
-// guests is the view of all VMs that guests can reach; no network has that name.
-const guests = "guests of all networks"
-
 // zone is what is true at one moment. It does not change.
 type zone struct {
-	views map[string]view // by network; what all VMs look like is under "", and under guests
-	none  view            // of a network without VMs
-	soa   dns.SOA
+	all      view                // of this host
+	networks map[string]view     // of the VMs on each network
+	seen     map[netip.Addr]view // of each VM, by its addresses
+	none     view                // of an address that is no VM's
+	reverse  []netip.Prefix      // all names of these addresses are ours
+	soa      dns.SOA
 }
 
 // view is the part of a zone that is seen from one place: its nodes by their
@@ -37,11 +38,25 @@ type node struct {
 	apex    bool   // has SOA and NS: it is the top of a zone
 }
 
+// known is a host as it is kept.
+type known struct {
+	Host
+	alone view // what a VM of no network sees: itself
+}
+
+func newKnown(name string, h Host) known {
+	k := known{Host: h}
+	if h.Network == "" {
+		k.alone = newView()
+		k.alone.add(name, h)
+	}
+	return k
+}
+
 // newZone makes the zone of these hosts.
-func newZone(hosts map[string]Host, serial uint32) *zone {
+func newZone(hosts map[string]known, reverse []netip.Prefix, serial uint32) *zone {
 	z := &zone{
-		views: map[string]view{"": newView(), guests: newView()},
-		none:  newView(),
+		all: newView(), networks: map[string]view{}, seen: map[netip.Addr]view{}, none: newView(), reverse: reverse,
 		// As RFC 6303 has it for zones that exist locally only. The mailbox is
 		// what Check knows a bangerd by.
 		soa: dns.SOA{Ns: apex, Mbox: mailbox, Serial: serial, Refresh: 3600, Retry: 1200, Expire: 604800, Minttl: ttl},
@@ -50,19 +65,30 @@ func newZone(hosts map[string]Host, serial uint32) *zone {
 	// its owner.
 	for _, name := range slices.Sorted(maps.Keys(hosts)) {
 		h := hosts[name]
-		z.views[""].add(name, h)
-		if !h.Here {
-			z.views[guests].add(name, h)
+		z.all.add(name, h.Host)
+		own := h.alone
+		if h.Network != "" {
+			if z.networks[h.Network] == nil {
+				z.networks[h.Network] = newView()
+			}
+			own = z.networks[h.Network]
+			own.add(name, h.Host)
 		}
-		if h.Network == "" {
-			continue
+		for _, a := range h.Addrs {
+			if _, taken := z.seen[a]; !taken {
+				z.seen[a] = own
+			}
 		}
-		if z.views[h.Network] == nil {
-			z.views[h.Network] = newView()
-		}
-		z.views[h.Network].add(name, h)
 	}
 	return z
+}
+
+// seenBy is what the VM with that address sees.
+func (z *zone) seenBy(a netip.Addr) view {
+	if v, ok := z.seen[a]; ok {
+		return v
+	}
+	return z.none
 }
 
 func newView() view { return view{apex: {apex: true}} }
@@ -91,12 +117,4 @@ func (v view) add(name string, h Host) {
 		}
 		v[name+"."+network] = n
 	}
-}
-
-// from returns the view of a network; the empty one sees all.
-func (z *zone) from(network string) view {
-	if v, ok := z.views[network]; ok {
-		return v
-	}
-	return z.none
 }
