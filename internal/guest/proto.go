@@ -120,6 +120,7 @@ type NetConf struct {
 	Address6 string   `json:"address6,omitempty"` // a second one, of IPv6; a guest without IPv6 goes without
 	Gateway6 string   `json:"gateway6,omitempty"`
 	DNS      []string `json:"dns"`
+	Search   string   `json:"search,omitempty"` // domain in which names of one label are looked up first; empty: none
 	MTU      int      `json:"mtu,omitempty"`
 	MAC      string   `json:"mac,omitempty"` // set on the card before it goes up; empty keeps it
 }

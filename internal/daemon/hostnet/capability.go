@@ -55,11 +55,12 @@ func (s *Service) tell(ctx context.Context, v *model.VM, conf *agent.Configure) 
 	}
 	conf.Net = &agent.NetConf{
 		Address: at.Addresses[0].String(), Gateway: at.Gateways[0].String(), MTU: at.MTU, MAC: at.MAC.String(),
+		Search: model.DNSDomain,
 	}
 	if len(at.Addresses) > 1 {
 		conf.Net.Address6, conf.Net.Gateway6 = at.Addresses[1].String(), at.Gateways[1].String()
 	}
-	for _, gw := range at.Gateways {
+	for _, gw := range at.Gateways { // they know the names of VMs
 		conf.Net.DNS = append(conf.Net.DNS, gw.String())
 	}
 	return nil

@@ -31,6 +31,7 @@ type Plan struct {
 	Place  Place
 	Place6 Place // of IPv6; the zero Place is none
 	DNS    []netip.Addr
+	Search string // domain; empty: none
 	MTU    int
 	MAC    []byte
 }
@@ -66,6 +67,10 @@ func Parse(n *guest.NetConf) (Plan, error) {
 		}
 		p.DNS = append(p.DNS, a)
 	}
+	if strings.Trim(n.Search, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" || len(n.Search) > 253 {
+		return p, errdefs.Invalid("search domain %q is not one", n.Search)
+	}
+	p.Search = n.Search
 	if n.MTU != 0 && (n.MTU < 68 || n.MTU > maxMTU) {
 		return p, errdefs.Invalid("MTU %d: 68 to %d are allowed", n.MTU, maxMTU)
 	}

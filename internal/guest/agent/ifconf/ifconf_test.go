@@ -14,8 +14,8 @@ import (
 )
 
 func TestParse(t *testing.T) {
-	p, err := Parse(&guest.NetConf{Address: "192.168.127.2/24", Gateway: "192.168.127.1", DNS: []string{"192.168.127.1"}, MTU: 1500, MAC: "52:54:00:12:34:56"})
-	if err != nil || p.Place.Address.Bits() != 24 || !bytes.Equal(p.MAC, []byte{0x52, 0x54, 0, 0x12, 0x34, 0x56}) || len(p.DNS) != 1 {
+	p, err := Parse(&guest.NetConf{Address: "192.168.127.2/24", Gateway: "192.168.127.1", DNS: []string{"192.168.127.1"}, Search: "vm", MTU: 1500, MAC: "52:54:00:12:34:56"})
+	if err != nil || p.Place.Address.Bits() != 24 || !bytes.Equal(p.MAC, []byte{0x52, 0x54, 0, 0x12, 0x34, 0x56}) || len(p.DNS) != 1 || p.Search != "vm" {
 		t.Errorf("%+v %v", p, err)
 	}
 	p, err = Parse(&guest.NetConf{Address: "10.42.0.2/16", Gateway: "10.42.0.1", Address6: "fd00:1::a2a:2/64", Gateway6: "fd00:1::a2a:1"})
@@ -28,6 +28,7 @@ func TestParse(t *testing.T) {
 		{Address: "1.2.3.4/24", Address6: "fd00::2/64", Gateway6: "1.2.3.1"},
 		{}, {Address: "1.2.3.4"}, {Address: "1.2.3.4/33"}, {Address: "1.2.3.4/24", Gateway: "x"},
 		{Address: "1.2.3.4/24", Gateway: "fe80::1"}, {Address: "1.2.3.4/24", DNS: []string{"dns"}},
+		{Address: "1.2.3.4/24", Search: "vm\nnameserver 9.9.9.9"}, {Address: "1.2.3.4/24", Search: "v m"},
 		{Address: "1.2.3.4/24", MTU: 5}, {Address: "1.2.3.4/24", MAC: "52:54"}, {Address: "1.2.3.4/24", MAC: "01:00:00:00:00:01"},
 	} {
 		if _, err := Parse(&bad); !errors.Is(err, errdefs.ErrInvalidArgument) {

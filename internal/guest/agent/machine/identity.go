@@ -88,7 +88,8 @@ func replaceFile(path string, data []byte) error {
 	return err
 }
 
-// setDNS makes the C library and systemd-resolved use the given servers.
+// setDNS makes the C library and systemd-resolved use the given servers, and look up
+// names of one label in the domain search first, unless it is empty.
 //
 // An image's /etc/resolv.conf is a file, missing, or a symlink to what a service
 // writes below /run once it runs. The file is written, as a DHCP client would.
@@ -96,18 +97,23 @@ func replaceFile(path string, data []byte) error {
 // comes; systemd-resolved is told by a drop-in if it is yet to start, and by its
 // own tool if it runs already. Nothing is mounted over the file: packages that
 // replace it would fail.
-func (m *Machine) setDNS(root string, card ifconf.Card, servers []netip.Addr) error {
+func (m *Machine) setDNS(root string, card ifconf.Card, servers []netip.Addr, search string) error {
 	if len(servers) == 0 {
 		return nil
 	}
 	names := make([]string, len(servers))
+	domains := []string{"~."}
 	var conf strings.Builder
+	if search != "" {
+		domains = append(domains, search)
+		conf.WriteString("search " + search + "\n")
+	}
 	for i, s := range servers {
 		names[i] = s.String()
 		conf.WriteString("nameserver " + names[i] + "\n")
 	}
 	resolvedRuns := exists(filepath.Join(root, "run/systemd/resolve/io.systemd.Resolve"))
-	dropIn := "[Resolve]\nDNS=" + strings.Join(names, " ") + "\nDomains=~.\n"
+	dropIn := "[Resolve]\nDNS=" + strings.Join(names, " ") + "\nDomains=" + strings.Join(domains, " ") + "\n"
 	if err := writeFile(filepath.Join(root, "run/systemd/resolved.conf.d/00-banger.conf"), dropIn); err != nil {
 		return errdefs.Wrap(err, "write the servers for systemd-resolved")
 	}
@@ -122,7 +128,7 @@ func (m *Machine) setDNS(root string, card ifconf.Card, servers []netip.Addr) er
 	if resolvedRuns && strings.Contains(link, "systemd/resolve/") {
 		status, err := m.run(context.Background(), nil, append([]string{"resolvectl", "dns", card.Name}, names...)...)
 		if err == nil && status.Code == 0 {
-			_, _ = m.run(context.Background(), nil, "resolvectl", "domain", card.Name, "~.")
+			_, _ = m.run(context.Background(), nil, append([]string{"resolvectl", "domain", card.Name}, domains...)...)
 			return nil
 		}
 	}

@@ -84,7 +84,7 @@ func (m *Machine) Configure(ctx context.Context, c *guest.Configure) error {
 	if err := card.Apply(plan); err != nil {
 		return err
 	}
-	return m.setDNS("/", card, plan.DNS)
+	return m.setDNS("/", card, plan.DNS, plan.Search)
 }
 
 // setClock sets the wall clock, unless it is right already: a step that is not

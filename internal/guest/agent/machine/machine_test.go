@@ -55,7 +55,7 @@ func TestReplaceFileKeepsSymlinks(t *testing.T) {
 
 func TestSetDNS(t *testing.T) {
 	servers := []netip.Addr{netip.MustParseAddr("192.168.127.1"), netip.MustParseAddr("fd00::1")}
-	want := "nameserver 192.168.127.1\nnameserver fd00::1\n"
+	want := "search vm\nnameserver 192.168.127.1\nnameserver fd00::1\n"
 	m := New(slog.New(slog.DiscardHandler), proc.NewSpawner(), boot.State{Init: "none"}, nil)
 	for name, prepare := range map[string]func(root string) string{
 		"missing": func(string) string { return "etc/resolv.conf" },
@@ -77,7 +77,7 @@ func TestSetDNS(t *testing.T) {
 			_ = os.Mkdir(filepath.Join(root, "etc"), 0o755)
 			file := prepare(root)
 			before, _ := os.Readlink(filepath.Join(root, "etc/resolv.conf"))
-			if err := m.setDNS(root, ifconf.Card{Name: "eth0"}, servers); err != nil {
+			if err := m.setDNS(root, ifconf.Card{Name: "eth0"}, servers, "vm"); err != nil {
 				t.Fatal(err)
 			}
 			if b, err := os.ReadFile(filepath.Join(root, file)); err != nil || string(b) != want {
@@ -87,7 +87,7 @@ func TestSetDNS(t *testing.T) {
 				t.Errorf("the link became %q", after)
 			}
 			b, _ := os.ReadFile(filepath.Join(root, "run/systemd/resolved.conf.d/00-banger.conf"))
-			if !strings.Contains(string(b), "DNS=192.168.127.1 fd00::1\n") {
+			if !strings.Contains(string(b), "DNS=192.168.127.1 fd00::1\nDomains=~. vm\n") {
 				t.Errorf("drop-in = %q", b)
 			}
 		})
