@@ -60,6 +60,7 @@ var rings = map[string]ring{
 
 	"internal/daemon/hostnet":   ringService,
 	"internal/daemon/imagemgr":  ringService,
+	"internal/daemon/networks":  ringService,
 	"internal/daemon/opstate":   ringService,
 	"internal/daemon/ports":     ringService,
 	"internal/daemon/vm":        ringService,

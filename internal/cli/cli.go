@@ -70,7 +70,7 @@ func newRootCmd(a *app) *cobra.Command {
 	root.PersistentFlags().Lookup("socket").DefValue = ""
 	root.AddGroup(
 		&cobra.Group{ID: groupMain, Title: "Virtual machines:"},
-		&cobra.Group{ID: groupManage, Title: "Images, kernels, daemon:"},
+		&cobra.Group{ID: groupManage, Title: "Images, kernels, networks, daemon:"},
 	)
 	inGroup := func(group string, cmds ...*cobra.Command) {
 		for _, c := range cmds {
@@ -81,7 +81,7 @@ func newRootCmd(a *app) *cobra.Command {
 	inGroup(groupMain,
 		newVMCmd(a), newRunCmd(a), newExecCmd(a), newShellCmd(a), newCpCmd(a), newLogsCmd(a), newPsCmd(a), newPortCmd(a))
 	inGroup(groupManage,
-		newImageCmd(a), newKernelCmd(a), newDaemonCmd(a), newSystemCmd(a), newDoctorCmd(a), newConfigCmd(a))
+		newImageCmd(a), newKernelCmd(a), newNetworkCmd(a), newDaemonCmd(a), newSystemCmd(a), newDoctorCmd(a), newConfigCmd(a))
 	root.AddCommand(newVersionCmd(a))
 	groupOnly(root)
 	return root

@@ -82,6 +82,17 @@ func (a *app) completeKernels(cmd *cobra.Command, args []string, word string) ([
 	})(cmd, args, word)
 }
 
+func (a *app) completeNetworks(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	return a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
+		networks, err := c.ListNetworks(ctx)
+		var names []string
+		for _, n := range networks {
+			names = append(names, n.GetName())
+		}
+		return names, err
+	})(cmd, args, word)
+}
+
 // first limits a completion to the first argument.
 func first(fn cobra.CompletionFunc) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {

@@ -25,7 +25,8 @@ type shape struct {
 	memory, disk        string
 	diskBPS             string
 	diskIOPS            int64
-	net, driver         string
+	net, network        string
+	driver              string
 	noNAT               bool
 	exposeHost          []uint
 	nested              bool
@@ -46,6 +47,7 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	f.StringVar(&s.diskBPS, "disk-bps", "", "most `bytes` per second that the guest reads and writes on its disk, like 20M (default: no bound)")
 	f.Int64Var(&s.diskIOPS, "disk-iops", 0, "most reads and writes per second: a `number` (default: no bound)")
 	f.StringVar(&s.net, "net", "", "network: user (outbound only), bridge (an address and a name of its own, for daemons that are root) or none (default: the configured `mode`)")
+	f.StringVar(&s.network, "network", "", "`name` of a network whose VMs see each other (see banger network; implies --net bridge)")
 	f.BoolVar(&s.noNAT, "no-nat", false, "keep the VM from everything beyond this host (with --net bridge)")
 	f.UintSliceVar(&s.exposeHost, "expose-host", nil, "let the VM reach this `port` of this host, at its gateway's address (with --net bridge; repeatable)")
 	f.StringArrayVarP(&s.ports, "publish", "p", nil, "forward a TCP `port` of this host to the VM: HOSTPORT:GUESTPORT, GUESTPORT (any free port), ADDRESS:HOSTPORT:GUESTPORT")
@@ -59,6 +61,7 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	complete(cmd, "kernel", a.completeKernels)
 	complete(cmd, "driver", fixed(config.DriverQEMU, config.DriverFirecracker, config.Auto))
 	complete(cmd, "net", fixed(netModes...))
+	complete(cmd, "network", a.completeNetworks)
 	complete(cmd, "expose-host", cobra.NoFileCompletions)
 }
 
@@ -69,7 +72,7 @@ var netModes = []string{string(model.NetUser), string(model.NetBridge), string(m
 // stays absent, so that the daemon's defaults apply.
 func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 	req := &bangerv1.CreateRequest{
-		Name: s.name, Image: s.image, Kernel: s.kernel, Net: s.net, User: s.user, Workdir: s.workdir,
+		Name: s.name, Image: s.image, Kernel: s.kernel, Net: s.net, Network: s.network, User: s.user, Workdir: s.workdir,
 		Driver: s.driver, Nested: s.nested, NoNat: s.noNAT,
 	}
 	given := cmd.Flags().Changed
@@ -113,6 +116,11 @@ func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 			return nil, errdefs.Invalid("--disk-iops %d: more than zero is needed", s.diskIOPS).WithHint("e.g. --disk-iops 1000, or leave it out for no bound")
 		}
 		req.DiskOpsPerSecond = s.diskIOPS
+	}
+	if given("network") {
+		if err := model.CheckNetworkName(s.network); err != nil {
+			return nil, err
+		}
 	}
 	for _, port := range s.exposeHost {
 		if port == 0 || port > math.MaxUint16 {

@@ -35,6 +35,7 @@ type vmView struct {
 	DiskBPS       int64      `json:"disk_bytes_per_second"` // bounds; 0: none
 	DiskIOPS      int64      `json:"disk_ops_per_second"`
 	Net           string     `json:"net"`
+	Network       string     `json:"network"` // named, on the bridge
 	NoNAT         bool       `json:"no_nat"`
 	ExposeHost    []uint32   `json:"expose_host"`
 	Addresses     []string   `json:"addresses"` // at which the host reaches it
@@ -63,7 +64,7 @@ func viewVM(v *bangerv1.VM) vmView {
 		Image: v.GetImage(), ImageID: v.GetImageId(), Kernel: v.GetKernel(), KernelID: v.GetKernelId(),
 		CPUs: v.GetCpus(), MemoryMiB: v.GetMemoryMib(), DiskBytes: v.GetDiskBytes(), DiskUsedBytes: v.GetDiskUsedBytes(),
 		DiskBPS: v.GetDiskBytesPerSecond(), DiskIOPS: v.GetDiskOpsPerSecond(),
-		Net: v.GetNet(), NoNAT: v.GetNoNat(), ExposeHost: list(v.GetExposeHost()), Addresses: list(v.GetAddresses()), DNSName: v.GetDnsName(), Ports: views(v.GetPorts(), viewPort), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
+		Net: v.GetNet(), Network: v.GetNetwork(), NoNAT: v.GetNoNat(), ExposeHost: list(v.GetExposeHost()), Addresses: list(v.GetAddresses()), DNSName: v.GetDnsName(), Ports: views(v.GetPorts(), viewPort), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
 		Driver: v.GetDriver(), DriverWhy: v.GetDriverWhy(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
 		VMMVersion: v.GetVmmVersion(), PID: v.GetPid(), BootID: v.GetBootId(), Dir: v.GetDir(), LastError: v.GetLastError(),
 		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()),
@@ -172,6 +173,16 @@ func viewKernel(k *bangerv1.Kernel) kernelView {
 		Modules: k.GetModules(), Source: k.GetSource(), UsedBytes: k.GetUsedBytes(), UsedBy: list(k.GetUsedBy()),
 		CreatedAt: viewTime(k.GetCreatedAt()),
 	}
+}
+
+// networkView is a named network.
+type networkView struct {
+	Name string   `json:"name"`
+	VMs  []string `json:"vms"`
+}
+
+func viewNetwork(n *bangerv1.Network) networkView {
+	return networkView{Name: n.GetName(), VMs: list(n.GetVms())}
 }
 
 func viewTime(t *timestamppb.Timestamp) *time.Time {

@@ -144,6 +144,9 @@ func diskBound(v *bangerv1.VM) string {
 // reach is how a VM is connected, with what differs from its mode's usual.
 func reach(v *bangerv1.VM) string {
 	text := v.GetNet()
+	if name := v.GetNetwork(); name != "" {
+		text += ", on " + name
+	}
 	if v.GetNoNat() {
 		text += ", nothing beyond this host"
 	}

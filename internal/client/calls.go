@@ -170,6 +170,23 @@ func (c *Client) RemoveKernel(ctx context.Context, name string) error {
 	return err
 }
 
+// ListNetworks returns all named networks.
+func (c *Client) ListNetworks(ctx context.Context) ([]*bangerv1.Network, error) {
+	res, err := call(ctx, c.networks.List, &bangerv1.ListRequest{})
+	return res.GetNetworks(), err
+}
+
+// CreateNetwork makes a named network.
+func (c *Client) CreateNetwork(ctx context.Context, name string) (*bangerv1.Network, error) {
+	return call(ctx, c.networks.Create, &bangerv1.NetworkRef{Name: name})
+}
+
+// RemoveNetwork removes a named network.
+func (c *Client) RemoveNetwork(ctx context.Context, name string) error {
+	_, err := call(ctx, c.networks.Remove, &bangerv1.NetworkRef{Name: name})
+	return err
+}
+
 // ListOperations returns the operations the daemon remembers.
 func (c *Client) ListOperations(ctx context.Context) ([]*bangerv1.Operation, error) {
 	res, err := call(ctx, c.operations.List, &bangerv1.ListRequest{})

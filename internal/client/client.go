@@ -66,6 +66,7 @@ type Client struct {
 	ports      bangerv1connect.PortServiceClient
 	images     bangerv1connect.ImageServiceClient
 	kernels    bangerv1connect.KernelServiceClient
+	networks   bangerv1connect.NetworkServiceClient
 	operations bangerv1connect.OperationServiceClient
 	daemon     bangerv1connect.DaemonServiceClient
 
@@ -97,6 +98,7 @@ func Open(opts Options) *Client {
 	c.ports = bangerv1connect.NewPortServiceClient(c.http, baseURL, plain)
 	c.images = bangerv1connect.NewImageServiceClient(c.http, baseURL, plain)
 	c.kernels = bangerv1connect.NewKernelServiceClient(c.http, baseURL, plain)
+	c.networks = bangerv1connect.NewNetworkServiceClient(c.http, baseURL, plain)
 	c.operations = bangerv1connect.NewOperationServiceClient(c.http, baseURL, plain)
 	c.daemon = bangerv1connect.NewDaemonServiceClient(c.http, baseURL, plain)
 	return c

@@ -10,6 +10,7 @@ import (
 
 	"banger/internal/config"
 	"banger/internal/daemon/hostnet"
+	"banger/internal/daemon/networks"
 	"banger/internal/daemon/ports"
 	"banger/internal/daemon/resolved"
 	"banger/internal/daemon/usernet"
@@ -42,7 +43,7 @@ type agents func(ctx context.Context, vmID string, req guest.Request) (net.Conn,
 
 // newCapabilities wires them, for a daemon or for doctor, and touches nothing. Each
 // comes after those it relies on: names need addresses. open is called when a VM runs.
-func newCapabilities(opts Options, conf config.Config, db capStore, open agents, name func(vmID string) string, log *slog.Logger) *capabilities {
+func newCapabilities(opts Options, conf config.Config, db capStore, nets *networks.Service, open agents, name func(vmID string) string, log *slog.Logger) *capabilities {
 	layout := opts.Layout
 	network := usernet.New(usernet.Deps{
 		Socket: layout.Usernet(), LogFile: layout.UsernetLogFile(),
@@ -65,6 +66,7 @@ func newCapabilities(opts Options, conf config.Config, db capStore, open agents,
 	return &capabilities{
 		registry: vmcap.New(
 			network.Capability(func(vmID string) string { return filepath.Join(layout.VM(vmID), paths.NetSocket) }),
+			nets.Capability(),
 			hosts.Reach(),
 			hosts.Capability(conf.VM.Net == model.NetBridge),
 			forwarded.Capability(),

@@ -12,6 +12,7 @@ import (
 	"banger/internal/config"
 	"banger/internal/daemon/fcproc"
 	"banger/internal/daemon/imagemgr"
+	"banger/internal/daemon/networks"
 	"banger/internal/daemon/qemuproc"
 	"banger/internal/daemon/rootdisk"
 	"banger/internal/doctor"
@@ -87,7 +88,7 @@ func capChecks(ctx context.Context, opts Options, conf config.Config) []doctor.C
 		return err
 	})
 	conf = conf.Resolve(config.DetectHost(opts.Layout.State))
-	return newCapabilities(opts, conf, db, nil, nil, slog.New(slog.DiscardHandler)).registry.Checks(ctx)
+	return newCapabilities(opts, conf, db, networks.New(nil), nil, nil, slog.New(slog.DiscardHandler)).registry.Checks(ctx)
 }
 
 // Failed reports whether any check failed.

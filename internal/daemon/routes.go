@@ -29,6 +29,7 @@ func (d *Daemon) routes(s *services) http.Handler {
 	mux.Handle(bangerv1connect.NewPortServiceHandler(s.ports.Handlers(s.vms), opts))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(s.images.ImageHandlers(), opts))
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(s.images.KernelHandlers(), opts))
+	mux.Handle(bangerv1connect.NewNetworkServiceHandler(s.networks, opts))
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(s.ops, opts))
 	mux.HandleFunc("POST "+api.StreamPattern, s.vms.ServeStream)
 	mux.HandleFunc("POST "+api.WorkspacePattern, s.workspaces.ServeImport)

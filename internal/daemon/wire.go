@@ -10,6 +10,7 @@ import (
 	"banger/internal/daemon/fakevm"
 	"banger/internal/daemon/fcproc"
 	"banger/internal/daemon/imagemgr"
+	"banger/internal/daemon/networks"
 	"banger/internal/daemon/opstate"
 	"banger/internal/daemon/ports"
 	"banger/internal/daemon/qemuproc"
@@ -37,6 +38,7 @@ type services struct {
 	images     *imagemgr.Service
 	vms        *vm.Service
 	workspaces *workspace.Service
+	networks   *networks.Service
 	ops        *opstate.Service
 	ports      *ports.Service
 }
@@ -57,11 +59,12 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	}
 	d.kept = store.Kept(layout.Database())
 
+	nets := networks.New(db)
 	var vms *vm.Service // which capabilities reach agents through, once there are VMs
 	open := func(ctx context.Context, vmID string, req guest.Request) (net.Conn, error) {
 		return vms.OpenAgent(ctx, vmID, req)
 	}
-	caps := newCapabilities(d.opts, conf, db, open, displayName(db), d.log)
+	caps := newCapabilities(d.opts, conf, db, nets, open, displayName(db), d.log)
 	d.closeLater(caps.close)
 
 	ops := opstate.New(d.log)
@@ -95,7 +98,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 		VMs: vms, Log: d.log,
 		Locks: &vmlock.Set{Noun: "workspace of vm", Display: displayName(db), Rank: lockrank.Workspace},
 	})
-	return &services{images: images, vms: vms, workspaces: workspaces, ops: ops, ports: caps.ports}, nil
+	return &services{images: images, vms: vms, workspaces: workspaces, networks: nets, ops: ops, ports: caps.ports}, nil
 }
 
 // closeLater registers fn for Close, which runs them in reverse.

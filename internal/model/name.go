@@ -3,6 +3,7 @@ package model
 import (
 	"regexp"
 	"sort"
+	"strings"
 
 	"banger/internal/errdefs"
 )
@@ -20,6 +21,11 @@ func CheckNetworkName(name string) error { return checkLabel("network", name) }
 func checkLabel(kind, name string) error {
 	if dnsLabel.MatchString(name) {
 		return nil
+	}
+	if better := strings.ToLower(strings.ReplaceAll(name, "_", "-")); strings.Contains(name, "_") && dnsLabel.MatchString(better) {
+		// The likeliest mistake: many systems take it, and then some program does not.
+		return errdefs.Invalid("%s name %q is not a DNS label: the name of a host has no underscore", kind, name).
+			WithHint("call it %s", better)
 	}
 	return errdefs.Invalid("%s name %q is not a DNS label", kind, name).
 		WithHint("use 1 to 63 of a-z, 0-9 and -, with no - at either end")

@@ -445,6 +445,7 @@ type CreateRequest struct {
 	DiskOpsPerSecond   int64                  `protobuf:"varint,17,opt,name=disk_ops_per_second,json=diskOpsPerSecond,proto3" json:"disk_ops_per_second,omitempty"`
 	NoNat              bool                   `protobuf:"varint,18,opt,name=no_nat,json=noNat,proto3" json:"no_nat,omitempty"`                       // on the bridge: it reaches nothing beyond the host
 	ExposeHost         []uint32               `protobuf:"varint,19,rep,packed,name=expose_host,json=exposeHost,proto3" json:"expose_host,omitempty"` // on the bridge: ports of the host that it reaches at its gateway, TCP and UDP
+	Network            string                 `protobuf:"bytes,20,opt,name=network,proto3" json:"network,omitempty"`                                 // a named network of the bridge that it is on; implies net "bridge"
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -610,6 +611,13 @@ func (x *CreateRequest) GetExposeHost() []uint32 {
 		return x.ExposeHost
 	}
 	return nil
+}
+
+func (x *CreateRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
 }
 
 // Port is a TCP port of the host that leads to one of a VM's, which is connected to
@@ -1085,6 +1093,7 @@ type VM struct {
 	DiskOpsPerSecond   int64                  `protobuf:"varint,34,opt,name=disk_ops_per_second,json=diskOpsPerSecond,proto3" json:"disk_ops_per_second,omitempty"`
 	NoNat              bool                   `protobuf:"varint,35,opt,name=no_nat,json=noNat,proto3" json:"no_nat,omitempty"`                       // it reaches nothing beyond the host
 	ExposeHost         []uint32               `protobuf:"varint,36,rep,packed,name=expose_host,json=exposeHost,proto3" json:"expose_host,omitempty"` // ports of the host that it reaches at its gateway
+	Network            string                 `protobuf:"bytes,37,opt,name=network,proto3" json:"network,omitempty"`                                 // the named network it is on; empty: none
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1369,6 +1378,13 @@ func (x *VM) GetExposeHost() []uint32 {
 		return x.ExposeHost
 	}
 	return nil
+}
+
+func (x *VM) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
 }
 
 // VMStats is one sample. What is absent is not known; what a guest uses of its memory
@@ -2262,6 +2278,146 @@ func (x *KernelList) GetKernels() []*Kernel {
 	return nil
 }
 
+type NetworkRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // a DNS label
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkRef) Reset() {
+	*x = NetworkRef{}
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkRef) ProtoMessage() {}
+
+func (x *NetworkRef) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
+func (*NetworkRef) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *NetworkRef) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type Network struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Vms           []string               `protobuf:"bytes,2,rep,name=vms,proto3" json:"vms,omitempty"` // names of the VMs on it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Network) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Network) GetVms() []string {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+type NetworkList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Networks      []*Network             `protobuf:"bytes,1,rep,name=networks,proto3" json:"networks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkList) Reset() {
+	*x = NetworkList{}
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkList) ProtoMessage() {}
+
+func (x *NetworkList) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
+func (*NetworkList) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *NetworkList) GetNetworks() []*Network {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
 type OperationRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2271,7 +2427,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2283,7 +2439,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2296,7 +2452,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *OperationRef) GetId() string {
@@ -2323,7 +2479,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2491,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2504,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Operation) GetId() string {
@@ -2429,7 +2585,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2441,7 +2597,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2454,7 +2610,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Stage) GetName() string {
@@ -2515,7 +2671,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2683,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2696,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -2564,7 +2720,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +2732,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +2745,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -2647,7 +2803,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
 	"\x10ShutdownResponse\"\x19\n" +
 	"\x05VMRef\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xd8\x04\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xf2\x04\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -2672,7 +2828,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x13disk_ops_per_second\x18\x11 \x01(\x03R\x10diskOpsPerSecond\x12\x15\n" +
 	"\x06no_nat\x18\x12 \x01(\bR\x05noNat\x12\x1f\n" +
 	"\vexpose_host\x18\x13 \x03(\rR\n" +
-	"exposeHostB\a\n" +
+	"exposeHost\x12\x18\n" +
+	"\anetwork\x18\x14 \x01(\tR\anetworkB\a\n" +
 	"\x05_cpusB\r\n" +
 	"\v_memory_mibB\r\n" +
 	"\v_disk_bytes\"v\n" +
@@ -2703,7 +2860,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"tail_bytes\x18\x04 \x01(\x03R\ttailBytes\"\x1e\n" +
 	"\bLogChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x9c\b\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xb6\b\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2750,7 +2907,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x13disk_ops_per_second\x18\" \x01(\x03R\x10diskOpsPerSecond\x12\x15\n" +
 	"\x06no_nat\x18# \x01(\bR\x05noNat\x12\x1f\n" +
 	"\vexpose_host\x18$ \x03(\rR\n" +
-	"exposeHost\"\x86\x04\n" +
+	"exposeHost\x12\x18\n" +
+	"\anetwork\x18% \x01(\tR\anetwork\"\x86\x04\n" +
 	"\aVMStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
@@ -2837,7 +2995,15 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	" \x03(\tR\x06usedBy\"9\n" +
 	"\n" +
 	"KernelList\x12+\n" +
-	"\akernels\x18\x01 \x03(\v2\x11.banger.v1.KernelR\akernels\"\x1e\n" +
+	"\akernels\x18\x01 \x03(\v2\x11.banger.v1.KernelR\akernels\" \n" +
+	"\n" +
+	"NetworkRef\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"/\n" +
+	"\aNetwork\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03vms\x18\x02 \x03(\tR\x03vms\"=\n" +
+	"\vNetworkList\x12.\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x12.banger.v1.NetworkR\bnetworks\"\x1e\n" +
 	"\fOperationRef\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xc1\x02\n" +
 	"\tOperation\x12\x0e\n" +
@@ -2899,7 +3065,11 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x03Get\x12\x14.banger.v1.KernelRef\x1a\x11.banger.v1.Kernel\x124\n" +
 	"\x04Pull\x12\x16.banger.v1.PullRequest\x1a\x14.banger.v1.Operation\x12>\n" +
 	"\x06Import\x12\x1e.banger.v1.ImportKernelRequest\x1a\x14.banger.v1.Operation\x120\n" +
-	"\x06Remove\x12\x14.banger.v1.KernelRef\x1a\x10.banger.v1.Empty2\xf5\x01\n" +
+	"\x06Remove\x12\x14.banger.v1.KernelRef\x1a\x10.banger.v1.Empty2\xb0\x01\n" +
+	"\x0eNetworkService\x126\n" +
+	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x16.banger.v1.NetworkList\x123\n" +
+	"\x06Create\x12\x15.banger.v1.NetworkRef\x1a\x12.banger.v1.Network\x121\n" +
+	"\x06Remove\x12\x15.banger.v1.NetworkRef\x1a\x10.banger.v1.Empty2\xf5\x01\n" +
 	"\x10OperationService\x128\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x18.banger.v1.OperationList\x124\n" +
 	"\x03Get\x12\x17.banger.v1.OperationRef\x1a\x14.banger.v1.Operation\x128\n" +
@@ -2918,7 +3088,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -2950,103 +3120,113 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*ImportKernelRequest)(nil),   // 27: banger.v1.ImportKernelRequest
 	(*Kernel)(nil),                // 28: banger.v1.Kernel
 	(*KernelList)(nil),            // 29: banger.v1.KernelList
-	(*OperationRef)(nil),          // 30: banger.v1.OperationRef
-	(*Operation)(nil),             // 31: banger.v1.Operation
-	(*Stage)(nil),                 // 32: banger.v1.Stage
-	(*OperationList)(nil),         // 33: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 34: banger.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(*NetworkRef)(nil),            // 30: banger.v1.NetworkRef
+	(*Network)(nil),               // 31: banger.v1.Network
+	(*NetworkList)(nil),           // 32: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 33: banger.v1.OperationRef
+	(*Operation)(nil),             // 34: banger.v1.Operation
+	(*Stage)(nil),                 // 35: banger.v1.Stage
+	(*OperationList)(nil),         // 36: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 37: banger.v1.ErrorDetail
+	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	35, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	38, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	35, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	35, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	38, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	38, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
-	35, // 8: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	35, // 9: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	38, // 8: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	38, // 9: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
 	19, // 10: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
 	19, // 11: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
 	17, // 12: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	35, // 13: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	38, // 13: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
 	24, // 14: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	35, // 15: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	38, // 15: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
 	28, // 16: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	32, // 17: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	34, // 18: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	35, // 19: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	35, // 20: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	35, // 21: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	35, // 22: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	31, // 23: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
-	2,  // 24: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
-	5,  // 25: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 26: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 27: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
-	12, // 28: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	12, // 29: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
-	7,  // 30: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
-	13, // 31: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	1,  // 32: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	7,  // 33: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
-	14, // 34: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	7,  // 35: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	7,  // 36: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
-	15, // 37: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	10, // 38: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
-	10, // 39: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
-	1,  // 40: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	21, // 41: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	22, // 42: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	23, // 43: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	21, // 44: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	1,  // 45: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	26, // 46: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	22, // 47: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	27, // 48: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	26, // 49: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 50: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	30, // 51: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	30, // 52: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	30, // 53: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 54: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 55: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	31, // 56: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	31, // 57: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	31, // 58: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	31, // 59: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	31, // 60: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	31, // 61: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	20, // 62: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	17, // 63: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	17, // 64: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	17, // 65: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	18, // 66: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	16, // 67: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 68: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 69: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	25, // 70: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	24, // 71: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	31, // 72: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	24, // 73: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 74: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	29, // 75: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	28, // 76: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	31, // 77: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	31, // 78: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 79: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	33, // 80: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	31, // 81: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	31, // 82: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	31, // 83: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	54, // [54:84] is the sub-list for method output_type
-	24, // [24:54] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	31, // 17: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	35, // 18: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	37, // 19: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	38, // 20: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	38, // 21: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	38, // 22: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	38, // 23: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	34, // 24: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	2,  // 25: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
+	5,  // 26: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	8,  // 27: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	7,  // 28: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
+	12, // 29: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	12, // 30: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
+	7,  // 31: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
+	13, // 32: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	1,  // 33: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	7,  // 34: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
+	14, // 35: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
+	7,  // 36: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	7,  // 37: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
+	15, // 38: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	10, // 39: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
+	10, // 40: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
+	1,  // 41: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	21, // 42: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	22, // 43: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	23, // 44: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	21, // 45: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	1,  // 46: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	26, // 47: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	22, // 48: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	27, // 49: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	26, // 50: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 51: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	30, // 52: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	30, // 53: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 54: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	33, // 55: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	33, // 56: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	33, // 57: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 58: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 59: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	34, // 60: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	34, // 61: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	34, // 62: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	34, // 63: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	34, // 64: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	34, // 65: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	20, // 66: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	17, // 67: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	17, // 68: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	17, // 69: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	18, // 70: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	16, // 71: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 72: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 73: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	25, // 74: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	24, // 75: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	34, // 76: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	24, // 77: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 78: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	29, // 79: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	28, // 80: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	34, // 81: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	34, // 82: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 83: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	32, // 84: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	31, // 85: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 86: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	36, // 87: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	34, // 88: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	34, // 89: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	34, // 90: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	58, // [58:91] is the sub-list for method output_type
+	25, // [25:58] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_bangerv1_banger_proto_init() }
@@ -3062,9 +3242,9 @@ func file_bangerv1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   38,
 			NumExtensions: 0,
-			NumServices:   6,
+			NumServices:   7,
 		},
 		GoTypes:           file_bangerv1_banger_proto_goTypes,
 		DependencyIndexes: file_bangerv1_banger_proto_depIdxs,

@@ -64,5 +64,5 @@ func describeReach(v *model.VM, out *bangerv1.VM) {
 
 // place is what the network must know of a VM.
 func place(v *model.VM) VM {
-	return VM{ID: v.ID, UID: v.VMMUID, Isolated: v.Spec.NoNAT, Expose: v.Spec.ExposeHost}
+	return VM{ID: v.ID, UID: v.VMMUID, Network: v.Network, Isolated: v.Spec.NoNAT, Expose: v.Spec.ExposeHost}
 }

@@ -15,7 +15,7 @@ import (
 // to the network.
 func TestReach(t *testing.T) {
 	reach := New(Deps{Bridge: DefaultBridge}).Reach()
-	v := &model.VM{ID: "a", VMMUID: 7, Spec: model.VMSpec{Net: model.NetBridge}}
+	v := &model.VM{ID: "a", VMMUID: 7, Network: "lab", Spec: model.VMSpec{Net: model.NetBridge}}
 	req := &bangerv1.CreateRequest{NoNat: true, ExposeHost: []uint32{8080, 5432, 8080}}
 	if err := reach.Preflight(t.Context(), v, req); err != nil {
 		t.Fatal(err)
@@ -29,7 +29,7 @@ func TestReach(t *testing.T) {
 	if !out.NoNat || !reflect.DeepEqual(out.ExposeHost, []uint32{5432, 8080}) {
 		t.Errorf("it is shown as %v", &out)
 	}
-	if got, want := place(v), (VM{ID: "a", UID: 7, Isolated: true, Expose: []uint16{5432, 8080}}); !reflect.DeepEqual(got, want) {
+	if got, want := place(v), (VM{ID: "a", UID: 7, Network: "lab", Isolated: true, Expose: []uint16{5432, 8080}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("the network is told %+v, want %+v", got, want)
 	}
 }

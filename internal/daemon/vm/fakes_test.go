@@ -197,16 +197,19 @@ func onTheBridge(v *model.VM) bool { return v.Spec.Net == model.NetBridge }
 
 func (b *bridge) nat() vmcap.Capability {
 	return vmcap.Capability{
-		Name:      "nat",
-		Has:       onTheBridge,
-		Preflight: func(context.Context, *model.VM, *bangerv1.CreateRequest) error { return b.refused },
-		Reserve:   b.reserve,
-		Prepare:   b.attach,
-		Machine:   b.plug,
-		Guest:     b.tell,
-		CleanUp:   b.detach,
-		Restore:   b.restore,
-		Describe:  b.describe,
+		Name: "nat",
+		Has:  onTheBridge,
+		Preflight: func(_ context.Context, v *model.VM, req *bangerv1.CreateRequest) error {
+			v.Network = req.Network
+			return b.refused
+		},
+		Reserve:  b.reserve,
+		Prepare:  b.attach,
+		Machine:  b.plug,
+		Guest:    b.tell,
+		CleanUp:  b.detach,
+		Restore:  b.restore,
+		Describe: b.describe,
 	}
 }
 

@@ -62,6 +62,40 @@ func TestBridge(t *testing.T) {
 	w.checkLegal()
 }
 
+// A network that goes while its first VM is made takes that VM with it.
+func TestNetworkThatGoesMeanwhile(t *testing.T) {
+	ctx := context.Background()
+	w := newWorldWith(t, onBridge)
+	w.must(w.db.CreateNetwork(ctx, "lab"))
+	create := func() error {
+		return w.wait(w.svc.Handlers().Create(ctx, connect.NewRequest(&bangerv1.CreateRequest{Name: "one", Network: "lab"})))
+	}
+	was := w.snapshot()
+	gone := false
+	w.injectAt(func(p point) error {
+		if p.call == "InsertVM" && !p.done && !gone {
+			gone = true
+			return w.db.RemoveNetwork(ctx, "lab")
+		}
+		return nil
+	})
+	if err := create(); !errors.Is(err, errdefs.ErrNotFound) || !gone {
+		t.Errorf("on a network that has gone: %v", err)
+	}
+	if now := w.snapshot(); now != was {
+		t.Errorf("the world is\n%swas\n%s", now, was)
+	}
+	w.inject(nil)
+	w.must(w.db.CreateNetwork(ctx, "lab"))
+	w.must(create())
+	w.checkLegal()
+	if err := w.db.RemoveNetwork(ctx, "lab"); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("removed under a VM: %v", err)
+	}
+	w.must(w.delete("one", true))
+	w.must(w.db.RemoveNetwork(ctx, "lab"))
+}
+
 // Where VMs cannot be on the bridge, the request is refused before anything is made.
 func TestBridgeRefused(t *testing.T) {
 	w := newWorldWith(t, onBridge)

@@ -35,8 +35,9 @@ func (r *Registry) of(v *model.VM) []*Capability {
 // Preflight completes a new VM from its request and says what keeps it from being
 // made. Nothing was changed before and is after.
 func (r *Registry) Preflight(ctx context.Context, v *model.VM, req *bangerv1.CreateRequest) error {
-	for _, c := range r.of(v) {
-		if c.Preflight == nil {
+	for i := range r.list {
+		c := &r.list[i]
+		if c.Preflight == nil || !c.has(v) { // as those before it have left it
 			continue
 		}
 		if err := c.Preflight(ctx, v, req); err != nil {

@@ -170,3 +170,23 @@ func TestOnlyOfThoseWhoHaveIt(t *testing.T) {
 		t.Errorf("checks %v", checks)
 	}
 }
+
+// A preflight may make a VM one that has what comes later in the list, and only that.
+func TestPreflightGoesByWhatThoseBeforeItMade(t *testing.T) {
+	asked := ""
+	of := func(name string, mode model.Net) vmcap.Capability {
+		return vmcap.Capability{
+			Name: name, Has: func(v *model.VM) bool { return v.Spec.Net == mode },
+			Preflight: func(context.Context, *model.VM, *bangerv1.CreateRequest) error { asked += name; return nil },
+		}
+	}
+	reg := vmcap.New(of("a", model.NetBridge), vmcap.Capability{
+		Name: "b", Preflight: func(_ context.Context, v *model.VM, _ *bangerv1.CreateRequest) error {
+			v.Spec.Net = model.NetBridge
+			return nil
+		},
+	}, of("c", model.NetBridge), of("d", model.NetUser))
+	if err := reg.Preflight(t.Context(), &model.VM{Spec: model.VMSpec{Net: model.NetUser}}, &bangerv1.CreateRequest{}); err != nil || asked != "c" {
+		t.Errorf("asked %q, %v", asked, err)
+	}
+}

@@ -107,7 +107,7 @@ func (n *Names) announce(ctx context.Context, v *model.VM) error {
 		return nil
 	}
 	n.answer(ctx, at)
-	var host Host
+	host := Host{Network: v.Network}
 	for _, a := range at.Addrs {
 		host.Addrs = append(host.Addrs, a.Addr())
 	}

@@ -40,6 +40,8 @@ const (
 	ImageServiceName = "banger.v1.ImageService"
 	// KernelServiceName is the fully-qualified name of the KernelService service.
 	KernelServiceName = "banger.v1.KernelService"
+	// NetworkServiceName is the fully-qualified name of the NetworkService service.
+	NetworkServiceName = "banger.v1.NetworkService"
 	// OperationServiceName is the fully-qualified name of the OperationService service.
 	OperationServiceName = "banger.v1.OperationService"
 )
@@ -104,6 +106,12 @@ const (
 	KernelServiceImportProcedure = "/banger.v1.KernelService/Import"
 	// KernelServiceRemoveProcedure is the fully-qualified name of the KernelService's Remove RPC.
 	KernelServiceRemoveProcedure = "/banger.v1.KernelService/Remove"
+	// NetworkServiceListProcedure is the fully-qualified name of the NetworkService's List RPC.
+	NetworkServiceListProcedure = "/banger.v1.NetworkService/List"
+	// NetworkServiceCreateProcedure is the fully-qualified name of the NetworkService's Create RPC.
+	NetworkServiceCreateProcedure = "/banger.v1.NetworkService/Create"
+	// NetworkServiceRemoveProcedure is the fully-qualified name of the NetworkService's Remove RPC.
+	NetworkServiceRemoveProcedure = "/banger.v1.NetworkService/Remove"
 	// OperationServiceListProcedure is the fully-qualified name of the OperationService's List RPC.
 	OperationServiceListProcedure = "/banger.v1.OperationService/List"
 	// OperationServiceGetProcedure is the fully-qualified name of the OperationService's Get RPC.
@@ -1038,6 +1046,130 @@ func (UnimplementedKernelServiceHandler) Import(context.Context, *connect.Reques
 
 func (UnimplementedKernelServiceHandler) Remove(context.Context, *connect.Request[bangerv1.KernelRef]) (*connect.Response[bangerv1.Empty], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.Remove is not implemented"))
+}
+
+// NetworkServiceClient is a client for the banger.v1.NetworkService service.
+type NetworkServiceClient interface {
+	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.NetworkList], error)
+	Create(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error)
+	// Remove refuses a network that VMs are on.
+	Remove(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Empty], error)
+}
+
+// NewNetworkServiceClient constructs a client for the banger.v1.NetworkService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewNetworkServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) NetworkServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	networkServiceMethods := bangerv1.File_bangerv1_banger_proto.Services().ByName("NetworkService").Methods()
+	return &networkServiceClient{
+		list: connect.NewClient[bangerv1.ListRequest, bangerv1.NetworkList](
+			httpClient,
+			baseURL+NetworkServiceListProcedure,
+			connect.WithSchema(networkServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		create: connect.NewClient[bangerv1.NetworkRef, bangerv1.Network](
+			httpClient,
+			baseURL+NetworkServiceCreateProcedure,
+			connect.WithSchema(networkServiceMethods.ByName("Create")),
+			connect.WithClientOptions(opts...),
+		),
+		remove: connect.NewClient[bangerv1.NetworkRef, bangerv1.Empty](
+			httpClient,
+			baseURL+NetworkServiceRemoveProcedure,
+			connect.WithSchema(networkServiceMethods.ByName("Remove")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// networkServiceClient implements NetworkServiceClient.
+type networkServiceClient struct {
+	list   *connect.Client[bangerv1.ListRequest, bangerv1.NetworkList]
+	create *connect.Client[bangerv1.NetworkRef, bangerv1.Network]
+	remove *connect.Client[bangerv1.NetworkRef, bangerv1.Empty]
+}
+
+// List calls banger.v1.NetworkService.List.
+func (c *networkServiceClient) List(ctx context.Context, req *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.NetworkList], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Create calls banger.v1.NetworkService.Create.
+func (c *networkServiceClient) Create(ctx context.Context, req *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error) {
+	return c.create.CallUnary(ctx, req)
+}
+
+// Remove calls banger.v1.NetworkService.Remove.
+func (c *networkServiceClient) Remove(ctx context.Context, req *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Empty], error) {
+	return c.remove.CallUnary(ctx, req)
+}
+
+// NetworkServiceHandler is an implementation of the banger.v1.NetworkService service.
+type NetworkServiceHandler interface {
+	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.NetworkList], error)
+	Create(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error)
+	// Remove refuses a network that VMs are on.
+	Remove(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Empty], error)
+}
+
+// NewNetworkServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewNetworkServiceHandler(svc NetworkServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	networkServiceMethods := bangerv1.File_bangerv1_banger_proto.Services().ByName("NetworkService").Methods()
+	networkServiceListHandler := connect.NewUnaryHandler(
+		NetworkServiceListProcedure,
+		svc.List,
+		connect.WithSchema(networkServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	networkServiceCreateHandler := connect.NewUnaryHandler(
+		NetworkServiceCreateProcedure,
+		svc.Create,
+		connect.WithSchema(networkServiceMethods.ByName("Create")),
+		connect.WithHandlerOptions(opts...),
+	)
+	networkServiceRemoveHandler := connect.NewUnaryHandler(
+		NetworkServiceRemoveProcedure,
+		svc.Remove,
+		connect.WithSchema(networkServiceMethods.ByName("Remove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.NetworkService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case NetworkServiceListProcedure:
+			networkServiceListHandler.ServeHTTP(w, r)
+		case NetworkServiceCreateProcedure:
+			networkServiceCreateHandler.ServeHTTP(w, r)
+		case NetworkServiceRemoveProcedure:
+			networkServiceRemoveHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedNetworkServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedNetworkServiceHandler struct{}
+
+func (UnimplementedNetworkServiceHandler) List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.NetworkList], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.NetworkService.List is not implemented"))
+}
+
+func (UnimplementedNetworkServiceHandler) Create(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.NetworkService.Create is not implemented"))
+}
+
+func (UnimplementedNetworkServiceHandler) Remove(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Empty], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.NetworkService.Remove is not implemented"))
 }
 
 // OperationServiceClient is a client for the banger.v1.OperationService service.
