@@ -33,13 +33,25 @@ func (s *Service) Reserve(ctx context.Context, vmID string) error {
 	return err
 }
 
-// Check says what keeps VMs off the host's network: not root, a device or a route in
-// the way. It changes nothing. Attach says the same.
+// Check says what keeps one more VM off the host's network: not root, a device or a
+// route in the way, no address left. It changes nothing. Attach says the same.
 func (s *Service) Check(ctx context.Context) error {
-	if s.current() != nil {
-		return nil
+	p := s.current()
+	if p == nil {
+		var err error
+		if p, err = s.prepare(ctx); err != nil {
+			return err
+		}
 	}
-	_, err := s.prepare(ctx)
+	leases, err := s.Leases.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	used := make([]netip.Addr, 0, len(leases))
+	for _, l := range leases {
+		used = append(used, l.Addr)
+	}
+	_, err = allocate(p.Prefix4, used)
 	return err
 }
 

@@ -2,10 +2,12 @@ package hostnet
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/daemon/nat"
 	"banger/internal/daemon/tapdev"
@@ -183,12 +186,14 @@ func TestRefusalsChangeNothing(t *testing.T) {
 	refused := func(what string, class error, words ...string) {
 		t.Helper()
 		_, err := w.s.Attach(t.Context(), VM{ID: "a"})
-		if !errors.Is(err, class) || errdefs.HintOf(err) == "" {
-			t.Errorf("%s: %v (hint %q)", what, err, errdefs.HintOf(err))
-		}
-		for _, word := range words {
-			if err == nil || !strings.Contains(err.Error(), word) {
-				t.Errorf("%s: %v does not say %q", what, err, word)
+		for _, err := range []error{err, w.s.Check(t.Context())} {
+			if !errors.Is(err, class) || errdefs.HintOf(err) == "" {
+				t.Errorf("%s: %v (hint %q)", what, err, errdefs.HintOf(err))
+			}
+			for _, word := range words {
+				if err == nil || !strings.Contains(err.Error(), word) {
+					t.Errorf("%s: %v does not say %q", what, err, word)
+				}
 			}
 		}
 		if w.mem.record.Up || len(w.mem.leases) > 0 {
@@ -227,6 +232,52 @@ func TestRefusalsChangeNothing(t *testing.T) {
 		if r.Status != doctor.StatusPass {
 			t.Errorf("doctor: %+v", r)
 		}
+	}
+}
+
+// Who is not root is told so.
+func TestNotRoot(t *testing.T) {
+	w := newWorld(t)
+	refused := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: nobody else becomes this user
+		const nobody = 65534
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
+			refused <- errno
+			return
+		}
+		refused <- w.s.Check(t.Context())
+	}()
+	if err := <-refused; !errors.Is(err, errdefs.ErrPermission) || !strings.Contains(errdefs.HintOf(err), "--net user") {
+		t.Errorf("%v (hint %q)", err, errdefs.HintOf(err))
+	}
+}
+
+// When all addresses are in use the next VM is refused before it exists, and one
+// address that is given back is enough.
+func TestExhaustedPrefix(t *testing.T) {
+	w := newWorld(t)
+	w.deps.Prefix = netip.MustParsePrefix("10.99.0.0/29") // of which five are for guests
+	w.s = New(w.deps)
+	for i := range 5 {
+		w.must(w.s.Check(t.Context()))
+		w.attach(VM{ID: fmt.Sprint(i)})
+	}
+	was := w.traces()
+	_, err := w.s.Attach(t.Context(), VM{ID: "one more"})
+	for _, err := range []error{w.s.Check(t.Context()), w.s.Reserve(t.Context(), "one more"), err} {
+		if !errors.Is(err, errdefs.ErrExhausted) || !strings.Contains(err.Error(), "10.99.0.0/29 are in use, by 5 VMs") || !strings.Contains(errdefs.HintOf(err), "network.prefix") {
+			t.Errorf("%v (hint %q)", err, errdefs.HintOf(err))
+		}
+	}
+	if now := w.traces(); now != was || len(w.mem.leases) != 5 {
+		t.Errorf("with leases %v the host is\n%swas\n%s", w.mem.leases, now, was)
+	}
+	w.must(w.s.Release(t.Context(), "3"))
+	w.must(w.s.Check(t.Context()))
+	w.attach(VM{ID: "one more"})
+	for _, id := range []string{"0", "1", "2", "4", "one more"} {
+		w.must(w.s.Release(t.Context(), id))
 	}
 }
 
