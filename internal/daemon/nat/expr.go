@@ -137,8 +137,13 @@ func notATap(key expr.MetaKey, prefix string) phrase {
 
 func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
 
-// ethertype tests the protocol of a frame, in either table.
+// ethertype tests the protocol of a frame; of a tagged one, that of what is inside.
 func ethertype(v uint16) phrase { return append(loadMeta(expr.MetaKeyPROTOCOL, 0), is(be16(v)...)...) }
+
+// tagged tests for a VLAN tag of that kind, which stands where the protocol would.
+func tagged(v uint16) phrase {
+	return append(loadPayload(expr.PayloadBaseLLHeader, 12, 2, 0), is(be16(v)...)...)
+}
 
 // ofVersion tests the IP version of a packet in the inet table.
 func ofVersion(proto byte) phrase { return append(loadMeta(expr.MetaKeyNFPROTO, 0), is(proto)...) }
@@ -157,6 +162,10 @@ func ip6Source(reg uint32) phrase { return loadPayload(expr.PayloadBaseNetworkHe
 func ip6Dest(reg uint32) phrase { return loadPayload(expr.PayloadBaseNetworkHeader, 24, 16, reg) }
 
 func destPort(reg uint32) phrase { return loadPayload(expr.PayloadBaseTransportHeader, 2, 2, reg) }
+
+func sourcePort(v uint16) phrase {
+	return append(loadPayload(expr.PayloadBaseTransportHeader, 0, 2, 0), is(be16(v)...)...)
+}
 
 func icmpType(v byte) phrase {
 	return append(loadPayload(expr.PayloadBaseTransportHeader, 0, 1, 0), is(v)...)

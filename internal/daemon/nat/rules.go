@@ -133,17 +133,30 @@ const (
 	icmp6Redirect       = 137
 )
 
+// From which ports servers of DHCP tell others who they are.
+const (
+	dhcpServer  = 67
+	dhcp6Server = 547
+)
+
 // spoofing lets in from a tap only frames that its VM may send. A warm tap, or one
 // that was given back, stands in no set: nothing comes in.
 func (r *refs) spoofing() {
 	iif := loadMeta(expr.MetaKeyIIFNAME, 0)
-	v6 := ethertype(unix.ETH_P_IPV6)
+	v4, v6 := ethertype(unix.ETH_P_IP), ethertype(unix.ETH_P_IPV6)
 	icmp6 := join(v6, layer4(unix.IPPROTO_ICMPV6))
 	r.chain(hook(r.bridge, "prerouting", nftables.ChainHookPrerouting, bridgeFirst),
 		join(notATap(expr.MetaKeyIIFNAME, r.TapPrefix), accept),
 		join(iif, etherSource(ifnameWords), notIn(r.sets[setSource]), drop),
 
-		join(ethertype(unix.ETH_P_IP), iif, ip4Source(ifnameWords), in(r.sets[setSource4]), accept),
+		join(tagged(unix.ETH_P_8021Q), drop),
+		join(tagged(unix.ETH_P_8021AD), drop),
+
+		// A guest says to no other who that is.
+		join(v4, layer4(unix.IPPROTO_UDP), sourcePort(dhcpServer), drop),
+		join(v6, layer4(unix.IPPROTO_UDP), sourcePort(dhcp6Server), drop),
+
+		join(v4, iif, ip4Source(ifnameWords), in(r.sets[setSource4]), accept),
 
 		// ARP names its sender a second time; only that one counts for its receiver.
 		join(ethertype(unix.ETH_P_ARP),
@@ -156,7 +169,9 @@ func (r *refs) spoofing() {
 		join(icmp6, icmpType(icmp6Redirect), drop),
 		join(icmp6, icmpType(icmp6NeighborAdvert), iif,
 			loadPayload(expr.PayloadBaseTransportHeader, 8, 16, ifnameWords), notIn(r.sets[setSource6]), drop),
-		join(v6, iif, ip6Source(ifnameWords), in(r.sets[setSource6]), accept),
+		// What it holds must be known: behind fragments of headers, where no rule can
+		// see it, all of the above could hide. No comparison holds then, this one either.
+		join(v6, loadMeta(expr.MetaKeyL4PROTO, 0), isNot(unix.IPPROTO_RAW), iif, ip6Source(ifnameWords), in(r.sets[setSource6]), accept),
 		// It asks whether somebody has its address before it has one.
 		join(icmp6, icmpType(icmp6NeighborSol), ip6Source(0), is(netip.IPv6Unspecified().AsSlice()...), accept),
 
