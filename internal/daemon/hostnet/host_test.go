@@ -3,7 +3,6 @@ package hostnet
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -12,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -21,7 +19,6 @@ import (
 	"banger/internal/daemon/tapdev"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
-	"banger/internal/nettest"
 )
 
 // loadRules hands a ruleset to nft, as another program's firewall.
@@ -34,109 +31,6 @@ func loadRules(t *testing.T, rules string) {
 	cmd.Stdin = strings.NewReader(rules)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("nft: %v\n%s", err, out)
-	}
-}
-
-// docker is the gist of Docker's rules, with one port published of a container.
-const docker = `
-table ip filter {
-	chain DOCKER-USER {
-		ip daddr 192.0.2.66 counter drop
-		counter return
-	}
-	chain FORWARD {
-		type filter hook forward priority 0; policy drop;
-		counter jump DOCKER-USER
-		ct status dnat accept
-		ct state established,related accept
-	}
-	chain PUBLISHED {
-		type nat hook prerouting priority -100;
-		fib daddr type local tcp dport 8080 dnat to 172.17.0.2:80
-	}
-}
-table ip6 filter {
-	chain DOCKER-USER {
-	}
-	chain FORWARD {
-		type filter hook forward priority 0; policy drop;
-		counter jump DOCKER-USER
-	}
-}
-`
-
-// Beside Docker, which drops what it does not know, guests reach the world, and
-// still not what Docker and the administrator keep from them.
-func TestBesideDocker(t *testing.T) {
-	w := newWorld(t)
-	t.Cleanup(func() { loadRules(t, "delete table ip filter\ndelete table ip6 filter\n") })
-	loadRules(t, docker)
-	w.serve(w.uplink, 80)
-	// A machine that the administrator has closed, and a container that Docker has
-	// published to nobody.
-	w.must(w.uplink.Do(func() error { return address("eth0", "192.0.2.66/24") }))
-	container := nettest.NewNS(t)
-	nettest.Own(t).Wire("veth0", nil, container, "eth0", []string{"172.17.0.2/16"})
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "docker0"
-	bridge := &netlink.Bridge{LinkAttrs: attrs}
-	w.must(netlink.LinkAdd(bridge))
-	t.Cleanup(func() { _ = netlink.LinkDel(bridge) })
-	gateway := net.IPv4(172, 17, 0, 1)
-	w.must(address("docker0", "172.17.0.1/16"))
-	veth, err := netlink.LinkByName("veth0")
-	w.must(err)
-	w.must(errors.Join(netlink.LinkSetMaster(veth, bridge), netlink.LinkSetUp(bridge)))
-	w.must(container.Do(func() error {
-		return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, Gw: gateway})
-	}))
-	w.serve(container, 80)
-
-	a := w.boot(VM{ID: "a"})
-	c, d := w.boot(VM{ID: "c", Network: "lab"}), w.boot(VM{ID: "d", Network: "lab"})
-	w.serve(d, 22)
-	check := func(t *testing.T) {
-		t.Helper()
-		a.reaches("the world", at(far4, 80))
-		a.reaches("the world by IPv6", at(far6, 80))
-		c.reaches("its network", at(d.ip4(), 22))
-		c.reaches("its network by IPv6", at(d.ip6(), 22))
-		a.cannotReach("what the administrator drops", at(netip.MustParseAddr("192.0.2.66"), 80))
-		a.cannotReach("a container", at(netip.MustParseAddr("172.17.0.2"), 80))
-		a.cannotReach("a published port of the host's", at(hostUp4, 8080))
-		w.waiting.Wait()
-		w.must(w.uplink.Do(func() error {
-			conn, err := net.DialTimeout("tcp", at(hostUp4, 8080).String(), 5*time.Second)
-			if err == nil {
-				err = conn.Close()
-			}
-			return err
-		}))
-	}
-	check(t)
-	if found, err := w.s.table.Obstacles(); err != nil || len(found) > 0 {
-		t.Errorf("obstacles: %+v, %v", found, err)
-	}
-	rules := func() string {
-		out, err := exec.Command("nft", "list", "chain", "ip", "filter", "DOCKER-USER").CombinedOutput()
-		w.must(err)
-		return string(out)
-	}
-	if n := strings.Count(rules(), "banger"); n != 1 {
-		t.Errorf("%d rules of ours in:\n%s", n, rules())
-	}
-	w.restart(a.vm, c.vm, d.vm)
-	check(t)
-	if text := rules(); strings.Count(text, "banger") != 1 || strings.Index(text, "banger") > strings.Index(text, "return") {
-		t.Errorf("after a restart:\n%s", text)
-	}
-	for _, g := range []*guest{a, c, d} {
-		g.Close()
-		w.must(w.s.Release(t.Context(), g.vm.ID))
-	}
-	w.must(w.s.Uninstall(t.Context()))
-	if strings.Contains(rules(), "banger") {
-		t.Errorf("left in Docker's chain:\n%s", rules())
 	}
 }
 
