@@ -53,6 +53,7 @@ var rings = map[string]ring{
 	"internal/daemon/resolved": ringMechanism,
 	"internal/daemon/rootdisk": ringMechanism,
 	"internal/daemon/steps":    ringMechanism,
+	"internal/daemon/sysbus":   ringMechanism,
 	"internal/daemon/tapdev":   ringMechanism,
 	"internal/daemon/usernet":  ringMechanism,
 	"internal/daemon/vmcap":    ringMechanism,

@@ -13,6 +13,7 @@ import (
 	"banger/internal/daemon/networks"
 	"banger/internal/daemon/ports"
 	"banger/internal/daemon/resolved"
+	"banger/internal/daemon/sysbus"
 	"banger/internal/daemon/usernet"
 	"banger/internal/daemon/vmcap"
 	"banger/internal/daemon/vmdns"
@@ -59,7 +60,7 @@ func newCapabilities(opts Options, conf config.Config, db capStore, nets *networ
 	at := places{hosts, forwarded}
 	listen, _ := conf.DNS.Addr()
 	names := vmdns.NewNames(vmdns.NamesDeps{
-		Names: vmdns.New(vmdns.Deps{Log: log}), Resolved: resolved.New(""), Listen: listen,
+		Names: vmdns.New(vmdns.Deps{Log: log}), Resolved: resolved.New(sysbus.Socket), Listen: listen,
 		Forward: usernet.NewResolver(usernet.HostResolvers).Resolve,
 		Place:   at.find, Named: at.named, Log: log,
 	})

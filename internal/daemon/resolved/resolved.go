@@ -10,8 +10,6 @@ package resolved
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -19,15 +17,14 @@ import (
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"banger/internal/daemon/sysbus"
 	"banger/internal/errdefs"
 )
 
 const (
-	service   = "org.freedesktop.resolve1"
-	manager   = service + ".Manager."
-	object    = dbus.ObjectPath("/org/freedesktop/resolve1")
-	systemBus = "/run/dbus/system_bus_socket"
-	busError  = "org.freedesktop.DBus.Error."
+	service = "org.freedesktop.resolve1"
+	manager = service + ".Manager."
+	object  = dbus.ObjectPath("/org/freedesktop/resolve1")
 )
 
 // How long the calls of one change may take together, and how long after that
@@ -49,14 +46,8 @@ type Manager struct {
 	bus string // socket
 }
 
-// New returns the resolved on the bus with that socket; empty: the system's. It has
-// touched nothing yet.
-func New(bus string) *Manager {
-	if bus == "" {
-		bus = systemBus
-	}
-	return &Manager{bus: bus}
-}
+// New returns the resolved on the bus with that socket. It has touched nothing yet.
+func New(bus string) *Manager { return &Manager{bus: bus} }
 
 // The signatures of the calls: a(iayqs) and a(sb).
 type (
@@ -132,12 +123,12 @@ func (m *Manager) calls(ctx context.Context, list []call, undo call) (bool, erro
 	defer end()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	conn, err := connect(life, m.bus)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-		return false, nil
-	}
+	conn, err := sysbus.Connect(life, m.bus)
 	if err != nil {
 		return false, errdefs.Unavailable("connect to the system bus: %w", err).WithHint(byHand)
+	}
+	if conn == nil {
+		return false, nil
 	}
 	defer func() { _ = conn.Close() }()
 	resolved := conn.Object(service, object)
@@ -147,7 +138,7 @@ func (m *Manager) calls(ctx context.Context, list []call, undo call) (bool, erro
 		if err == nil {
 			continue
 		}
-		if absent(err) {
+		if sysbus.Absent(err) {
 			return false, nil
 		}
 		if undo.method != "" {
@@ -158,38 +149,7 @@ func (m *Manager) calls(ctx context.Context, list []call, undo call) (bool, erro
 	return true, nil
 }
 
-// connect joins a bus. The connection ends with ctx.
-func connect(ctx context.Context, socket string) (*dbus.Conn, error) {
-	var d net.Dialer
-	raw, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := dbus.NewConn(raw, dbus.WithContext(ctx))
-	if err != nil {
-		return nil, errors.Join(err, raw.Close())
-	}
-	if err = conn.Auth(nil); err == nil {
-		err = conn.Hello()
-	}
-	if err != nil {
-		_ = conn.Close()
-		if ctx.Err() != nil { // then err only says that the connection is closed
-			return nil, ctx.Err()
-		}
-		return nil, err
-	}
-	return conn, nil
-}
-
 const byHand = "point the host's resolver at bangerd by hand: docs/dns.md"
-
-// absent reports whether err says that nobody has resolved's name on the bus.
-func absent(err error) bool {
-	var failed dbus.Error
-	return errors.As(err, &failed) &&
-		(failed.Name == busError+"ServiceUnknown" || failed.Name == busError+"NameHasNoOwner")
-}
 
 // explain classifies what resolved said to a call.
 func explain(method string, err error) error {
@@ -198,7 +158,7 @@ func explain(method string, err error) error {
 	if errors.As(err, &failed) {
 		name = failed.Name
 	}
-	switch strings.TrimPrefix(name, busError) {
+	switch strings.TrimPrefix(name, sysbus.ErrorPrefix) {
 	case "":
 		if errors.Is(err, context.Canceled) {
 			return errdefs.Wrap(err, "tell systemd-resolved (%s)", method)

@@ -1,14 +1,11 @@
 package resolved
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -19,45 +16,10 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
+	"banger/internal/daemon/sysbus"
+	"banger/internal/daemon/sysbus/bustest"
 	"banger/internal/errdefs"
 )
-
-// bus starts a message bus of its own and returns its socket.
-func bus(t *testing.T) string {
-	t.Helper()
-	path, err := exec.LookPath("dbus-daemon")
-	if err != nil {
-		t.Skip("no dbus-daemon here (package dbus-daemon)")
-	}
-	dir := t.TempDir()
-	socket, conf := filepath.Join(dir, "bus"), filepath.Join(dir, "bus.conf")
-	text := `<busconfig><type>session</type><listen>unix:path=` + socket + `</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>`
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(path, "--config-file="+conf, "--nofork", "--print-address=1")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var complaints bytes.Buffer // read after the end only
-	cmd.Stderr = &complaints
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("dbus-daemon said: %s", complaints.String())
-		}
-	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatalf("dbus-daemon said %q: %v", line, err)
-	}
-	return socket
-}
 
 // fake stands in for resolved: it writes down what it is told.
 type fake struct {
@@ -89,7 +51,7 @@ func fakeOn(t *testing.T, socket string, without ...string) *fake {
 	f := &fake{fail: map[string]*dbus.Error{}, end: t.Context().Done()}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
-	conn, err := connect(ctx, socket)
+	conn, err := sysbus.Connect(ctx, socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +91,7 @@ var link = Link{
 }
 
 func TestPointAndRevert(t *testing.T) {
-	socket := bus(t)
+	socket := bustest.New(t)
 	f := fakeOn(t, socket)
 	m := New(socket)
 	if there, err := m.Point(t.Context(), link); !there || err != nil {
@@ -167,7 +129,7 @@ func TestNobodyThere(t *testing.T) {
 	_ = l.Close()
 	sockets := map[string]string{"no bus": filepath.Join(dir, "none"), "a bus that ended": dead}
 	if _, err := exec.LookPath("dbus-daemon"); err == nil {
-		sockets["no resolved"] = bus(t)
+		sockets["no resolved"] = bustest.New(t)
 	}
 	for what, socket := range sockets {
 		if there, err := New(socket).Point(t.Context(), link); there || err != nil {
@@ -180,17 +142,17 @@ func TestNobodyThere(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	socket := bus(t)
+	socket := bustest.New(t)
 	f := fakeOn(t, socket)
 	for _, tc := range []struct {
 		method, name string
 		class        error
 		hint         string
 	}{
-		{"SetLinkDNSEx", busError + "AccessDenied", errdefs.ErrPermission, "docs/dns.md"},
-		{"SetLinkDefaultRoute", busError + "InteractiveAuthorizationRequired", errdefs.ErrPermission, "docs/dns.md"},
+		{"SetLinkDNSEx", sysbus.ErrorPrefix + "AccessDenied", errdefs.ErrPermission, "docs/dns.md"},
+		{"SetLinkDefaultRoute", sysbus.ErrorPrefix + "InteractiveAuthorizationRequired", errdefs.ErrPermission, "docs/dns.md"},
 		{"SetLinkDomains", service + ".LinkBusy", errdefs.ErrUnavailable, "journalctl -u systemd-resolved"},
-		{"SetLinkDNSSEC", busError + "UnknownMethod", errdefs.ErrUnsupported, "systemd 246"},
+		{"SetLinkDNSSEC", sysbus.ErrorPrefix + "UnknownMethod", errdefs.ErrUnsupported, "systemd 246"},
 	} {
 		f.fail = map[string]*dbus.Error{tc.method: dbus.NewError(tc.name, []any{"no, says resolved"})}
 		there, err := New(socket).Point(t.Context(), link)
@@ -206,7 +168,7 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestOldResolved(t *testing.T) {
-	socket := bus(t)
+	socket := bustest.New(t)
 	fakeOn(t, socket, "SetLinkDNSEx")
 	if _, err := New(socket).Point(t.Context(), link); !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(errdefs.HintOf(err), "systemd 246") {
 		t.Errorf("%v (hint %q)", err, errdefs.HintOf(err))
@@ -215,7 +177,7 @@ func TestOldResolved(t *testing.T) {
 
 // Who gives up in the middle leaves nothing half told.
 func TestGivenUp(t *testing.T) {
-	socket := bus(t)
+	socket := bustest.New(t)
 	f := fakeOn(t, socket)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -225,20 +187,5 @@ func TestGivenUp(t *testing.T) {
 	}
 	if told := f.take(); len(told) != 7 || told[6] != "RevertLink7" {
 		t.Errorf("told %q", told)
-	}
-}
-
-// A bus that takes connections and says nothing is given up.
-func TestSilentBus(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "bus")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := connect(ctx, socket); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("%v", err)
 	}
 }
