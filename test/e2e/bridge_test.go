@@ -5,9 +5,14 @@ package e2e_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -51,8 +56,43 @@ func (o *outsideWorld) lookup(t *testing.T, name string) (addrs []string) {
 	return addrs
 }
 
-// TestBridge: a VM on the bridge has an address and a name of its own, reaches the
-// world and nobody near; without such VMs the host is as it was.
+// reached returns which of these targets, each "protocol host port", a VM reaches.
+func (o *outsideWorld) reached(t *testing.T, v vm, targets []string) (answered []string) {
+	t.Helper()
+	var list [][3]any
+	for _, target := range targets {
+		f := strings.Fields(target)
+		port, err := strconv.Atoi(f[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, [3]any{f[0], f[1], port})
+	}
+	raw, err := json.Marshal(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got [][3]any
+	if err := json.Unmarshal([]byte(python(t, o.world, v, dialScript, string(raw))), &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range got {
+		answered = append(answered, fmt.Sprint(g[0], " ", g[1], " ", g[2]))
+	}
+	return answered
+}
+
+// resolveScript prints the IPv4 address of each name, or "-".
+const resolveScript = `
+import socket, sys
+for name in sys.argv[1].split():
+    try: print(name, socket.gethostbyname(name))
+    except OSError: print(name, "-")
+`
+
+// TestBridge: a VM on the bridge has an address and a name of its own, and reaches what
+// it was allowed: the world and nobody near, a port of the host, its named network; a
+// daemon that dies changes nothing of it. Without such VMs the host is as it was.
 func TestBridge(t *testing.T) {
 	o := newOutsideWorld(t, "e2e-bridge")
 	t.Cleanup(func() {
@@ -66,93 +106,142 @@ func TestBridge(t *testing.T) {
 	if strings.Contains(before, "bgr0") || strings.Contains(before, "banger") {
 		t.Errorf("a daemon without VMs has made something on the host:\n%s", before)
 	}
-	o.here.echo("9") // a service of our host
-	create := func(name string) vm {
-		o.ok(t, append([]string{"vm", "create", "--name", name, "--net", "bridge"}, o.flags...)...)
+	o.here.echo("9") // services of our host
+	o.here.echo("10")
+	create := func(name string, flags ...string) vm {
+		o.ok(t, slices.Concat([]string{"vm", "create", "--name", name}, flags, o.flags)...)
 		v := o.show(t, name)
 		if len(v.Addresses) != 2 || v.DNSName != name+".vm" {
 			t.Fatalf("%s has the addresses %v and the name %q", name, v.Addresses, v.DNSName)
 		}
 		return v
 	}
-	one, two := create("one"), create("two")
+	o.ok(t, "network", "create", "lab")
+	alone := create("alone", "--net", "bridge", "--expose-host", "9")
+	db := create("db", "--network", "lab", "--no-nat")
+	web := create("web", "--network", "lab")
+	if got := o.ok(t, "network", "list"); !strings.Contains(got, "db, web") {
+		t.Errorf("networks:\n%s", got)
+	}
+	o.fails(t, 1, []string{`network "lab" is used by db, web`, "banger vm delete db web"}, "network", "rm", "lab")
 	if during := o.traces(t); !strings.Contains(during, "bgr0") || !strings.Contains(during, "inet banger") {
 		t.Errorf("with VMs the host is\n%s", during)
 	}
-	server := start(t, o.command("exec", two.ID, "--", "python3", "-u", "-c", `
-import socket
-l = socket.socket(); l.bind(("0.0.0.0", 5555)); l.listen()
-print("ready")
-while True: l.accept()[0].sendall(b"two")`))
-	server.out.expect(t, "ready\n")
-
-	check := func(when string) {
-		t.Helper()
-		if got := python(t, o.world, one, `
-import socket
-for name in "one.vm", "two.vm", "www.test":
-    print(name, socket.gethostbyname(name))
-`, ""); got != "one.vm "+one.Addresses[0]+"\ntwo.vm "+two.Addresses[0]+"\nwww.test "+outsideIP {
-			t.Errorf("%s: names in a guest:\n%s", when, got)
-		}
-		if got := o.lookup(t, "one.vm"); !slices.Equal(got, one.Addresses[:1]) {
-			t.Errorf("%s: the host finds one.vm at %v, want %v", when, got, one.Addresses[0])
-		}
-		servers := strings.Fields(strings.ReplaceAll(o.exec(t, one, "cat", "/etc/resolv.conf"), "nameserver ", ""))
-		if len(servers) != 2 {
-			t.Fatalf("%s: the guest's name servers are %v", when, servers)
-		}
-		targets := [][3]any{{"tcp", outsideIP, 7}, {"udp", outsideIP, 7}, {"tcp", servers[0], 53}, {"tcp", servers[1], 53}}
-		reached := len(targets)
-		for _, at := range []string{servers[0], servers[1], oursIP} {
-			targets = append(targets, [3]any{"tcp", at, 9}, [3]any{"udp", at, 9})
-		}
-		targets = append(targets, [3]any{"tcp", two.Addresses[0], 5555}, [3]any{"tcp", "two.vm", 5555})
-		raw, err := json.Marshal(targets)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got [][3]any
-		if err := json.Unmarshal([]byte(python(t, o.world, one, dialScript, string(raw))), &got); err != nil {
-			t.Fatal(err)
-		}
-		if len(got) != reached || slices.ContainsFunc(got, func(g [3]any) bool { return g[2] == 9.0 || g[2] == 5555.0 }) {
-			t.Errorf("%s: a guest reached %v, want the first %d of %s", when, got, reached, raw)
+	var servers []string
+	for line := range strings.Lines(o.exec(t, alone, "cat", "/etc/resolv.conf")) {
+		if at, ok := strings.CutPrefix(line, "nameserver "); ok {
+			servers = append(servers, strings.TrimSpace(at))
 		}
 	}
-	check("after the start")
+	if len(servers) != 2 {
+		t.Fatalf("the guest's name servers are %v", servers)
+	}
+
+	check := func(when, port string) {
+		t.Helper()
+		for _, v := range []vm{alone, db} { // what runs in a VM by a command ends with the daemon
+			server := start(t, o.command("exec", v.ID, "--", "python3", "-u", "-c", `
+import socket, sys
+l = socket.create_server(("", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True)
+print("ready")
+while True: l.accept()[0].sendall(b"here")`, port))
+			server.out.expect(t, "ready\n")
+		}
+		at := func(v vm) string { return v.Addresses[0] }
+		for _, tc := range []struct {
+			v         vm
+			finds     map[string]string
+			reaches   []string
+			noFurther []string
+		}{
+			{alone, map[string]string{"alone.vm": at(alone), "db": "-", "db.vm": "-", "db.lab.vm": "-", "www.test": outsideIP},
+				[]string{"tcp " + outsideIP + " 7", "udp " + outsideIP + " 7",
+					"tcp " + servers[0] + " 9", "udp " + servers[0] + " 9", "tcp " + servers[1] + " 9"},
+				[]string{"tcp " + db.Addresses[0] + " " + port, "tcp " + db.Addresses[1] + " " + port}},
+			{web, map[string]string{"db": at(db), "db.vm": at(db), "db.lab.vm": at(db), "alone": "-", "alone.vm": "-", "www.test": outsideIP},
+				[]string{"tcp " + outsideIP + " 7", "tcp db " + port, "tcp " + db.Addresses[1] + " " + port},
+				[]string{"tcp " + servers[0] + " 9", "tcp " + alone.Addresses[0] + " " + port, "tcp " + alone.Addresses[1] + " " + port}},
+			{db, map[string]string{"web": at(web), "alone.vm": "-"},
+				nil, []string{"tcp " + outsideIP + " 7", "udp " + outsideIP + " 7", "tcp " + servers[0] + " 9"}},
+		} {
+			var names []string
+			for name := range tc.finds {
+				names = append(names, name)
+			}
+			found := map[string]string{}
+			for line := range strings.Lines(python(t, o.world, tc.v, resolveScript, strings.Join(names, " "))) {
+				name, address, _ := strings.Cut(strings.TrimSpace(line), " ")
+				found[name] = address
+			}
+			if !maps.Equal(found, tc.finds) {
+				t.Errorf("%s: %s finds %v, want %v", when, tc.v.Name, found, tc.finds)
+			}
+			want := append([]string{"tcp " + servers[0] + " 53", "tcp " + servers[1] + " 53"}, tc.reaches...)
+			targets := slices.Concat(want, tc.noFurther, []string{"tcp " + servers[0] + " 10", "udp " + servers[1] + " 10", "tcp " + oursIP + " 9", "udp " + oursIP + " 9"})
+			got := o.reached(t, tc.v, targets)
+			slices.Sort(got)
+			if slices.Sort(want); !slices.Equal(got, want) {
+				t.Errorf("%s: %s reached\n%q, want\n%q", when, tc.v.Name, got, want)
+			}
+			if got := o.lookup(t, tc.v.Name+".vm"); !slices.Equal(got, tc.v.Addresses[:1]) {
+				t.Errorf("%s: the host finds %s.vm at %v, want %v", when, tc.v.Name, got, tc.v.Addresses[0])
+			}
+		}
+	}
+	check("after the start", "5555")
 	o.here.Must(func() error { // the host does reach it, so what follows from silence is right
-		c, err := net.DialTimeout("tcp", net.JoinHostPort(two.Addresses[0], "5555"), 10*time.Second)
+		c, err := net.DialTimeout("tcp", net.JoinHostPort(alone.Addresses[0], "5555"), 10*time.Second)
 		if err == nil {
 			_ = c.Close()
 		}
 		return err
 	})
-	for _, v := range []vm{one, two} {
+	macs := map[string]string{}
+	for _, v := range []vm{alone, db, web} {
 		if got := o.exec(t, v, "ip", "-o", "addr", "show", "dev", "eth0", "scope", "global"); !strings.Contains(got, v.Addresses[0]+"/") || !strings.Contains(got, v.Addresses[1]+"/") {
 			t.Errorf("the addresses in %s are %q, want %v", v.Name, got, v.Addresses)
 		}
+		mac := o.exec(t, v, "cat", "/sys/class/net/eth0/address")
+		if macs[mac] != "" {
+			t.Errorf("%s and %s both have the hardware address %s", v.Name, macs[mac], mac)
+		}
+		macs[mac] = v.Name
 	}
-	if a, b := o.exec(t, one, "cat", "/sys/class/net/eth0/address"), o.exec(t, two, "cat", "/sys/class/net/eth0/address"); a == b {
-		t.Errorf("both have the hardware address %s", a)
+	o.ok(t, "vm", "rename", "alone", "hermit")
+	if got := o.lookup(t, "hermit.vm"); !slices.Equal(got, alone.Addresses[:1]) {
+		t.Errorf("after it was renamed the host finds hermit.vm at %v", got)
 	}
-	o.ok(t, "vm", "rename", "one", "uno")
-	if got := o.lookup(t, "uno.vm"); !slices.Equal(got, one.Addresses[:1]) {
-		t.Errorf("after it was renamed the host finds uno.vm at %v", got)
-	}
-	o.ok(t, "vm", "rename", "uno", "one")
+	o.ok(t, "vm", "rename", "hermit", "alone")
 
-	if err := o.stopDaemon(); err != nil {
-		t.Fatal(err)
+	// The daemon dies, and what it has noted of a VM's processes is lost.
+	o.killDaemon(t)
+	for _, v := range []vm{alone, web} {
+		if err := os.Remove(filepath.Join(v.Dir, "handles.json")); err != nil {
+			t.Fatal(err)
+		}
 	}
 	o.startDaemon(t)
-	check("after a restart of the daemon")
+	check("after the daemon died", "5556")
 
-	o.ok(t, "vm", "delete", "--force", "one")
-	if got := o.lookup(t, "one.vm"); len(got) != 0 {
-		t.Errorf("one.vm is deleted and found at %v", got)
+	// Dead again, with the VMM of one gone too: nothing says whose its tap was but the lease.
+	o.killDaemon(t)
+	for _, name := range []string{"handles.json", "qmp.sock"} {
+		if err := os.Remove(filepath.Join(web.Dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	o.ok(t, "vm", "delete", "--force", "two")
+	if p, ok := find(web.PID); !ok {
+		t.Errorf("%s has no VMM", web.Name)
+	} else if err := p.kill(); err != nil {
+		t.Error(err)
+	}
+	o.startDaemon(t)
+	o.ok(t, "vm", "delete", "--force", "alone", "web")
+	if got := o.lookup(t, "alone.vm"); len(got) != 0 {
+		t.Errorf("alone.vm is deleted and found at %v", got)
+	}
+	o.ok(t, "vm", "delete", "--force", "db")
+	o.ok(t, "network", "rm", "lab")
 	if err := o.stopDaemon(); err != nil {
 		t.Fatal(err)
 	}
