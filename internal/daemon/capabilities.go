@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"banger/internal/config"
+	"banger/internal/daemon/firewalld"
 	"banger/internal/daemon/hostnet"
 	"banger/internal/daemon/networks"
 	"banger/internal/daemon/ports"
@@ -53,6 +54,7 @@ func newCapabilities(opts Options, conf config.Config, db capStore, nets *networ
 	})
 	host := hostnet.Configured(conf.Network)
 	host.Memory, host.Leases, host.VNet, host.Log = db, db, true, log
+	host.Firewalld = firewalld.New(sysbus.Socket)
 	hosts := hostnet.New(host)
 	forwarded := ports.New(ports.Deps{
 		Store: db, Open: open, Name: name, Prefix: conf.Network.Loopback.Std(), Log: log,

@@ -3,8 +3,10 @@ package hostnet
 import (
 	"context"
 	"os"
+	"slices"
 	"strings"
 
+	"banger/internal/daemon/firewalld"
 	"banger/internal/daemon/nat"
 	"banger/internal/daemon/tapdev"
 	"banger/internal/doctor"
@@ -96,13 +98,22 @@ func (s *Service) doctorForwarding(context.Context) doctor.Result {
 	return doctor.Pass("off; the first VM sets %s, and after the last one it is put back", strings.Join(keys, ", "))
 }
 
-func (s *Service) doctorFirewalls(context.Context) doctor.Result {
+func (s *Service) doctorFirewalls(ctx context.Context) doctor.Result {
 	if os.Geteuid() != 0 {
 		return doctor.Pass("not looked at: only root may")
 	}
 	obstacles, err := s.table.Obstacles()
 	if err != nil {
 		return failed(err)
+	}
+	if s.Firewalld != nil {
+		// One that can be asked is no obstacle: it is, when the first VM comes.
+		if there, zone, err := s.Firewalld.Running(ctx, s.Bridge); there && err == nil {
+			if zone != "" && zone != firewalld.Zone {
+				return doctor.Warn("see what it lets through: firewall-cmd --info-zone="+zone, "firewalld has %s in its zone %s", s.Bridge, zone)
+			}
+			obstacles = slices.DeleteFunc(obstacles, func(o nat.Obstacle) bool { return o.Chain == nat.Firewalld })
+		}
 	}
 	if len(obstacles) == 0 {
 		return doctor.Pass("none in the way")

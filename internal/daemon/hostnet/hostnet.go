@@ -18,6 +18,7 @@ import (
 	"sync"
 
 	"banger/internal/config"
+	"banger/internal/daemon/firewalld"
 	"banger/internal/daemon/nat"
 	"banger/internal/daemon/steps"
 	"banger/internal/daemon/tapdev"
@@ -76,7 +77,9 @@ type Deps struct {
 	MTU    int          // bytes
 	Pool   int          // how many taps are kept ready
 	VNet   bool         // taps carry virtio-net headers
-	Log    *slog.Logger // nil: none
+	// Firewalld is asked to let the bridge through. nil: nobody is.
+	Firewalld *firewalld.Manager
+	Log       *slog.Logger // nil: none
 	// Faults is a seam for tests; see steps.Runner.
 	Faults func(step string, done bool) error
 }

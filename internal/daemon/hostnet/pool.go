@@ -184,10 +184,11 @@ func (s *Service) batch() {
 		}
 		made = append(made, name)
 	}
-	// Docker may have come since.
+	// Docker may have come since, and firewalld forgets when it reloads.
 	if err := nat.AllowInDocker(); err != nil {
 		s.Log.Warn("Docker's firewall could not be told of guests", logkey.Err, err)
 	}
+	_ = s.tellFirewalld(s.ctx, p)
 	s.mu.Lock()
 	s.warm = append(s.warm, made...)
 	s.stalled = len(made) == 0

@@ -107,6 +107,7 @@ func (s *Service) upSteps() []steps.Step[*plan] {
 		{Name: "bridge", Do: s.makeBridge, Undo: s.undoBridge},
 		{Name: "firewall", Do: s.syncRules, Undo: s.undoRules},
 		{Name: "docker", Do: s.tellDocker, Undo: s.undoDocker},
+		{Name: "firewalld", Do: s.tellFirewalld, Undo: s.undoFirewalld},
 	}
 }
 
@@ -175,6 +176,35 @@ func (s *Service) undoDocker(_ context.Context, p *plan) error {
 	return nat.LeaveDocker()
 }
 
+// tellFirewalld never fails: guests that it keeps from the world run all the same, and
+// doctor says so.
+func (s *Service) tellFirewalld(ctx context.Context, _ *plan) error {
+	if s.Firewalld == nil {
+		return nil
+	}
+	if _, err := s.Firewalld.Trust(ctx, s.Bridge); err != nil {
+		s.Log.WarnContext(ctx, "firewalld was not told of guests", logkey.Err, err)
+	}
+	return nil
+}
+
+func (s *Service) undoFirewalld(ctx context.Context, p *plan) error {
+	if p.fresh {
+		s.leaveFirewalld(ctx)
+	}
+	return nil
+}
+
+// leaveFirewalld does not fail either: what it leaves is about a device that is gone.
+func (s *Service) leaveFirewalld(ctx context.Context) {
+	if s.Firewalld == nil {
+		return
+	}
+	if err := s.Firewalld.Leave(ctx, s.Bridge); err != nil {
+		s.Log.WarnContext(ctx, "firewalld still knows the bridge", logkey.Err, err)
+	}
+}
+
 // Uninstall takes away everything of ours: rules, taps, bridge, changed settings.
 // It works in a process that has restored nothing, and can be repeated. It refuses
 // while VMs are attached. Addresses of VMs stay leased.
@@ -201,6 +231,7 @@ func (s *Service) Uninstall(ctx context.Context) error {
 	for _, tap := range taps {
 		errs = append(errs, s.deleteTap(tap))
 	}
+	s.leaveFirewalld(ctx)
 	errs = append(errs, tapdev.DeleteBridge(s.Bridge, p.mac), nat.PutBack(r.Settings))
 	if err := errors.Join(errs...); err != nil {
 		return errdefs.Wrap(err, "take away the host's network")

@@ -127,6 +127,9 @@ func isReturn(r *nftables.Rule) bool {
 	return false
 }
 
+// Firewalld is what the table of firewalld is called in an Obstacle.
+const Firewalld = "inet firewalld"
+
 // Obstacle is a chain of somebody else's that may stop guests' packets.
 type Obstacle struct {
 	Chain string // "ip filter FORWARD"
@@ -176,7 +179,7 @@ func (t Table) Obstacles() ([]Obstacle, error) {
 		}
 	}
 	if firewalld {
-		found = append(found, Obstacle{"inet firewalld", "is firewalld's, which refuses what comes from a device of no zone",
+		found = append(found, Obstacle{Firewalld, "is firewalld's, which refuses what comes from a device of no zone",
 			"firewall-cmd --permanent --zone=trusted --add-interface=" + t.Bridge + " && firewall-cmd --reload"})
 	}
 	return found, nil
