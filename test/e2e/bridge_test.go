@@ -161,7 +161,7 @@ while True: l.accept()[0].sendall(b"here")`, port))
 			{web, map[string]string{"db": at(db), "db.vm": at(db), "db.lab.vm": at(db), "alone": "-", "alone.vm": "-", "www.test": outsideIP},
 				[]string{"tcp " + outsideIP + " 7", "tcp db " + port, "tcp " + db.Addresses[1] + " " + port},
 				[]string{"tcp " + servers[0] + " 9", "tcp " + alone.Addresses[0] + " " + port, "tcp " + alone.Addresses[1] + " " + port}},
-			{db, map[string]string{"web": at(web), "alone.vm": "-"},
+			{db, map[string]string{"web": at(web), "alone.vm": "-", "www.test": "-"},
 				nil, []string{"tcp " + outsideIP + " 7", "udp " + outsideIP + " 7", "tcp " + servers[0] + " 9"}},
 		} {
 			var names []string

@@ -238,7 +238,8 @@ func exchange(t testing.TB, z *zone, asker string, via transport, q *dns.Msg) *d
 	}
 	v := z.all
 	if asker != "" {
-		v = z.seenBy(netip.MustParseAddr(asker))
+		who, _ := z.askedBy(netip.MustParseAddr(asker))
+		v = who.view
 	}
 	out := z.respond(v, via, packet, make([]byte, maxUDP))
 	if out == nil {

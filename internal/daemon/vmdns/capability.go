@@ -101,23 +101,28 @@ func (n *Names) find(ctx context.Context, v *model.VM) (Place, bool) {
 
 // announce makes a VM known by its name, and by no other it had before.
 func (n *Names) announce(ctx context.Context, v *model.VM) error {
-	n.forget(v.ID)
 	at, ok := n.find(ctx, v)
 	if !ok {
+		n.forget(v.ID)
 		return nil
 	}
 	n.answer(ctx, at)
-	host := Host{Network: v.Network}
+	host := Host{Network: v.Network, Isolated: v.Spec.NoNAT}
 	for _, a := range at.Addrs {
 		host.Addrs = append(host.Addrs, a.Addr())
 	}
 	if err := n.Names.Set(v.Name, host); err != nil {
 		n.Log.WarnContext(ctx, "a vm has no name on the network", logkey.VM, v.ID, logkey.Err, err)
+		n.forget(v.ID)
 		return nil
 	}
 	n.mu.Lock()
+	old := n.known[v.ID]
 	n.known[v.ID] = v.Name
 	n.mu.Unlock()
+	if old != "" && old != v.Name {
+		n.Names.Remove(old) // only now: who asks meanwhile is known all the time
+	}
 	return nil
 }
 

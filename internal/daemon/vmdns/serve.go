@@ -105,10 +105,10 @@ func (srv *server) serveUDP() {
 		if !srv.svc.limit.question(from.Addr().Unmap(), time.Now()) {
 			continue
 		}
-		answer := srv.respond(from.Addr(), byUDP, in[:n], out)
+		answer, others := srv.respond(from.Addr().Unmap(), byUDP, in[:n], out)
 		switch {
 		case answer == nil:
-		case srv.forwarded(from.Addr().Unmap(), answer):
+		case others:
 			query, refusal := bytes.Clone(in[:n]), bytes.Clone(answer)
 			select {
 			case srv.forwards <- struct{}{}:
@@ -125,20 +125,23 @@ func (srv *server) serveUDP() {
 	}
 }
 
-// respond answers a packet as its sender is to see the VMs. This host sees all of
-// them; it asks at an address of its own from that address.
-func (srv *server) respond(from netip.Addr, via transport, packet, out []byte) []byte {
+// respond answers a packet as its sender is to see the VMs, or says that others are to be
+// asked instead of refusing it. This host sees all VMs; it asks at an address of its own
+// from that address. nil: there is no answer.
+func (srv *server) respond(from netip.Addr, via transport, packet, out []byte) (answer []byte, others bool) {
 	z := srv.svc.zone.Load()
-	v := z.all
-	if from = from.Unmap(); srv.Guests.IsValid() && from != srv.addr.Addr() {
-		v = z.seenBy(from)
+	who, known := asker{view: z.all}, true
+	if srv.Guests.IsValid() && from != srv.addr.Addr() {
+		who, known = z.askedBy(from)
 	}
-	return z.respond(v, via, packet, out)
-}
-
-// forwarded reports whether others are asked instead of giving this answer.
-func (srv *server) forwarded(from netip.Addr, answer []byte) bool {
-	return srv.Forward != nil && srv.Guests.Contains(from) && answer[3]&0xf == dns.RcodeRefused
+	answer = z.respond(who.view, via, packet, out)
+	if answer == nil || srv.Forward == nil || !srv.Guests.Contains(from) || answer[3]&0xf != dns.RcodeRefused {
+		return answer, false
+	}
+	if !known {
+		return nil, false
+	}
+	return answer, !who.isolated
 }
 
 // ask puts a question to others. When they have no answer, the refusal becomes that.
@@ -195,11 +198,11 @@ func (srv *server) serveConn(conn *net.TCPConn, from netip.Addr) {
 		if _, err := io.ReadFull(conn, in[:n]); err != nil || !srv.svc.limit.question(from, time.Now()) {
 			return
 		}
-		answer := srv.respond(from, byTCP, in[:n], out)
+		answer, others := srv.respond(from, byTCP, in[:n], out)
 		if answer == nil {
 			return
 		}
-		if srv.forwarded(from, answer) {
+		if others {
 			select {
 			case srv.forwards <- struct{}{}:
 			case <-srv.ctx.Done():

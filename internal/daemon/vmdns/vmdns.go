@@ -34,8 +34,9 @@ const maxAddrs = 64
 
 // Host is what is known of one VM.
 type Host struct {
-	Network string // the named network it is on; empty for none
-	Addrs   []netip.Addr
+	Network  string // the named network it is on; empty for none
+	Isolated bool   // it is told of VMs, and nothing is asked of others for it
+	Addrs    []netip.Addr
 }
 
 // Listener is an address to answer on.
@@ -45,8 +46,10 @@ type Listener struct {
 	// address is not Addr's own counts as one. It also makes their addresses ours to
 	// name, on all listeners from then on: one that no VM has is nobody's.
 	Guests netip.Prefix
-	// Forward finds an answer to what is refused here, for askers with an address of
-	// Guests: only their network hears it. network is "udp" or "tcp". nil: nobody does.
+	// Forward finds an answer to what is refused here, for VMs that are known and not
+	// isolated, and for this host at Addr: only their network hears it. network is "udp"
+	// or "tcp". nil: nobody does. The question of an address in Guests that is no VM's
+	// yet is passed over: it comes again, and by then is known.
 	Forward func(ctx context.Context, network string, query []byte) ([]byte, error)
 }
 

@@ -472,9 +472,11 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// What is refused is put to others for guests, and for nobody else.
+// What is refused is put to others for VMs that are known and not isolated, and for the
+// host; for nobody else.
 func TestForward(t *testing.T) {
-	s, refusing := service(t, map[string]Host{"web": {Addrs: addrs("10.42.0.2")}})
+	const web, cut, nobody = "127.9.0.2", "127.9.0.3", "127.9.0.77"
+	s, refusing := service(t, map[string]Host{"web": {Addrs: addrs(web)}, "cut": {Isolated: true, Addrs: addrs(cut)}})
 	var asked atomic.Int32
 	forward := func(_ context.Context, network string, query []byte) ([]byte, error) {
 		asked.Add(1)
@@ -491,33 +493,41 @@ func TestForward(t *testing.T) {
 		b, perr := m.Pack()
 		return b, errors.Join(err, perr)
 	}
-	open := func(guests string) netip.AddrPort {
-		t.Helper()
-		at, err := s.Open(Listener{Addr: loopback, Forward: forward, Guests: netip.MustParsePrefix(guests)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return at
+	gateway, err := s.Open(Listener{Addr: netip.MustParseAddrPort("127.9.0.1:0"), Forward: forward, Guests: netip.MustParsePrefix("127.9.0.0/16")})
+	if err != nil {
+		t.Fatal(err)
 	}
-	guests, outside := open("127.0.0.0/8"), open("10.42.0.0/16") // we ask from the address of both
 	for _, network := range []string{"udp", "tcp"} {
-		if m := ask(t, guests, network, "www.example.", dns.TypeTXT); len(m.Answer) != 1 || m.Answer[0].(*dns.TXT).Txt[0] != network {
-			t.Errorf("%s: a guest got %v", network, m)
-		}
-		if m := ask(t, guests, network, "silent.example.", dns.TypeTXT); m.Rcode != dns.RcodeServerFailure {
-			t.Errorf("%s: without an answer a guest got %v", network, m)
+		for _, from := range []string{web, "127.9.0.1"} {
+			if m := askFrom(t, from, gateway, network, "www.example.", dns.TypeTXT); len(m.Answer) != 1 || m.Answer[0].(*dns.TXT).Txt[0] != network {
+				t.Errorf("%s: %s got %v", network, from, m)
+			}
+			if m := askFrom(t, from, gateway, network, "silent.example.", dns.TypeTXT); m.Rcode != dns.RcodeServerFailure {
+				t.Errorf("%s: without an answer %s got %v", network, from, m)
+			}
 		}
 		before := asked.Load()
-		if m := ask(t, guests, network, "web.vm.", dns.TypeA); len(m.Answer) != 1 {
+		if m := askFrom(t, web, gateway, network, "web.vm.", dns.TypeA); len(m.Answer) != 1 {
 			t.Errorf("%s: a guest got %v for a VM", network, m)
 		}
-		if m := ask(t, guests, network, "nothing.vm.", dns.TypeA); m.Rcode != dns.RcodeNameError {
+		if m := askFrom(t, cut, gateway, network, "cut.vm.", dns.TypeA); len(m.Answer) != 1 {
+			t.Errorf("%s: an isolated guest got %v for a VM", network, m)
+		}
+		if m := askFrom(t, web, gateway, network, "nothing.vm.", dns.TypeA); m.Rcode != dns.RcodeNameError {
 			t.Errorf("%s: a guest got %v for no VM", network, m)
 		}
-		for _, at := range []netip.AddrPort{outside, refusing} {
-			if m := ask(t, at, network, "www.example.", dns.TypeTXT); m.Rcode != dns.RcodeRefused {
-				t.Errorf("%s: who is no guest got %v", network, m)
+		for from, at := range map[string]netip.AddrPort{cut: gateway, "127.0.0.1": gateway, web: refusing} {
+			if m := askFrom(t, from, at, network, "www.example.", dns.TypeTXT); m.Rcode != dns.RcodeRefused {
+				t.Errorf("%s: %s at %s got %v", network, from, at, m)
 			}
+		}
+		// Of a VM that is not known yet the question comes again.
+		c := &dns.Client{Net: network, Timeout: 100 * time.Millisecond, Dialer: &net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(nobody)}}}
+		if network == "tcp" {
+			c.Dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(nobody)}
+		}
+		if m, _, err := c.Exchange(new(dns.Msg).SetQuestion("www.example.", dns.TypeTXT), gateway.String()); err == nil {
+			t.Errorf("%s: nobody got %v", network, m)
 		}
 		if n := asked.Load() - before; n != 0 {
 			t.Errorf("%s: %d questions were passed on that must not be", network, n)

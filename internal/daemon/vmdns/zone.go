@@ -18,11 +18,11 @@ const ttl = 0
 
 // zone is what is true at one moment. It does not change.
 type zone struct {
-	all      view                // of this host
-	networks map[string]view     // of the VMs on each network
-	seen     map[netip.Addr]view // of each VM, by its addresses
-	none     view                // of an address that is no VM's
-	reverse  []netip.Prefix      // all names of these addresses are ours
+	all      view                 // of this host
+	networks map[string]view      // of the VMs on each network
+	askers   map[netip.Addr]asker // VMs, by their addresses
+	none     view                 // of an address that is no VM's
+	reverse  []netip.Prefix       // all names of these addresses are ours
 	soa      dns.SOA
 }
 
@@ -30,6 +30,12 @@ type zone struct {
 // names, in lower case and with the dot at the end. The name of an address that
 // is known stands in it as well.
 type view map[string]node
+
+// asker is who asks.
+type asker struct {
+	view     view
+	isolated bool
+}
 
 // node is one name. Without any content it only has names below it.
 type node struct {
@@ -56,7 +62,7 @@ func newKnown(name string, h Host) known {
 // newZone makes the zone of these hosts.
 func newZone(hosts map[string]known, reverse []netip.Prefix, serial uint32) *zone {
 	z := &zone{
-		all: newView(), networks: map[string]view{}, seen: map[netip.Addr]view{}, none: newView(), reverse: reverse,
+		all: newView(), networks: map[string]view{}, askers: map[netip.Addr]asker{}, none: newView(), reverse: reverse,
 		// As RFC 6303 has it for zones that exist locally only. The mailbox is
 		// what Check knows a bangerd by.
 		soa: dns.SOA{Ns: apex, Mbox: mailbox, Serial: serial, Refresh: 3600, Retry: 1200, Expire: 604800, Minttl: ttl},
@@ -75,20 +81,21 @@ func newZone(hosts map[string]known, reverse []netip.Prefix, serial uint32) *zon
 			own.add(name, h.Host)
 		}
 		for _, a := range h.Addrs {
-			if _, taken := z.seen[a]; !taken {
-				z.seen[a] = own
+			if _, taken := z.askers[a]; !taken {
+				z.askers[a] = asker{own, h.Isolated}
 			}
 		}
 	}
 	return z
 }
 
-// seenBy is what the VM with that address sees.
-func (z *zone) seenBy(a netip.Addr) view {
-	if v, ok := z.seen[a]; ok {
-		return v
+// askedBy returns the VM with that address; known is false, and nothing seen, when there
+// is none.
+func (z *zone) askedBy(a netip.Addr) (who asker, known bool) {
+	if who, known = z.askers[a]; !known {
+		who.view = z.none
 	}
-	return z.none
+	return who, known
 }
 
 func newView() view { return view{apex: {apex: true}} }
