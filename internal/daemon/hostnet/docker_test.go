@@ -129,7 +129,9 @@ func TestBesideDocker(t *testing.T) {
 func testBesideDocker(t *testing.T, load func(), rules func() string) {
 	w := newWorld(t)
 	t.Cleanup(func() {
-		loadRules(t, "delete table ip filter\ndelete table ip6 filter\ntable ip nat\ndelete table ip nat\ntable ip raw\ndelete table ip raw\n")
+		for _, table := range []string{"ip filter", "ip6 filter", "ip nat", "ip raw"} { // there or not
+			loadRules(t, "table "+table+"\ndelete table "+table+"\n")
+		}
 	})
 	load()
 	alone := rules()

@@ -105,6 +105,8 @@ func newWorld(t *testing.T) *world {
 	nettest.Require(t)
 	w := &world{t: t, mem: &memory{leases: map[string]Lease{}}, uplink: nettest.NewNS(t)}
 	nettest.Own(t).Wire("up0", []string{"192.0.2.1/24", "2001:db8::1/64"}, w.uplink, "eth0", []string{"192.0.2.2/24", "2001:db8::2/64"})
+	// Some hosts pass this on to namespaces.
+	w.must(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0))
 	before := w.traces()
 	w.deps = Deps{Memory: w.mem, Leases: w.mem, Bridge: DefaultBridge, MTU: 1400, Pool: 2}
 	w.s = New(w.deps)
