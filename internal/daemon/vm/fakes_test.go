@@ -55,6 +55,15 @@ type watchedDriver struct {
 	hypervisor.Driver
 	w    *world
 	last atomic.Pointer[hypervisor.Machine]
+	bend func(*hypervisor.Capabilities) // what it can do; nil: what the fake driver can
+}
+
+func (d *watchedDriver) Info(ctx context.Context) (hypervisor.Info, error) {
+	info, err := d.Driver.Info(ctx)
+	if d.bend != nil {
+		d.bend(&info.Capabilities)
+	}
+	return info, err
 }
 
 func (d *watchedDriver) Start(ctx context.Context, spec hypervisor.Spec) (m hypervisor.Machine, err error) {
