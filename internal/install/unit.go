@@ -25,7 +25,8 @@ Type=notify
 ExecStart=%[1]s/bin/bangerd serve%[2]s
 Restart=on-failure
 RestartSec=1
-TimeoutStartSec=240
+# Finding many VMs again on a busy host takes its time; cut off, it would begin anew.
+TimeoutStartSec=infinity
 TimeoutStopSec=60
 
 # VMs are processes of this unit and outlive the daemon: nothing here may end them with
