@@ -21,7 +21,7 @@ import (
 const (
 	maxArchive  = 256 << 20
 	maxUnpacked = 2 << 30
-	maxProgram  = 128 << 20
+	maxProgram  = 32 << 20
 	maxSum      = 4 << 10
 	maxEntries  = 1000
 )
