@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"banger/internal/paths"
 )
 
 func read(t *testing.T, name string) string {
@@ -62,6 +64,22 @@ func firstCells(text string) []string {
 		cells = append(cells, m[1])
 	}
 	return cells
+}
+
+// TestPurgeKnowsTheState: what is documented to lie in a state directory is what goes
+// when that is removed.
+func TestPurgeKnowsTheState(t *testing.T) {
+	_, section, _ := strings.Cut(read(t, "docs/internals.md"), "\n## In the state directory\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	documented := slices.DeleteFunc(firstCells(section), func(name string) bool {
+		return name == paths.StagingPrefix || name == paths.CorruptSuffix // of other names
+	})
+	names := paths.StateNames()
+	slices.Sort(documented)
+	slices.Sort(names)
+	if !slices.Equal(names, documented) {
+		t.Errorf("paths.StateNames has %q, docs/internals.md %q", names, documented)
+	}
 }
 
 func TestInternalsNamesEveryPath(t *testing.T) {
