@@ -45,6 +45,7 @@ var rings = map[string]ring{
 	"internal/systemd":    ringMechanism,
 	"internal/workspace":  ringMechanism,
 
+	"internal/daemon/dmsnap":    ringMechanism,
 	"internal/daemon/fakevm":    ringMechanism,
 	"internal/daemon/fcproc":    ringMechanism,
 	"internal/daemon/firewalld": ringMechanism,
@@ -92,6 +93,7 @@ var only = map[string][]string{
 	"internal/doctor":        {"internal/errdefs", "internal/model", "internal/paths", "internal/sysexec"},
 	"internal/sysexec":       {"internal/errdefs"},
 	"internal/archtest":      {},
+	"internal/daemon/dmsnap": {"internal/errdefs"},
 	"internal/daemon/tapdev": {"internal/errdefs"},
 	"internal/daemon/nat":    {"internal/errdefs", "internal/model"},
 	"internal/client":        {"internal/api", "internal/errdefs", "internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version"},
