@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"time"
 
 	"banger/internal/daemon/rootdisk"
-	"banger/internal/hypervisor"
-	"banger/internal/paths"
 )
 
 const runLimit = 1.4
@@ -74,10 +71,7 @@ func (l *lab) bootOnce(ctx context.Context, t template) (time.Duration, error) {
 
 // bootIn boots a guest by hand, with a disk and everything else in dir.
 func (l *lab) bootIn(ctx context.Context, t template, dir string) (*handVM, error) {
-	_, err := rootdisk.Create(ctx, rootdisk.Request{
-		ImagePath: t.imagePath, Dest: filepath.Join(dir, paths.RootDiskFile),
-		SizeBytes: t.diskBytes, Format: hypervisor.FormatQcow2,
-	})
+	err := rootdisk.QCOW2().Create(ctx, rootdisk.Disk{Dir: dir, Image: t.imagePath, Size: t.diskBytes})
 	if err != nil {
 		return nil, err
 	}

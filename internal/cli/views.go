@@ -46,6 +46,8 @@ type vmView struct {
 	AutoRemove    bool       `json:"auto_remove"`
 	Driver        string     `json:"driver"`
 	DriverWhy     string     `json:"driver_why"`
+	DiskMethod    string     `json:"disk_method"`
+	DiskWhy       string     `json:"disk_why"`
 	Accel         string     `json:"accel"`
 	Machine       string     `json:"machine"`
 	CPUModel      string     `json:"cpu_model"`
@@ -65,7 +67,7 @@ func viewVM(v *bangerv1.VM) vmView {
 		CPUs: v.GetCpus(), MemoryMiB: v.GetMemoryMib(), DiskBytes: v.GetDiskBytes(), DiskUsedBytes: v.GetDiskUsedBytes(),
 		DiskBPS: v.GetDiskBytesPerSecond(), DiskIOPS: v.GetDiskOpsPerSecond(),
 		Net: v.GetNet(), Network: v.GetNetwork(), NoNAT: v.GetNoNat(), ExposeHost: list(v.GetExposeHost()), Addresses: list(v.GetAddresses()), DNSName: v.GetDnsName(), Ports: views(v.GetPorts(), viewPort), User: v.GetUser(), Workdir: v.GetWorkdir(), AutoRemove: v.GetAutoRemove(),
-		Driver: v.GetDriver(), DriverWhy: v.GetDriverWhy(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
+		Driver: v.GetDriver(), DriverWhy: v.GetDriverWhy(), DiskMethod: v.GetDiskMethod(), DiskWhy: v.GetDiskWhy(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
 		VMMVersion: v.GetVmmVersion(), PID: v.GetPid(), BootID: v.GetBootId(), Dir: v.GetDir(), LastError: v.GetLastError(),
 		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()),
 	}

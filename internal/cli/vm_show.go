@@ -92,6 +92,7 @@ func vmFields(v *bangerv1.VM) [][2]string {
 		{"Memory", humanBytes(v.GetMemoryMib() << 20)},
 		{"Disk", humanBytes(v.GetDiskBytes()) + ", " + humanBytes(v.GetDiskUsedBytes()) + " used"},
 		{"Disk bound", diskBound(v)},
+		{"Disk method", reasoned(v.GetDiskMethod(), v.GetDiskWhy())},
 		{"Network", reach(v)},
 		{"Address", strings.Join(v.GetAddresses(), ", ")},
 		{"DNS name", v.GetDnsName()},

@@ -23,6 +23,7 @@ import (
 // compares the two.
 type Config struct {
 	Driver      string      `yaml:"driver"`    // "auto", "qemu", "firecracker" or "fake"
+	RootDisk    string      `yaml:"root_disk"` // "auto", "qcow2", "reflink", "dmsnap" or "sparse"
 	LogLevel    string      `yaml:"log_level"` // "debug", "info", "warn" or "error"
 	VM          VM          `yaml:"vm"`
 	QEMU        QEMU        `yaml:"qemu"`
@@ -93,13 +94,17 @@ type Limits struct {
 	Boots Count `yaml:"boots"` // how many may boot at once; auto: the host's CPUs, at least 2
 }
 
-// The values of Driver, QEMU.Accel and DNS.Listen.
+// The values of Driver, RootDisk, QEMU.Accel and DNS.Listen.
 const (
 	None              = "none"
 	Auto              = "auto"
 	DriverQEMU        = "qemu"
 	DriverFirecracker = "firecracker"
 	DriverFake        = "fake"
+	DiskQCOW2         = "qcow2"
+	DiskReflink       = "reflink"
+	DiskDMSnap        = "dmsnap"
+	DiskSparse        = "sparse"
 	AccelKVM          = "kvm"
 	AccelTCG          = "tcg"
 )
@@ -108,6 +113,7 @@ const (
 func Default() Config {
 	return Config{
 		Driver:   Auto,
+		RootDisk: Auto,
 		LogLevel: "info",
 		VM: VM{
 			CPUs:        0,

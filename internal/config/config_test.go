@@ -79,7 +79,7 @@ func TestLoadSetsValues(t *testing.T) {
 func TestBadFiles(t *testing.T) {
 	for _, tc := range []struct{ text, msg, hint string }{
 		{"vm:\n  cpu: 2\n", "config: vm.cpu: unknown key (line 2)", "did you mean cpus?"},
-		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, log_level, vm, qemu, firecracker, network, dns, limits"},
+		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, root_disk, log_level, vm, qemu, firecracker, network, dns, limits"},
 		{"vm:\n  cpus: 0\n", `config: vm.cpus: must be "auto" or a whole number above zero, not "0" (line 2)`, ""},
 		{"vm: {cpus: -1}\n", "config: vm.cpus: must be", ""},
 		{"vm: {cpus: 999}\n", "config: vm.cpus: must be at most 256, not 999", ""},

@@ -35,6 +35,7 @@ func (c Config) Validate() error {
 		err *errdefs.Error
 	}{
 		{"driver", oneOf(c.Driver, Auto, DriverQEMU, DriverFirecracker, DriverFake)},
+		{"root_disk", oneOf(c.RootDisk, Auto, DiskQCOW2, DiskReflink, DiskDMSnap, DiskSparse)},
 		{"log_level", oneOf(c.LogLevel, "debug", "info", "warn", "error")},
 		{"vm.cpus", between(c.VM.CPUs, 0, maxCPUs)},
 		{"vm.memory", autoOr(c.VM.Memory, minMemory, maxMemory)},

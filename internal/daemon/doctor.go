@@ -4,17 +4,18 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"banger/internal/config"
 	"banger/internal/daemon/fcproc"
 	"banger/internal/daemon/imagemgr"
 	"banger/internal/daemon/networks"
 	"banger/internal/daemon/qemuproc"
-	"banger/internal/daemon/rootdisk"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
@@ -171,15 +172,41 @@ func isolationCheck() doctor.Check {
 	}}
 }
 
-// diskCheck tells how root disks are made.
+// diskCheck tells how root disks are made, for each driver that is here or is to be.
 func diskCheck(opts Options, conf config.Config) doctor.Check {
-	return doctor.Check{Name: "root disks", Run: func(context.Context) doctor.Result {
-		format := hypervisor.FormatQcow2
-		if conf.Driver == config.DriverFake {
-			format = hypervisor.FormatRaw
+	return doctor.Check{Name: "root disks", Run: func(ctx context.Context) doctor.Result {
+		set := rootDisks(conf, opts.Layout.State, slog.New(slog.DiscardHandler))
+		var says []string
+		for _, d := range diskReaders(conf) {
+			m, why, err := set.Choose(ctx, d.formats...)
+			if err != nil {
+				return doctor.FailErr("set root_disk: auto in the configuration", errdefs.Wrap(err, "for %s", d.name))
+			}
+			says = append(says, fmt.Sprintf("%s for %s (%s)", m.Name(), d.name, why))
 		}
-		return doctor.Pass("%s", rootdisk.Method(format, opts.Layout.State))
+		return doctor.Pass("%s", strings.Join(says, "; "))
 	}}
+}
+
+// diskReader is a driver and what it reads.
+type diskReader struct {
+	name    string
+	formats []hypervisor.DiskFormat
+}
+
+func diskReaders(conf config.Config) (list []diskReader) {
+	raw := []hypervisor.DiskFormat{hypervisor.FormatRaw}
+	if conf.Driver == config.DriverFake {
+		return []diskReader{{config.DriverFake, raw}}
+	}
+	_, missing := sysexec.Look(conf.Firecracker.Binary)
+	if conf.Driver != config.DriverFirecracker {
+		list = append(list, diskReader{config.DriverQEMU, append(slices.Clone(raw), hypervisor.FormatQcow2)})
+	}
+	if conf.Driver == config.DriverFirecracker || conf.Driver == config.Auto && missing == nil {
+		list = append(list, diskReader{config.DriverFirecracker, raw})
+	}
+	return list
 }
 
 // archiveCheck tells where kernels and images are made from.

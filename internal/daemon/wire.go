@@ -3,10 +3,12 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 
 	"banger/internal/config"
+	"banger/internal/daemon/dmsnap"
 	"banger/internal/daemon/fakevm"
 	"banger/internal/daemon/fcproc"
 	"banger/internal/daemon/imagemgr"
@@ -25,7 +27,6 @@ import (
 	"banger/internal/hypervisor/accel"
 	"banger/internal/lockrank"
 	"banger/internal/logkey"
-	"banger/internal/model"
 	"banger/internal/store"
 )
 
@@ -82,7 +83,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	}
 	vms = vm.New(vm.Deps{
 		Store: db, Layout: layout, Drivers: drivers, Pick: picker{conf.Driver, drivers}.pick,
-		Artifacts: images, Caps: caps.registry, Disks: disks{}, Ops: ops,
+		Artifacts: images, Caps: caps.registry, Disks: rootDisks(conf, layout.State, d.log), Ops: ops,
 		Defaults: vm.Defaults{
 			CPUs: int(conf.VM.CPUs), MemoryMiB: conf.VM.Memory.Bytes() >> 20, DiskBytes: conf.VM.Disk.Bytes(),
 			Image: conf.VM.Image, Kernel: conf.VM.Kernel, Net: conf.VM.Net,
@@ -186,16 +187,9 @@ func displayName(db *store.Store) func(string) string {
 	}
 }
 
-// disks adapts rootdisk to what the VM service asks for.
-type disks struct{}
-
-func (disks) Create(ctx context.Context, image model.Image, dest string, size int64, qcow bool) (hypervisor.DiskFormat, error) {
-	format := hypervisor.FormatRaw
-	if qcow {
-		format = hypervisor.FormatQcow2
-	}
-	disk, err := rootdisk.Create(ctx, rootdisk.Request{
-		ImagePath: image.Path, Dest: dest, SizeBytes: size, Format: format,
-	})
-	return disk.Format, err
+// rootDisks are the methods of making root disks, the best first. What takes the time
+// of a copy comes last.
+func rootDisks(conf config.Config, state string, log *slog.Logger) *rootdisk.Set {
+	return rootdisk.NewSet(conf.RootDisk, state,
+		rootdisk.QCOW2(), rootdisk.Reflink(), rootdisk.DMSnap(dmsnap.New("/dev"), log), rootdisk.Sparse())
 }

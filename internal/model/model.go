@@ -49,6 +49,8 @@ type VMSpec struct {
 	DriverWhy  string            `json:"driver_why,omitempty"`  // for people
 	Machine    string            `json:"machine"`               // versioned machine type, e.g. pc-q35-7.2
 	CPUModel   string            `json:"cpu_model"`             // named, version-stable CPU model
+	DiskMethod string            `json:"disk_method,omitempty"` // how its root disk is made; empty: qcow2, of rows from before there was a choice
+	DiskWhy    string            `json:"disk_why,omitempty"`    // for people
 	Nested     bool              `json:"nested,omitempty"`      // the guest may run VMs with KVM itself
 	Env        map[string]string `json:"env,omitempty"`
 	User       string            `json:"user,omitempty"`    // default user of commands; empty: the image's

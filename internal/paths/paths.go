@@ -46,7 +46,10 @@ const (
 // Names in vms/<id>/. They are short and used relative to that directory, which
 // keeps sockets under the 108-byte limit wherever the state directory is.
 const (
-	RootDiskFile   = "root.qcow2"
+	RootDiskFile   = "root.qcow2"   // the root disk as an overlay
+	RootRawFile    = "root.raw"     // the same as a file of its own
+	RootCOWFile    = "root.cow"     // the same by device-mapper: what differs from the image
+	RootNode       = "root.dev"     // and the node by which the VMM opens it, while it is active
 	HandlesFile    = "handles.json" // scratch: pid, start time, sockets of the running VMM
 	QMPSocket      = "qmp.sock"
 	AgentSocket    = "agent.sock" // the guest channel

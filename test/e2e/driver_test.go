@@ -34,16 +34,14 @@ func TestDriver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk, err := rootdisk.Create(t.Context(), rootdisk.Request{
-		ImagePath: image, Dest: filepath.Join(dir, paths.RootDiskFile), SizeBytes: st.Size(), Format: hypervisor.FormatQcow2,
-	})
-	if err != nil {
+	method, disk := rootdisk.QCOW2(), rootdisk.Disk{Dir: dir, Image: image, Size: st.Size()}
+	if err := method.Create(t.Context(), disk); err != nil {
 		t.Fatal(err)
 	}
 	spec := hypervisor.Spec{
 		VMID: "0123456789ab", Dir: dir, CPUs: 2, MemoryMiB: 1024, Machine: info.Machine, CPUModel: info.CPUModel,
 		Vmlinux: files.vmlinux, Initramfs: files.initramfs,
-		LinkUp: true, MAC: "52:54:00:12:34:56", Disks: []hypervisor.Disk{disk},
+		LinkUp: true, MAC: "52:54:00:12:34:56", Disks: []hypervisor.Disk{method.View(disk)},
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()

@@ -1094,6 +1094,8 @@ type VM struct {
 	NoNat              bool                   `protobuf:"varint,35,opt,name=no_nat,json=noNat,proto3" json:"no_nat,omitempty"`                       // it reaches nothing beyond the host
 	ExposeHost         []uint32               `protobuf:"varint,36,rep,packed,name=expose_host,json=exposeHost,proto3" json:"expose_host,omitempty"` // ports of the host that it reaches at its gateway
 	Network            string                 `protobuf:"bytes,37,opt,name=network,proto3" json:"network,omitempty"`                                 // the named network it is on; empty: none
+	DiskMethod         string                 `protobuf:"bytes,38,opt,name=disk_method,json=diskMethod,proto3" json:"disk_method,omitempty"`         // how its root disk is made: "qcow2", "reflink", "dmsnap", "sparse"
+	DiskWhy            string                 `protobuf:"bytes,39,opt,name=disk_why,json=diskWhy,proto3" json:"disk_why,omitempty"`                  // why so, for people
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1383,6 +1385,20 @@ func (x *VM) GetExposeHost() []uint32 {
 func (x *VM) GetNetwork() string {
 	if x != nil {
 		return x.Network
+	}
+	return ""
+}
+
+func (x *VM) GetDiskMethod() string {
+	if x != nil {
+		return x.DiskMethod
+	}
+	return ""
+}
+
+func (x *VM) GetDiskWhy() string {
+	if x != nil {
+		return x.DiskWhy
 	}
 	return ""
 }
@@ -2860,7 +2876,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"tail_bytes\x18\x04 \x01(\x03R\ttailBytes\"\x1e\n" +
 	"\bLogChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xb6\b\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xf2\b\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2908,7 +2924,10 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x06no_nat\x18# \x01(\bR\x05noNat\x12\x1f\n" +
 	"\vexpose_host\x18$ \x03(\rR\n" +
 	"exposeHost\x12\x18\n" +
-	"\anetwork\x18% \x01(\tR\anetwork\"\x86\x04\n" +
+	"\anetwork\x18% \x01(\tR\anetwork\x12\x1f\n" +
+	"\vdisk_method\x18& \x01(\tR\n" +
+	"diskMethod\x12\x19\n" +
+	"\bdisk_why\x18' \x01(\tR\adiskWhy\"\x86\x04\n" +
 	"\aVMStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +

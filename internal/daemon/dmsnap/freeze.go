@@ -74,18 +74,3 @@ func (h *Host) top(c *control, v Volume) (below string, next int, err error) {
 	}
 	return below, v.height(ours[1].name) + 1, nil
 }
-
-// Thaw lets a volume go on that a crash has left suspended, as it was before. One
-// that is not suspended, or not up, is left alone.
-func (h *Host) Thaw(v Volume) error {
-	c, err := openControl(h.dev)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	d, err := c.find(v.Name)
-	if err != nil || d == nil || !d.suspended {
-		return err
-	}
-	return errors.Join(c.unload(v.Name), c.resume(v.Name))
-}

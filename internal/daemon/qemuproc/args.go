@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -242,7 +243,7 @@ func blockdev(i int, d hypervisor.Disk, out *outside) (string, error) {
 	}
 	n := node{
 		Driver: string(d.Format), NodeName: fmt.Sprintf("disk%d", i), ReadOnly: d.ReadOnly,
-		File: &node{Driver: "file", Filename: name, ReadOnly: d.ReadOnly},
+		File: &node{Driver: protocol(d.Path), Filename: name, ReadOnly: d.ReadOnly},
 	}
 	if !d.ReadOnly {
 		n.Discard, n.DetectZeroes, n.File.Discard = "unmap", "unmap", "unmap"
@@ -259,6 +260,15 @@ func blockdev(i int, d hypervisor.Disk, out *outside) (string, error) {
 	}
 	b, err := json.Marshal(n)
 	return string(b), err
+}
+
+// protocol is QEMU's driver for what a path names. One that is not there fails when it
+// is opened.
+func protocol(path string) string {
+	if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeDevice != 0 {
+		return "host_device"
+	}
+	return "file"
 }
 
 // relative shortens what lies in dir, QEMU's working directory.

@@ -2,12 +2,53 @@ package rootdisk
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"os"
 
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
+	"banger/internal/paths"
 )
+
+// QCOW2 makes qcow2 overlays: a few kilobytes that name the image as backing file.
+// They work on every file system, for drivers that read them.
+func QCOW2() Method {
+	return qcow2{file{name: paths.RootDiskFile, format: hypervisor.FormatQcow2, grow: growOverlay}}
+}
+
+type qcow2 struct{ file }
+
+// Name implements Method.
+func (qcow2) Name() string { return "qcow2" }
+
+// Check implements Method.
+func (qcow2) Check(context.Context, string) (string, error) {
+	return "the driver reads them, on every file system", nil
+}
+
+// View implements Method. The backing file is said besides: the VMM may be unable to
+// open it by the name in the header.
+func (m qcow2) View(d Disk) hypervisor.Disk {
+	v := m.file.View(d)
+	v.Backing = d.Image
+	return v
+}
+
+// Create implements Method.
+func (m qcow2) Create(_ context.Context, d Disk) error {
+	image, err := open(&d)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	if len(d.Image) > maxBacking {
+		return errdefs.Invalid("make root disk: the image's path has %d bytes, qcow2 allows %d", len(d.Image), maxBacking).
+			WithHint("use a shorter state directory")
+	}
+	err = publish(m.path(d), d.UID, func(f *os.File) error { return writeOverlay(f, d.Image, d.Size) })
+	return wrap(err, "make root disk")
+}
 
 // The qcow2 format, version 3, as far as an empty overlay needs it. All numbers
 // are big-endian.
@@ -20,6 +61,9 @@ const (
 	entriesPerL2  = clusterSize / 8
 	maxBacking    = 1023       // bytes of the backing file's name
 	extBackingFmt = 0xE2792ACA // header extension: format of the backing file
+
+	sizeAt      = 24 // offsets in the header
+	l1EntriesAt = 36
 
 	headerCluster  = 0
 	countsCluster  = 1 // table of refcount blocks
@@ -46,11 +90,17 @@ type qcowHeader struct {
 	RefcountOrder, HeaderBytes uint32
 }
 
+// l1For is how many entries the first-level table of a disk has.
+func l1For(size int64) int64 {
+	const perL1 = int64(entriesPerL2) * clusterSize
+	return (size + perL1 - 1) / perL1
+}
+
 // writeOverlay writes an image of size bytes in which nothing is allocated: every
 // read falls through to backing.
-func writeOverlay(f *os.File, backing string, format hypervisor.DiskFormat, size int64) error {
-	perL1 := int64(entriesPerL2) * clusterSize
-	l1Entries := (size + perL1 - 1) / perL1
+func writeOverlay(f *os.File, backing string, size int64) error {
+	const format = hypervisor.FormatRaw // of the backing file
+	l1Entries := l1For(size)
 	l1Clusters := (l1Entries*8 + clusterSize - 1) / clusterSize
 	used := l1FirstCluster + l1Clusters
 
@@ -91,17 +141,44 @@ func writeOverlay(f *os.File, backing string, format hypervisor.DiskFormat, size
 	return f.Truncate(used * clusterSize) // the first-level table is all zero
 }
 
-// virtualSize reads the size of the disk in a qcow2 image.
-func virtualSize(f *os.File) (int64, error) {
-	var h qcowHeader
-	b := make([]byte, 32)
+// growOverlay makes the disk in an overlay that nobody uses size bytes large. New
+// entries of the first-level table fit into the cluster it has, up to 4 TiB; what lay
+// there may be anything. The header is written last, and its sector as one.
+func growOverlay(f *os.File, size int64) (was int64, err error) {
+	b := make([]byte, sector)
 	if _, err := f.ReadAt(b, 0); err != nil {
-		return 0, errdefs.Invalid("read %s: %w", f.Name(), err)
+		return 0, err
 	}
-	be := binary.BigEndian
-	h.Magic, h.Version, h.Size = be.Uint32(b), be.Uint32(b[4:]), be.Uint64(b[24:])
-	if h.Magic != qcowMagic || h.Version < 2 || h.Version > 3 || h.Size > maxSize {
-		return 0, errdefs.Invalid("%s is not a qcow2 image", f.Name())
+	var h qcowHeader
+	if err := binary.Read(bytes.NewReader(b), binary.BigEndian, &h); err != nil {
+		return 0, err
 	}
-	return int64(h.Size), nil
+	if h.Magic != qcowMagic || h.Version != qcowVersion || h.ClusterBits != clusterBits || h.Incompatible != 0 || h.Snapshots != 0 || h.Size > maxSize {
+		return 0, errdefs.Precondition("%s is not an overlay of ours, or is damaged", f.Name()).
+			WithHint("delete the VM and make it anew")
+	}
+	was = int64(h.Size)
+	if size <= was {
+		return was, nil
+	}
+	old, entries := int64(h.L1Entries), l1For(size)
+	if room := (old*8 + clusterSize - 1) / clusterSize * clusterSize / 8; entries > room {
+		return was, errdefs.Unsupported("a disk of %d GiB cannot become one of %d GiB", was>>30, size>>30).
+			WithHint("up to %d TiB it can", l1Reach(room)>>40)
+	}
+	if entries > old {
+		if _, err := f.WriteAt(make([]byte, (entries-old)*8), int64(h.L1Offset)+old*8); err != nil {
+			return was, err
+		}
+		if err := f.Sync(); err != nil {
+			return was, err
+		}
+	}
+	binary.BigEndian.PutUint64(b[sizeAt:], uint64(size))
+	binary.BigEndian.PutUint32(b[l1EntriesAt:], uint32(entries))
+	_, err = f.WriteAt(b, 0)
+	return was, err
 }
+
+// l1Reach is how large a disk with so many entries can be, in bytes.
+func l1Reach(entries int64) int64 { return entries * entriesPerL2 * clusterSize }

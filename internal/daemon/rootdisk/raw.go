@@ -7,20 +7,90 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/paths"
 )
 
 // copyChunk is how much is copied before the context is looked at, in bytes.
 const copyChunk = 64 << 20
 
-// copyRaw makes f a private copy of image, extended to size with a hole.
-func copyRaw(ctx context.Context, f, image *os.File, size int64) error {
-	if err := reflink(f, image); err != nil {
-		// Any file system may refuse, each for its own reason; copying always works.
-		if err := copySparse(ctx, f, image); err != nil {
+// Reflink makes raw files that share the blocks of the image until they are written,
+// on file systems that can: XFS, btrfs.
+func Reflink() Method { return raw{rawFile, "reflink", true} }
+
+// Sparse makes raw copies of the image without its holes. It works everywhere, and
+// takes the longest and the most space.
+func Sparse() Method { return raw{rawFile, "sparse", false} }
+
+var rawFile = file{name: paths.RootRawFile, format: hypervisor.FormatRaw, grow: growRaw}
+
+type raw struct {
+	file
+	called string
+	share  bool
+}
+
+// Name implements Method.
+func (m raw) Name() string { return m.called }
+
+// Check implements Method.
+func (m raw) Check(_ context.Context, dir string) (string, error) {
+	if !m.share {
+		return "copies work everywhere", nil
+	}
+	err := tryReflink(dir)
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		return "files here share blocks", nil
+	}
+	return "", errdefs.Unsupported("files in %s share no blocks: %w", dir, err).
+		WithHint("keep the state on XFS or btrfs: set %s", paths.EnvStateDir)
+}
+
+// Create implements Method.
+func (m raw) Create(ctx context.Context, d Disk) error {
+	image, err := open(&d)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	err = publish(m.path(d), d.UID, func(f *os.File) error {
+		copied := copySparse
+		if m.share {
+			copied = copyFile
+		}
+		if err := copied(ctx, f, image); err != nil {
 			return err
 		}
+		return f.Truncate(d.Size)
+	})
+	return wrap(err, "make root disk")
+}
+
+// growRaw extends a raw disk with a hole.
+func growRaw(f *os.File, size int64) (was int64, err error) {
+	st, err := f.Stat()
+	if err != nil || size <= st.Size() {
+		return sizeOf(st), err
 	}
-	return f.Truncate(size)
+	return st.Size(), f.Truncate(size)
+}
+
+func sizeOf(st os.FileInfo) int64 {
+	if st == nil {
+		return 0
+	}
+	return st.Size()
+}
+
+// copyFile makes f a private copy of src. Any file system may refuse to share blocks,
+// each for its own reason (an image may lie on another one); copying always works.
+func copyFile(ctx context.Context, f, src *os.File) error {
+	if err := reflink(f, src); err == nil {
+		return nil
+	}
+	return copySparse(ctx, f, src)
 }
 
 // reflink makes f share the blocks of image.
@@ -59,7 +129,7 @@ func copySparse(ctx context.Context, f, image *os.File) error {
 	for at := int64(0); at < st.Size(); {
 		start, err := unix.Seek(int(image.Fd()), at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
-			return nil // a hole up to the end
+			break // a hole up to the end
 		}
 		if err != nil {
 			return &os.PathError{Op: "seek", Path: image.Name(), Err: err}
@@ -73,7 +143,7 @@ func copySparse(ctx context.Context, f, image *os.File) error {
 		}
 		at = end
 	}
-	return nil
+	return f.Truncate(st.Size())
 }
 
 func copyRange(ctx context.Context, f, image *os.File, start, end int64) error {

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,25 +18,6 @@ import (
 	"banger/internal/hypervisor"
 	"banger/internal/sysexec"
 )
-
-const mib = 1 << 20
-
-// image makes a sparse file with something in two places.
-func image(t *testing.T, size int64) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "an image: with, odd \"name\".ext4")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for at, text := range map[int64]string{0: "first", size - 5: "last!"} {
-		if _, err := f.WriteAt([]byte(text), at); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return path
-}
 
 func qemuImg(t *testing.T, args ...string) []byte {
 	t.Helper()
@@ -48,59 +31,97 @@ func qemuImg(t *testing.T, args ...string) []byte {
 	return out
 }
 
-// Every kind of disk holds the image's content, is as large as asked, takes next
-// to nothing, and leaves the image alone when it is written.
-func TestConformance(t *testing.T) {
-	const imageSize = 8*mib + 512
-	for _, format := range []hypervisor.DiskFormat{hypervisor.FormatQcow2, hypervisor.FormatRaw} {
-		for _, size := range []int64{imageSize, imageSize + 1, 100 * mib, 3 << 30, 5 << 40} {
-			t.Run(fmt.Sprintf("%s/%d", format, size), func(t *testing.T) {
-				img := image(t, imageSize)
-				before, err := os.ReadFile(img)
-				if err != nil {
-					t.Fatal(err)
-				}
-				dest := filepath.Join(t.TempDir(), "root disk")
-				d, err := rootdisk.Create(t.Context(), rootdisk.Request{ImagePath: img, Dest: dest, SizeBytes: size, Format: format})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if d != (hypervisor.Disk{Serial: hypervisor.SerialRoot, Path: dest, Format: format}) {
-					t.Errorf("got %+v", d)
-				}
-				if used, err := rootdisk.Used(dest); err != nil || used > mib {
-					t.Errorf("an unused disk takes %d bytes, %v", used, err)
-				}
-				rounded := (size + 511) / 512 * 512
-				checkInfo(t, d, img, rounded)
-				if rounded > 200*mib {
-					return // content is the same, converting takes long
-				}
-				plain := filepath.Join(t.TempDir(), "plain")
-				qemuImg(t, "convert", "-f", string(format), "-O", "raw", dest, plain)
-				got, err := os.ReadFile(plain)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if int64(len(got)) != rounded || !bytes.Equal(got[:imageSize], before) || len(bytes.Trim(got[imageSize:], "\x00")) > 0 {
-					t.Errorf("content differs from the image (%d bytes)", len(got))
-				}
-				if after, _ := os.ReadFile(img); !bytes.Equal(before, after) {
-					t.Error("the image changed")
-				}
-				if left, _ := filepath.Glob(filepath.Join(filepath.Dir(dest), ".*")); len(left) > 0 {
-					t.Errorf("left %v", left)
-				}
-			})
-		}
+func qemuIO(t *testing.T, path string, value byte, at, n int64) {
+	t.Helper()
+	out, err := sysexec.Output(t.Context(), sysexec.Cmd{
+		Path: "qemu-io", Args: []string{"-f", "qcow2", "-c", fmt.Sprintf("write -P %d %d %d", value, at, n), path},
+	})
+	if err != nil || strings.Contains(string(out), "fail") {
+		t.Fatalf("qemu-io: %v: %s", err, out)
 	}
 }
 
-func checkInfo(t *testing.T, d hypervisor.Disk, img string, size int64) {
-	t.Helper()
-	if d.Format == hypervisor.FormatRaw {
-		if st, err := os.Stat(d.Path); err != nil || st.Size() != size {
-			t.Errorf("size %v, %v; want %d", st.Size(), err, size)
+// filled is b with n bytes of value at a place.
+func filled(b []byte, at, n int64, value byte) []byte {
+	b = bytes.Clone(b)
+	copy(b[at:], bytes.Repeat([]byte{value}, int(n)))
+	return b
+}
+
+func (w *world) same(what string, got, want []byte) {
+	w.Helper()
+	if !bytes.Equal(got, want) {
+		w.Errorf("%s: %d bytes differ from the %d that should be there", what, len(got), len(want))
+	}
+}
+
+// A disk holds its image's content and nothing besides, takes next to nothing, is as
+// large as asked, keeps what is written from use to use, and leaves the image alone.
+func TestLife(t *testing.T) {
+	each(t, func(w *world) {
+		for _, size := range []int64{8 * mib, 8*mib + 1, 100 * mib, 3 << 30, 5 << 40} {
+			if size > 4<<40 && w.m.Name() == "dmsnap" {
+				size = 1 << 40 // ext4 has no larger files
+			}
+			d := w.made(size)
+			n, err := w.m.Used(d)
+			if w.must(err); n > mib {
+				w.Errorf("an unused disk takes %d bytes", n)
+			}
+			if v := w.m.View(d); v.Serial != hypervisor.SerialRoot || v.Format != w.m.Format() || filepath.Dir(v.Path) != d.Dir {
+				w.Errorf("view %+v", v)
+			}
+			if size > 100*mib {
+				w.use(d, func(u *used) { u.checkSize(size) })
+				w.must(w.m.Remove(w.Context(), d))
+				continue // content is the same, and takes long
+			}
+			want := append(bytes.Clone(w.noise), make([]byte, (size+511)/512*512-8*mib)...)
+			w.use(d, func(u *used) {
+				w.same("a new disk", u.content(), want)
+				u.write(mib, mib, 'x')
+				u.write(size/2&^4095, 4096, 'y')
+			})
+			want = filled(filled(want, mib, mib, 'x'), size/2&^4095, 4096, 'y')
+			w.must(w.m.Activate(w.Context(), d)) // twice
+			w.use(d, func(u *used) { w.same("a used disk", u.content(), want) })
+			w.must(w.m.Deactivate(w.Context(), d))
+			if n, err := w.m.Used(d); err != nil || n < mib {
+				w.Errorf("a used disk takes %d bytes, %v", n, err)
+			}
+			w.must(w.m.Remove(w.Context(), d))
+			w.must(w.m.Remove(w.Context(), d))
+			w.only(d.Dir)
+		}
+		b, err := os.ReadFile(w.image)
+		w.must(err)
+		w.same("the image", b, w.noise)
+	})
+}
+
+// only checks that a directory holds nothing but these.
+func (w *world) only(dir string, names ...string) {
+	w.Helper()
+	entries, err := os.ReadDir(dir)
+	w.must(err)
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if !slices.Equal(got, names) {
+		w.Errorf("%s holds %q, want %q", dir, got, names)
+	}
+}
+
+func (u *used) checkSize(size int64) {
+	u.Helper()
+	size = (size + 511) / 512 * 512
+	if u.view.Format == hypervisor.FormatRaw {
+		f, err := os.Open(u.view.Path)
+		u.must(err)
+		defer f.Close()
+		if at, err := f.Seek(0, 2); err != nil || at != size {
+			u.Errorf("size %d, %v; want %d", at, err, size)
 		}
 		return
 	}
@@ -115,144 +136,176 @@ func checkInfo(t *testing.T, d hypervisor.Disk, img string, size int64) {
 			} `json:"data"`
 		} `json:"format-specific"`
 	}
-	if err := json.Unmarshal(qemuImg(t, "info", "--output=json", d.Path), &info); err != nil {
-		t.Fatal(err)
-	}
-	if info.VirtualSize != size || info.Backing != img || info.BackingFmt != "raw" || info.Cluster != 64<<10 || info.Specific.Data.Compat != "1.1" {
-		t.Errorf("info %+v", info)
+	u.must(json.Unmarshal(qemuImg(u.T, "info", "--output=json", u.view.Path), &info))
+	if info.VirtualSize != size || info.Backing != u.image || info.BackingFmt != "raw" || info.Cluster != 64<<10 || info.Specific.Data.Compat != "1.1" {
+		u.Errorf("info %+v", info)
 	}
 	var check struct {
 		Errors      int `json:"check-errors"`
 		Leaks       int `json:"leaks"`
 		Corruptions int `json:"corruptions"`
 	}
-	if err := json.Unmarshal(qemuImg(t, "check", "--output=json", d.Path), &check); err != nil {
-		t.Fatal(err)
-	}
+	u.must(json.Unmarshal(qemuImg(u.T, "check", "--output=json", u.view.Path), &check))
 	if check.Errors+check.Leaks+check.Corruptions > 0 {
-		t.Errorf("check %+v", check)
+		u.Errorf("check %+v", check)
 	}
 }
 
-// An overlay that was written to is still sound, and may itself be a backing file.
-func TestOverlayInUse(t *testing.T) {
-	img := image(t, 8*mib)
-	dir := t.TempDir()
-	first := filepath.Join(dir, "first.qcow2")
-	if _, err := rootdisk.Create(t.Context(), rootdisk.Request{ImagePath: img, Dest: first, SizeBytes: 2 << 30, Format: hypervisor.FormatQcow2}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := sysexec.Look("qemu-io"); err != nil {
-		t.Skip("needs qemu-io (package qemu-utils)")
-	}
-	for _, cmd := range []string{"write -P 7 0 200k", "write -P 8 1900M 70M", "discard 1900M 10M", "read -P 7 100k 100k", "read -P 8 1920M 1M"} {
-		out, err := sysexec.Output(t.Context(), sysexec.Cmd{Path: "qemu-io", Args: []string{"-f", "qcow2", "-c", cmd, first}})
-		if err != nil || strings.Contains(string(out), "fail") {
-			t.Fatalf("%s: %v: %s", cmd, err, out)
+// A disk grows and keeps its content, and never shrinks. One whose row says more than
+// it is grows when it is used next.
+func TestGrow(t *testing.T) {
+	each(t, func(w *world) {
+		d := w.made(16 * mib)
+		w.use(d, func(u *used) { u.write(12*mib, 4*mib, 'a') })
+		want := filled(append(bytes.Clone(w.noise), make([]byte, 24*mib)...), 12*mib, 4*mib, 'a')
+		d.Size = 24 * mib
+		w.must(w.m.Grow(w.Context(), d))
+		w.must(w.m.Grow(w.Context(), d))
+		w.use(d, func(u *used) { w.same("grown", u.content(), want[:24*mib]) })
+		d.Size = 32 * mib
+		w.use(d, func(u *used) {
+			w.same("grown when it was used", u.content(), want)
+			u.write(31*mib, mib, 'b')
+		})
+		want = filled(want, 31*mib, mib, 'b')
+		small := d
+		small.Size = 24 * mib
+		if err := w.m.Grow(w.Context(), small); !errors.Is(err, errdefs.ErrInvalidArgument) || errdefs.HintOf(err) == "" {
+			w.Errorf("shrinking: %v", err)
 		}
-	}
-	qemuImg(t, "check", first)
-	if used, err := rootdisk.Used(first); err != nil || used < 50*mib {
-		t.Errorf("used %d, %v", used, err)
-	}
-	second := filepath.Join(dir, "second.qcow2")
-	req := rootdisk.Request{ImagePath: first, ImageFormat: hypervisor.FormatQcow2, Dest: second, SizeBytes: 2 << 30, Format: hypervisor.FormatQcow2}
-	if _, err := rootdisk.Create(t.Context(), req); err != nil {
-		t.Fatal(err)
-	}
-	qemuImg(t, "check", second)
-	if out := qemuImg(t, "info", second); !strings.Contains(string(out), "backing file format: qcow2") {
-		t.Errorf("info: %s", out)
-	}
-	req.SizeBytes, req.Dest = 1<<30, filepath.Join(dir, "third.qcow2")
-	if _, err := rootdisk.Create(t.Context(), req); errdefs.ClassOf(err) != errdefs.ClassInvalidArgument {
-		t.Errorf("disk smaller than a qcow2 image: %v", err)
-	}
+		w.use(d, func(u *used) { w.same("refused to shrink", u.content(), want) })
+		// Far enough for more entries in an overlay's table.
+		d.Size = 40 << 30
+		w.must(w.m.Grow(w.Context(), d))
+		w.use(d, func(u *used) { u.checkSize(d.Size) })
+	})
+}
+
+// A frozen disk stays what it was, and disks cloned from it begin as that, whatever
+// becomes of all others.
+func TestFreezeAndClone(t *testing.T) {
+	each(t, func(w *world) {
+		d := w.made(16 * mib)
+		want := append(bytes.Clone(w.noise), make([]byte, 8*mib)...)
+		points := []string{filepath.Join(w.dir, "first"), filepath.Join(w.dir, "second")}
+		for i, into := range points {
+			w.must(os.Mkdir(into, 0o700))
+			w.use(d, func(u *used) { u.write(int64(i)*4*mib, 4096, byte('a'+i)) })
+			want = filled(want, int64(i)*4*mib, 4096, byte('a'+i))
+			w.must(w.m.Freeze(w.Context(), d, into, false))
+		}
+		w.use(d, func(u *used) {
+			w.same("frozen twice", u.content(), want)
+			u.write(0, 8*mib, 'z')
+		})
+		first := filled(want, 4*mib, 4096, 0)
+		copy(first[4*mib:], w.noise[4*mib:4*mib+4096])
+		c := w.disk(24 * mib)
+		w.must(w.m.Clone(w.Context(), points[0], c))
+		w.use(c, func(u *used) {
+			w.same("a clone of the first", u.content(), append(first, make([]byte, 8*mib)...))
+			u.write(0, mib, 'q')
+		})
+		small := w.disk(12 * mib)
+		if err := w.m.Clone(w.Context(), points[1], small); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			w.Errorf("a clone that is smaller: %v", err)
+		}
+		w.only(small.Dir)
+		w.must(w.m.Remove(w.Context(), d))
+		c2 := w.disk(16 * mib)
+		w.must(w.m.Clone(w.Context(), points[1], c2))
+		for _, p := range points {
+			w.must(os.RemoveAll(p))
+		}
+		w.use(c2, func(u *used) { w.same("a clone of the second", u.content(), want) })
+		none := w.disk(16 * mib)
+		if err := w.m.Clone(w.Context(), points[0], none); !errors.Is(err, errdefs.ErrNotFound) {
+			w.Errorf("a clone of nothing: %v", err)
+		}
+		w.only(none.Dir)
+	})
+}
+
+// A disk in use is frozen as well, or that is refused, and it goes on in any case.
+func TestFreezeRunning(t *testing.T) {
+	each(t, func(w *world) {
+		d := w.made(16 * mib)
+		into := filepath.Join(w.dir, "point")
+		w.must(os.Mkdir(into, 0o700))
+		want := append(bytes.Clone(w.noise), make([]byte, 8*mib)...)
+		before := filled(want, 0, mib, 'a')
+		frozen := false
+		w.use(d, func(u *used) {
+			u.write(0, mib, 'a')
+			err := w.m.Freeze(w.Context(), d, into, true)
+			if frozen = w.place.shares() || w.m.Name() == "dmsnap"; !frozen {
+				if !errors.Is(err, errdefs.ErrUnsupported) || errdefs.HintOf(err) == "" {
+					w.Errorf("freeze: %v", err)
+				}
+				w.only(into)
+			} else if err != nil {
+				w.Fatal(err)
+			}
+			u.write(0, mib, 'b')
+			w.same("in use", u.content(), filled(want, 0, mib, 'b'))
+		})
+		w.use(d, func(u *used) { w.same("used again", u.content(), filled(want, 0, mib, 'b')) })
+		if frozen {
+			c := w.disk(16 * mib)
+			w.must(w.m.Clone(w.Context(), into, c))
+			w.use(c, func(u *used) { w.same("the clone", u.content(), before) })
+		}
+	})
 }
 
 func TestRefusals(t *testing.T) {
-	img := image(t, 8*mib)
-	dir := t.TempDir()
-	taken := filepath.Join(dir, "taken")
-	if err := os.WriteFile(taken, []byte("precious"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	good := rootdisk.Request{ImagePath: img, Dest: filepath.Join(dir, "disk"), SizeBytes: 8 * mib}
-	for _, format := range []hypervisor.DiskFormat{hypervisor.FormatQcow2, hypervisor.FormatRaw} {
+	each(t, func(w *world) {
+		taken := w.made(8 * mib)
 		for _, c := range []struct {
 			name  string
-			bend  func(*rootdisk.Request)
+			bend  func(*rootdisk.Disk)
 			class errdefs.Class
 			hint  string
 		}{
-			{"too small", func(r *rootdisk.Request) { r.SizeBytes-- }, errdefs.ClassInvalidArgument, "--disk 8M"},
-			{"zero", func(r *rootdisk.Request) { r.SizeBytes = 0 }, errdefs.ClassInvalidArgument, ""},
-			{"negative", func(r *rootdisk.Request) { r.SizeBytes = -1 }, errdefs.ClassInvalidArgument, ""},
-			{"absurd", func(r *rootdisk.Request) { r.SizeBytes = 1 << 62 }, errdefs.ClassInvalidArgument, ""},
-			{"relative image", func(r *rootdisk.Request) { r.ImagePath = "rootdisk_test.go" }, errdefs.ClassInvalidArgument, ""},
-			{"no image", func(r *rootdisk.Request) { r.ImagePath += "x" }, errdefs.ClassNotFound, "pull"},
-			{"a directory", func(r *rootdisk.Request) { r.ImagePath = dir }, errdefs.ClassInvalidArgument, ""},
-			{"taken", func(r *rootdisk.Request) { r.Dest = taken }, errdefs.ClassAlreadyExists, ""},
-			{"format", func(r *rootdisk.Request) { r.Format = "vmdk" }, errdefs.ClassInvalidArgument, ""},
-			{"not qcow2", func(r *rootdisk.Request) { r.ImageFormat = hypervisor.FormatQcow2; r.Format = hypervisor.FormatQcow2 }, errdefs.ClassInvalidArgument, ""},
+			{"too small", func(d *rootdisk.Disk) { d.Size-- }, errdefs.ClassInvalidArgument, "--disk 8M"},
+			{"zero", func(d *rootdisk.Disk) { d.Size = 0 }, errdefs.ClassInvalidArgument, ""},
+			{"negative", func(d *rootdisk.Disk) { d.Size = -1 }, errdefs.ClassInvalidArgument, ""},
+			{"absurd", func(d *rootdisk.Disk) { d.Size = 1 << 62 }, errdefs.ClassInvalidArgument, ""},
+			{"relative image", func(d *rootdisk.Disk) { d.Image = "rootdisk_test.go" }, errdefs.ClassInvalidArgument, ""},
+			{"no image", func(d *rootdisk.Disk) { d.Image += "x" }, errdefs.ClassNotFound, "pull"},
+			{"a directory", func(d *rootdisk.Disk) { d.Image = d.Dir }, errdefs.ClassInvalidArgument, ""},
+			{"taken", func(d *rootdisk.Disk) { d.Dir = taken.Dir }, errdefs.ClassAlreadyExists, ""},
 		} {
-			t.Run(string(format)+"/"+c.name, func(t *testing.T) {
-				r := good
-				r.Format = format
-				c.bend(&r)
-				_, err := rootdisk.Create(t.Context(), r)
-				if err == nil || errdefs.ClassOf(err) != c.class || !strings.Contains(errdefs.HintOf(err), c.hint) {
-					t.Errorf("got %v (class %s, hint %q)", err, errdefs.ClassOf(err), errdefs.HintOf(err))
-				}
-			})
+			d := w.disk(8 * mib)
+			dir := d.Dir
+			c.bend(&d)
+			err := w.m.Create(w.Context(), d)
+			if err == nil || errdefs.ClassOf(err) != c.class || !strings.Contains(errdefs.HintOf(err), c.hint) {
+				w.Errorf("%s: got %v (class %s, hint %q)", c.name, err, errdefs.ClassOf(err), errdefs.HintOf(err))
+			}
+			w.only(dir)
 		}
-	}
-	if b, _ := os.ReadFile(taken); string(b) != "precious" {
-		t.Error("an existing file was replaced")
-	}
-	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
-		t.Errorf("left %v", entries)
-	}
+		w.use(taken, func(u *used) { w.same("an existing disk", u.content(), w.noise) })
+		gone := w.disk(8 * mib)
+		if err := w.m.Activate(w.Context(), gone); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(errdefs.HintOf(err), "make it anew") {
+			w.Errorf("a disk that is not there: %v", err)
+		}
+		w.must(w.m.Deactivate(w.Context(), gone))
+	})
 }
 
 func TestCancel(t *testing.T) {
-	img := image(t, 8*mib)
-	dir := t.TempDir()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_, err := rootdisk.Create(ctx, rootdisk.Request{ImagePath: img, Dest: filepath.Join(dir, "d"), SizeBytes: 8 * mib, Format: hypervisor.FormatRaw})
-	if err == nil {
-		t.Skip("this file system makes reflinks, which take no time to cancel")
-	}
-	if errdefs.ClassOf(err) != errdefs.ClassCanceled {
-		t.Errorf("got %v", err)
-	}
-	if entries, _ := os.ReadDir(dir); len(entries) > 0 {
-		t.Errorf("left %v", entries)
-	}
-}
-
-// What is said of the method is what Create does.
-func TestMethod(t *testing.T) {
-	dir := t.TempDir()
-	if got := rootdisk.Method(hypervisor.FormatQcow2, dir); !strings.HasPrefix(got, "qcow2 views") {
-		t.Errorf("qcow2: %s", got)
-	}
-	if got := rootdisk.Method(hypervisor.FormatRaw, filepath.Join(dir, "later")); !strings.Contains(got, "where the file system shares blocks") {
-		t.Errorf("before there is a directory: %s", got)
-	}
-	got := rootdisk.Method(hypervisor.FormatRaw, dir)
-	if !strings.HasPrefix(got, "sparse copies") && !strings.HasPrefix(got, "reflinks") {
-		t.Errorf("raw: %s", got)
-	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-		t.Errorf("trying left %v, %v", entries, err)
-	}
-	// Memory shares no blocks.
-	small, _ := disktest.Small(t, 1*mib)
-	if got := rootdisk.Method(hypervisor.FormatRaw, small); !strings.HasPrefix(got, "sparse copies") || !strings.Contains(got, "not supported") {
-		t.Errorf("in memory: %s", got)
-	}
+	each(t, func(w *world) {
+		ctx, cancel := context.WithCancel(w.Context())
+		cancel()
+		d := w.disk(8 * mib)
+		if err := w.m.Create(ctx, d); err == nil {
+			return // it takes no time that could be cut short
+		} else if errdefs.ClassOf(err) != errdefs.ClassCanceled {
+			w.Errorf("got %v", err)
+		}
+		w.only(d.Dir)
+	})
 }
 
 // With any amount of space too little a disk is an error with a remedy, and leaves
@@ -263,31 +316,31 @@ func TestNoSpace(t *testing.T) {
 	if err := os.WriteFile(img, bytes.Repeat([]byte("full"), mib), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, format := range []hypervisor.DiskFormat{hypervisor.FormatQcow2, hypervisor.FormatRaw} {
+	for _, m := range []rootdisk.Method{rootdisk.QCOW2(), rootdisk.Sparse()} {
 		failures := 0
 		for _, free := range []int64{0, 4 << 10, 8 << 10, 12 << 10, 16 << 10, 64 << 10, 256 << 10, mib, 3 * mib, 4*mib - 4096, 4 * mib, 16 * mib} {
 			leave(free)
-			dest := filepath.Join(dir, "d")
-			_, err := rootdisk.Create(t.Context(), rootdisk.Request{ImagePath: img, Dest: dest, SizeBytes: 8 * mib, Format: format})
+			d := rootdisk.Disk{Dir: dir, Image: img, Size: 8 * mib}
+			err := m.Create(t.Context(), d)
 			if err == nil {
-				if err := os.Remove(dest); err != nil {
+				if err := m.Remove(t.Context(), d); err != nil {
 					t.Fatal(err)
 				}
 				continue
 			}
 			failures++
 			if errdefs.ClassOf(err) != errdefs.ClassExhausted || errdefs.HintOf(err) == "" {
-				t.Errorf("%s with %d free: %v", format, free, err)
+				t.Errorf("%s with %d free: %v", m.Name(), free, err)
 			}
 			if entries, _ := os.ReadDir(dir); len(entries) > 0 {
-				t.Errorf("%s with %d free: left %v", format, free, entries)
+				t.Errorf("%s with %d free: left %v", m.Name(), free, entries)
 			}
-			if format == hypervisor.FormatRaw && free >= 4*mib || free >= mib && format == hypervisor.FormatQcow2 {
-				t.Errorf("%s: %d free is enough: %v", format, free, err)
+			if m.Name() == "sparse" && free >= 4*mib || free >= mib && m.Name() == "qcow2" {
+				t.Errorf("%s: %d free is enough: %v", m.Name(), free, err)
 			}
 		}
 		if failures < 2 {
-			t.Errorf("%s: only %d failures", format, failures)
+			t.Errorf("%s: only %d failures", m.Name(), failures)
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/api/bangerv1"
+	"banger/internal/daemon/rootdisk"
 	"banger/internal/daemon/steps"
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
@@ -42,7 +42,7 @@ type creation struct {
 	image  model.Image
 	kernel model.Kernel
 	driver hypervisor.Driver
-	qcow   bool
+	method rootdisk.Method
 	boot   *boot    // set by the start steps
 	was    model.VM // what it was before
 }
@@ -246,7 +246,7 @@ func (s *Service) create(ctx context.Context, v *model.VM, req *bangerv1.CreateR
 		{Name: "reserve", Do: s.reserve, Undo: s.unreserve},
 	}, steps.On(s.Caps.ReserveSteps(v), (*creation).of), []steps.Step[*creation]{
 		{Name: "directory", Do: s.makeDir, Undo: s.removeDir},
-		{Name: "disk", Do: s.makeDisk},
+		{Name: "disk", Do: s.makeDisk, Undo: s.unmakeDisk},
 	})
 	if !req.NoStart {
 		list = append(list, s.startSteps(v)...)
@@ -280,7 +280,7 @@ func (s *Service) resolve(ctx context.Context, c *creation, kernel string, p mod
 	if (v.Spec.DiskBPS != 0 || v.Spec.DiskIOPS != 0) && !info.Capabilities.DiskLimits {
 		return errdefs.Unsupported("driver %q keeps no disk to a bound", d.Name()).WithHint("leave --disk-bps and --disk-iops out, or use --driver qemu")
 	}
-	c.driver, c.qcow = d, info.Capabilities.QcowDisks
+	c.driver = d
 	v.Spec.Driver, v.Spec.DriverWhy = d.Name(), choice.Why
 	v.Spec.Machine, v.Spec.CPUModel = info.Machine, info.CPUModel
 	if v.Spec.Nested {
@@ -288,6 +288,9 @@ func (s *Service) resolve(ctx context.Context, c *creation, kernel string, p mod
 			return errdefs.Unsupported("guests cannot run VMs of their own here (%s with %s)", d.Name(), info.Accel).
 				WithHint("load the host's KVM module with nested=1, or set qemu.accel: tcg to emulate it; or leave --nested out")
 		}
+	}
+	if err := s.chooseDisk(ctx, c, info.Capabilities); err != nil {
+		return err
 	}
 	if c.image, err = s.Artifacts.EnsureImage(ctx, v.ImageRef, p); err != nil {
 		return err
@@ -363,30 +366,11 @@ func (s *Service) makeDir(_ context.Context, c *creation) error {
 	return nil
 }
 
-// own gives a file to the user the VMM runs as.
-func (s *Service) own(v *model.VM, path string) error {
-	if v.VMMUID == 0 {
-		return nil
-	}
-	if err := os.Lchown(path, v.VMMUID, v.VMMUID); err != nil {
-		return fmt.Errorf("give %s to the VMM's user: %w", filepath.Base(path), err)
-	}
-	return nil
-}
-
 func (s *Service) removeDir(_ context.Context, c *creation) error {
 	if err := os.RemoveAll(s.Layout.VM(c.vm.ID)); err != nil {
 		return fmt.Errorf("remove vm directory: %w", err)
 	}
 	return nil
-}
-
-func (s *Service) makeDisk(ctx context.Context, c *creation) error {
-	dest := filepath.Join(s.Layout.VM(c.vm.ID), paths.RootDiskFile)
-	if _, err := s.Disks.Create(ctx, c.image, dest, c.vm.Spec.DiskBytes, c.qcow); err != nil {
-		return fmt.Errorf("make root disk: %w", err)
-	}
-	return s.own(c.vm, dest)
 }
 
 func newID() string {

@@ -50,8 +50,11 @@ func (s *Service) deleteHeld(ctx context.Context, held *vmlock.Held, v *model.VM
 	list := slices.Concat([]steps.Step[*ending]{
 		{Name: "mark", Do: s.markDeleting, Undo: s.unmarkDeleting},
 	}, s.settleSteps(v), []steps.Step[*ending]{
-		{Name: "remove files", Do: func(_ context.Context, e *ending) error {
+		{Name: "remove files", Do: func(ctx context.Context, e *ending) error {
 			e.gone = true
+			if err := s.removeDisk(ctx, e.vm); err != nil {
+				return err
+			}
 			if err := os.RemoveAll(s.Layout.VM(e.vm.ID)); err != nil {
 				return fmt.Errorf("remove vm directory: %w", err)
 			}

@@ -5,13 +5,14 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 
 	"banger/internal/api/bangerv1"
+	"banger/internal/daemon/rootdisk"
 	"banger/internal/daemon/vmcap"
+	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
 	"banger/internal/model"
@@ -130,16 +131,68 @@ func (a artifacts) BootFiles(context.Context, model.Kernel) (model.BootFiles, er
 	return model.BootFiles{Vmlinux: "/vmlinux", Initramfs: "/initramfs"}, a.w.around("BootFiles", func() error { return nil })
 }
 
-type disks struct{ w *world }
+// inner is the method a disks is made of. That has a method of the name Method itself.
+type inner = rootdisk.Method
 
-func (d disks) Create(_ context.Context, image model.Image, dest string, _ int64, _ bool) (hypervisor.DiskFormat, error) {
-	return hypervisor.FormatRaw, d.w.around("CreateDisk", func() error {
-		b, err := os.ReadFile(image.Path)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(dest, b, 0o600)
+// disks are sparse copies that remember which of them are active, as a kernel would.
+type disks struct {
+	inner
+	w      *world
+	mu     sync.Mutex
+	active map[string]bool // by the VM's id
+}
+
+func (d *disks) Choose(context.Context, ...hypervisor.DiskFormat) (rootdisk.Method, string, error) {
+	return d, "of the test", nil
+}
+
+func (d *disks) Method(name string) (rootdisk.Method, error) {
+	if name != d.Name() {
+		return nil, errdefs.Unsupported("no method %q", name)
+	}
+	return d, nil
+}
+
+func (d *disks) Create(ctx context.Context, disk rootdisk.Disk) error {
+	return d.w.around("CreateDisk", func() error { return d.inner.Create(ctx, disk) })
+}
+
+func (d *disks) Activate(ctx context.Context, disk rootdisk.Disk) error {
+	return d.w.around("ActivateDisk", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.active[disk.VMID] = true
+		return d.inner.Activate(ctx, disk)
 	})
+}
+
+func (d *disks) Deactivate(ctx context.Context, disk rootdisk.Disk) error {
+	return d.w.around("DeactivateDisk", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if slices.Contains(d.w.processes(), disk.VMID) {
+			return errors.New("the disk is taken from a VMM that runs")
+		}
+		delete(d.active, disk.VMID)
+		return d.inner.Deactivate(ctx, disk)
+	})
+}
+
+func (d *disks) Remove(ctx context.Context, disk rootdisk.Disk) error {
+	return d.w.around("RemoveDisk", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.active[disk.VMID] {
+			return errors.New("an active disk is removed")
+		}
+		return d.inner.Remove(ctx, disk)
+	})
+}
+
+func (d *disks) list() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Sorted(maps.Keys(d.active))
 }
 
 // network is the capability usernet: it remembers who is attached.

@@ -3,21 +3,16 @@ package vm
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"time"
 
 	"connectrpc.com/connect"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"banger/internal/api"
 	"banger/internal/api/bangerv1"
 	"banger/internal/api/bangerv1/bangerv1connect"
 	"banger/internal/errdefs"
-	"banger/internal/logkey"
 	"banger/internal/model"
-	"banger/internal/paths"
 )
 
 // Handlers serves VMService. Every method resolves the reference, and leaves the
@@ -140,12 +135,7 @@ func (h Handlers) full(ctx context.Context, v *model.VM) (*connect.Response[bang
 	}
 	out := h.s.wire(v, known)
 	out.Dir = h.s.Layout.VM(v.ID)
-	var st unix.Stat_t
-	if err := unix.Stat(filepath.Join(out.Dir, paths.RootDiskFile), &st); err == nil {
-		out.DiskUsedBytes = st.Blocks * 512
-	} else if !errors.Is(err, os.ErrNotExist) {
-		h.s.Log.WarnContext(ctx, "measure root disk", logkey.VM, v.ID, logkey.Err, err)
-	}
+	out.DiskUsedBytes = h.s.usedBytes(ctx, v)
 	return connect.NewResponse(out), nil
 }
 
@@ -219,7 +209,7 @@ func (s *Service) wire(v *model.VM, known lookups) *bangerv1.VM {
 		Image: v.ImageRef, ImageId: v.ImageID, Kernel: known.kernels[v.KernelID], KernelId: v.KernelID,
 		Cpus: int32(v.Spec.CPUs), MemoryMib: v.Spec.MemoryMiB, DiskBytes: v.Spec.DiskBytes,
 		DiskBytesPerSecond: v.Spec.DiskBPS, DiskOpsPerSecond: v.Spec.DiskIOPS,
-		Net: string(v.Spec.Net), Driver: v.Spec.Driver, DriverWhy: v.Spec.DriverWhy, Machine: v.Spec.Machine, CpuModel: v.Spec.CPUModel,
+		Net: string(v.Spec.Net), Driver: v.Spec.Driver, DriverWhy: v.Spec.DriverWhy, DiskMethod: v.Spec.DiskMethod, DiskWhy: v.Spec.DiskWhy, Machine: v.Spec.Machine, CpuModel: v.Spec.CPUModel,
 		BootId: v.BootID, LastError: v.LastError, User: v.Spec.User, Workdir: v.Spec.Workdir,
 		AutoRemove: v.Spec.AutoRemove, Busy: s.Locks.Holder(v.ID),
 		CreatedAt: timestamppb.New(v.CreatedAt),

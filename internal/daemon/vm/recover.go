@@ -121,7 +121,11 @@ func (s *Service) reattach(ctx context.Context, v *model.VM) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec := s.spec(v, dir, model.BootFiles{Vmlinux: k.VmlinuxPath, BzImage: k.BzImagePath, Modules: k.ModulesPath})
+	method, err := s.method(v)
+	if err != nil {
+		return nil, err
+	}
+	spec := s.spec(v, method.View(s.disk(v, "")), model.BootFiles{Vmlinux: k.VmlinuxPath, BzImage: k.BzImagePath, Modules: k.ModulesPath})
 	h := readHandles(dir).VMM
 	m, err := d.Attach(ctx, spec, h)
 	if err == nil {

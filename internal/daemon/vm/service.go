@@ -45,12 +45,6 @@ type Artifacts interface {
 	BootFiles(ctx context.Context, k model.Kernel) (model.BootFiles, error)
 }
 
-// Disks makes root disks.
-type Disks interface {
-	// Create makes the disk file dest of size bytes as a view of the image.
-	Create(ctx context.Context, image model.Image, dest string, size int64, qcow bool) (hypervisor.DiskFormat, error)
-}
-
 // Operations runs long work.
 type Operations interface {
 	Begin(kind, subject string, work func(ctx context.Context, p model.Progress) (string, error)) *bangerv1.Operation

@@ -64,6 +64,9 @@ func (s *Service) startHeld(ctx context.Context, c *creation, p model.Progress) 
 	if c.driver, err = s.driver(c.vm); err != nil {
 		return err
 	}
+	if c.method, err = s.method(c.vm); err != nil {
+		return err
+	}
 	if c.image, err = s.Store.ImageByID(ctx, c.vm.ImageID); err != nil {
 		return err
 	}
@@ -81,6 +84,7 @@ func (s *Service) startSteps(v *model.VM) []steps.Step[*creation] {
 	return slices.Concat([]steps.Step[*creation]{
 		{Name: "prepare", Do: s.markStarting, Undo: s.unmarkStarting},
 		{Name: "turn", Do: s.awaitTurn, Undo: s.endTurn},
+		{Name: "attach disk", Do: s.attachDisk, Undo: s.unattachDisk},
 	}, steps.On(s.Caps.PrepareSteps(v), (*creation).of), []steps.Step[*creation]{
 		{Name: "machine", Do: s.planMachine},
 		{Name: "vmm", Do: s.launch, Undo: s.unlaunch},
@@ -117,16 +121,7 @@ func (s *Service) markStarting(ctx context.Context, c *creation) error {
 		return errdefs.Unsupported("kernel %q has no modules for a machine without PCI, as driver %q makes it", c.kernel.Name, c.driver.Name()).
 			WithHint("pull or import the kernel again, with virtio (MMIO, block, vsock) as modules or built in, or use --driver qemu")
 	}
-	dir := s.Layout.VM(v.ID)
-	format := hypervisor.FormatRaw
-	if info.Capabilities.QcowDisks {
-		format = hypervisor.FormatQcow2
-	}
-	c.boot = &boot{spec: s.spec(v, dir, files)}
-	c.boot.spec.Disks[0].Format = format
-	if format == hypervisor.FormatQcow2 {
-		c.boot.spec.Disks[0].Backing = c.image.Path
-	}
+	c.boot = &boot{spec: s.spec(v, c.method.View(s.disk(v, c.image.Path)), files)}
 	return nil
 }
 
@@ -151,18 +146,14 @@ func (s *Service) endTurn(_ context.Context, c *creation) error {
 }
 
 // spec is the same for every start of a VM: snapshots depend on it.
-func (s *Service) spec(v *model.VM, dir string, files model.BootFiles) hypervisor.Spec {
+func (s *Service) spec(v *model.VM, root hypervisor.Disk, files model.BootFiles) hypervisor.Spec {
+	root.Limit = hypervisor.DiskLimit{BytesPerSecond: v.Spec.DiskBPS, OpsPerSecond: v.Spec.DiskIOPS}
 	spec := hypervisor.Spec{
-		VMID: v.ID, Dir: dir,
+		VMID: v.ID, Dir: s.Layout.VM(v.ID),
 		CPUs: v.Spec.CPUs, MemoryMiB: v.Spec.MemoryMiB,
 		Machine: v.Spec.Machine, CPUModel: v.Spec.CPUModel,
 		Vmlinux: files.Vmlinux, BzImage: files.BzImage, Initramfs: files.Initramfs,
-		Disks: []hypervisor.Disk{
-			{
-				Serial: hypervisor.SerialRoot, Path: filepath.Join(dir, paths.RootDiskFile),
-				Limit: hypervisor.DiskLimit{BytesPerSecond: v.Spec.DiskBPS, OpsPerSecond: v.Spec.DiskIOPS},
-			},
-		},
+		Disks:  []hypervisor.Disk{root},
 		LinkUp: v.Spec.Net != model.NetNone,
 		MAC:    s.MAC,
 		UID:    v.VMMUID, GID: v.VMMUID,

@@ -176,6 +176,7 @@ func (s *Service) flush(ctx context.Context, l *live) error {
 func (s *Service) settleSteps(v *model.VM) []steps.Step[*ending] {
 	return slices.Concat([]steps.Step[*ending]{
 		{Name: "end vmm", Do: s.endStep},
+		{Name: "detach disk", Do: s.detachDisk},
 	}, steps.On(s.Caps.CleanUpSteps(v), (*ending).of), []steps.Step[*ending]{
 		{Name: "settle", Do: func(ctx context.Context, e *ending) error {
 			if e.vm.State != model.StateDeleting {

@@ -67,7 +67,7 @@ func verbsOf(mode model.Net) []verb {
 			final: point{"shut down", "", true}, commit: point{"shut down", "", true},
 		}, {
 			name: "delete", before: stopped, do: remove,
-			final: point{"remove files", "", true}, commit: point{"mark", "UpdateVM", true},
+			final: point{"remove files", "RemoveDisk", false}, commit: point{"mark", "UpdateVM", true},
 		}, {
 			name: "delete a running one", before: running, do: remove,
 			final: point{"end vmm", "Cleanup", false}, commit: point{"mark", "UpdateVM", true},

@@ -19,6 +19,7 @@ import (
 	"banger/internal/api/bangerv1"
 	"banger/internal/daemon/fakevm"
 	"banger/internal/daemon/opstate"
+	"banger/internal/daemon/rootdisk"
 	"banger/internal/daemon/vm"
 	"banger/internal/daemon/vmcap"
 	"banger/internal/daemon/vmlock"
@@ -48,6 +49,7 @@ type world struct {
 	net    *network
 	bridge *bridge
 	more   []capability
+	disks  *disks
 	mode   model.Net // of the VMs
 
 	ended sync.Once
@@ -87,6 +89,7 @@ func newWorldWith(t *testing.T, option func(*world)) *world {
 	w := &world{t: t, layout: layout, max: 100, boots: 4, mode: model.NetUser}
 	w.net = &network{w: w, attached: map[string]bool{}}
 	w.bridge = &bridge{w: w, names: map[string]string{}}
+	w.disks = &disks{inner: rootdisk.Sparse(), w: w, active: map[string]bool{}}
 	option(w)
 	w.open()
 	rootfs := filepath.Join(layout.State, "rootfs.ext4")
@@ -131,7 +134,7 @@ func (w *world) open() {
 		Pick: func(context.Context, vm.Want) (vm.Choice, error) {
 			return vm.Choice{Driver: w.fake, Why: "of the test"}, nil
 		},
-		Artifacts: artifacts{db, w}, Disks: disks{w},
+		Artifacts: artifacts{db, w}, Disks: w.disks,
 		Defaults: vm.Defaults{
 			CPUs: 1, MemoryMiB: 128, DiskBytes: 64 << 20, Image: "debian", Kernel: "debian",
 			Net: w.mode, StopTimeout: 20 * time.Second, BootTimeout: 30 * time.Second,
@@ -284,7 +287,7 @@ func (w *world) snapshot() string {
 		b.WriteByte('\n')
 		return nil
 	}))
-	fmt.Fprintf(&b, "processes %v\n", w.processes())
+	fmt.Fprintf(&b, "processes %v, disks %v\n", w.processes(), w.disks.list())
 	leases, err := w.db.Leases(context.Background())
 	w.must(err)
 	fmt.Fprintf(&b, "network %v, bridge %v, leases %v\n", w.net.list(), w.bridge.known(), leases)
@@ -314,7 +317,7 @@ func (w *world) checkLegal() {
 			}
 		}
 		dirs = append(dirs, v.ID)
-		if _, err := os.Stat(filepath.Join(w.layout.VM(v.ID), paths.RootDiskFile)); err != nil {
+		if _, err := os.Stat(filepath.Join(w.layout.VM(v.ID), paths.RootRawFile)); err != nil {
 			w.t.Errorf("vm %s has lost its disk: %v", v.Name, err)
 		}
 	}
@@ -330,6 +333,9 @@ func (w *world) checkLegal() {
 	}
 	if got := w.processes(); !slices.Equal(got, running) {
 		w.t.Errorf("processes %v, want %v", got, running)
+	}
+	if got := w.disks.list(); !slices.Equal(got, running) {
+		w.t.Errorf("active disks %v, want %v", got, running)
 	}
 	w.checkNetwork(running)
 	for _, c := range w.more {
