@@ -15,6 +15,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/model"
 	"banger/internal/store"
 )
@@ -140,6 +141,9 @@ type disks struct {
 	w      *world
 	mu     sync.Mutex
 	active map[string]bool // by the VM's id
+	// held is the disk that was watched last, released the VMs whose VMM was to end.
+	held     *heldDisk
+	released []string
 }
 
 func (d *disks) Choose(context.Context, ...hypervisor.DiskFormat) (rootdisk.Method, string, error) {
@@ -186,6 +190,55 @@ func (d *disks) Remove(ctx context.Context, disk rootdisk.Disk) error {
 			return errors.New("an active disk is removed")
 		}
 		return d.inner.Remove(ctx, disk)
+	})
+}
+
+// heldDisk is the disk of a VM that the host has space for, or not.
+type heldDisk struct {
+	vmproc.Stall
+	full atomic.Bool
+	lost atomic.Pointer[string]
+}
+
+func (h *heldDisk) hold() {
+	h.full.Store(true)
+	h.Set(true)
+}
+
+func (h *heldDisk) Continue(context.Context) error {
+	if !h.full.Load() {
+		h.Set(false)
+	}
+	return nil
+}
+
+func (h *heldDisk) Lost() string {
+	if text := h.lost.Load(); text != nil {
+		return *text
+	}
+	return ""
+}
+
+func (h *heldDisk) Close() error { return nil }
+
+// Watch fails for a disk that is not active; the space there is for it outlives a
+// daemon.
+func (d *disks) Watch(disk rootdisk.Disk) (rootdisk.Watch, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.active[disk.VMID] {
+		return nil, errors.New("a disk is watched that is not active")
+	}
+	d.held = &heldDisk{}
+	return d.held, d.w.around("WatchDisk", func() error { return nil })
+}
+
+func (d *disks) Release(disk rootdisk.Disk) error {
+	return d.w.around("ReleaseDisk", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.released = append(d.released, disk.VMID)
+		return nil
 	})
 }
 

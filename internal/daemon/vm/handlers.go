@@ -223,6 +223,9 @@ func (s *Service) wire(v *model.VM, known lookups) *bangerv1.VM {
 	if l := s.lookup(v.ID); l != nil {
 		handle := l.machine.Handle()
 		out.Paused = l.stalled()
+		if text := l.lostDisk(); text != "" {
+			out.LastError = text
+		}
 		out.Pid, out.Accel, out.VmmVersion = int32(handle.PID), string(handle.Accel), handle.Version
 	}
 	return out

@@ -8,6 +8,7 @@ import (
 
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
 	"banger/internal/logkey"
 	"banger/internal/model"
 )
@@ -129,7 +130,7 @@ func (s *Service) reattach(ctx context.Context, v *model.VM) (*live, error) {
 	h := readHandles(dir).VMM
 	m, err := d.Attach(ctx, spec, h)
 	if err == nil {
-		return newLive(m), nil
+		return s.found(v, m)
 	}
 	found, ferr := d.Find(ctx, dir)
 	switch {
@@ -145,5 +146,14 @@ func (s *Service) reattach(ctx context.Context, v *model.VM) (*live, error) {
 	if err := writeHandles(dir, handles{BootID: v.BootID, VMM: m.Handle()}); err != nil {
 		s.Log.WarnContext(ctx, "record a found vmm", logkey.VM, v.ID, logkey.Err, err) // found again the same way
 	}
-	return newLive(m), nil
+	return s.found(v, m)
+}
+
+// found makes a VM of a VMM that runs.
+func (s *Service) found(v *model.VM, m hypervisor.Machine) (*live, error) {
+	l := newLive(m)
+	if err := s.guard(v, l); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return l, nil
 }

@@ -185,8 +185,11 @@ func (s *Service) launch(ctx context.Context, c *creation) error {
 	if err != nil {
 		return err
 	}
-	b.machine = m
 	b.live = newLive(m)
+	if err := s.guard(c.vm, b.live); err != nil {
+		return err
+	}
+	b.machine = b.live.machine
 	return writeHandles(b.spec.Dir, handles{BootID: c.vm.BootID, VMM: m.Handle()})
 }
 
@@ -206,7 +209,7 @@ func (s *Service) unlaunch(ctx context.Context, c *creation) error {
 func (s *Service) endVMM(ctx context.Context, d hypervisor.Driver, v *model.VM, l *live) error {
 	dir := s.Layout.VM(v.ID)
 	h := readHandles(dir).VMM
-	var errs []error
+	errs := []error{s.unguard(v, l)}
 	if l != nil {
 		h = l.machine.Handle()
 		errs = append(errs, l.machine.Kill(ctx))

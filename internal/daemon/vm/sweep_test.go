@@ -70,7 +70,7 @@ func verbsOf(mode model.Net) []verb {
 			final: point{"remove files", "RemoveDisk", false}, commit: point{"mark", "UpdateVM", true},
 		}, {
 			name: "delete a running one", before: running, do: remove,
-			final: point{"end vmm", "Cleanup", false}, commit: point{"mark", "UpdateVM", true},
+			final: point{"end vmm", "ReleaseDisk", false}, commit: point{"mark", "UpdateVM", true},
 		},
 	}
 	for i := range list {

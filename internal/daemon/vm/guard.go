@@ -1,0 +1,117 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"banger/internal/daemon/rootdisk"
+	"banger/internal/errdefs"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/vmproc"
+	"banger/internal/model"
+)
+
+// guarded is a machine whose disk is watched: while the disk is held, the guest stands
+// still as on a VMM that has stopped it.
+type guarded struct {
+	hypervisor.Machine
+	disk rootdisk.Watch
+
+	mu    sync.Mutex // a leaf; makes one of looking and saying
+	stall vmproc.Stall
+
+	over    chan struct{} // closed by Close
+	once    sync.Once
+	watcher sync.WaitGroup
+}
+
+// guard watches the disk of a machine that has just been started or found, if that is
+// needed.
+func (s *Service) guard(v *model.VM, l *live) error {
+	m, err := s.method(v)
+	if err != nil {
+		return err
+	}
+	watcher, ok := m.(rootdisk.Watcher)
+	if !ok {
+		return nil
+	}
+	watch, err := watcher.Watch(s.disk(v, ""))
+	if err != nil {
+		return errdefs.Wrap(err, "watch the root disk")
+	}
+	g := &guarded{Machine: l.machine, disk: watch, over: make(chan struct{})}
+	g.watcher.Go(g.follow)
+	l.machine = g
+	return nil
+}
+
+// follow keeps what Stalled says true.
+func (g *guarded) follow() {
+	for {
+		_, machine := g.Machine.Stalled()
+		_, disk := g.disk.Stalled()
+		g.look()
+		select {
+		case <-machine:
+		case <-disk:
+		case <-g.over:
+			return
+		}
+	}
+}
+
+func (g *guarded) look() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	machine, _ := g.Machine.Stalled()
+	disk, _ := g.disk.Stalled()
+	g.stall.Set(!machine.IsZero() || !disk.IsZero())
+}
+
+// Stalled implements hypervisor.Machine.
+func (g *guarded) Stalled() (since time.Time, changed <-chan struct{}) { return g.stall.Stalled() }
+
+// Continue implements hypervisor.Machine.
+func (g *guarded) Continue(ctx context.Context) error {
+	defer g.look()
+	if err := g.disk.Continue(ctx); err != nil {
+		return err
+	}
+	return g.Machine.Continue(ctx)
+}
+
+// Close implements hypervisor.Machine.
+func (g *guarded) Close() error {
+	g.once.Do(func() { close(g.over) })
+	g.watcher.Wait()
+	return errors.Join(g.disk.Close(), g.Machine.Close())
+}
+
+// unguard lets a VMM be ended that may wait for its disk. l may be nil.
+func (s *Service) unguard(v *model.VM, l *live) error {
+	m, err := s.method(v)
+	if err != nil {
+		return err
+	}
+	watcher, ok := m.(rootdisk.Watcher)
+	if !ok {
+		return nil
+	}
+	if l != nil {
+		if g, ok := l.machine.(*guarded); ok { // or it would be held again
+			err = g.disk.Close()
+		}
+	}
+	return errors.Join(err, watcher.Release(s.disk(v, "")))
+}
+
+// lostDisk says why the disk of a running VM is lost; empty: it is not.
+func (l *live) lostDisk() string {
+	if g, ok := l.machine.(*guarded); ok {
+		return g.disk.Lost()
+	}
+	return ""
+}

@@ -1,0 +1,82 @@
+package vm_test
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"banger/internal/model"
+)
+
+// held is the disk of the VM "dev", whose fake VMM never stalls by itself.
+func (f *full) held() *heldDisk {
+	f.disks.mu.Lock()
+	defer f.disks.mu.Unlock()
+	return f.disks.held
+}
+
+// A guest whose disk is held is paused like one that its VMM has stopped, and goes on
+// as soon as the disk is let go.
+func TestHeldDiskPausesAVM(t *testing.T) {
+	f := newFull(t)
+	f.must(f.start("dev"))
+	f.held().hold()
+	b := f.bell()
+	f.paused()
+	b.over() // no space yet
+	b = f.bell()
+	f.paused()
+	f.held().full.Store(false)
+	b.over()
+	if got := <-f.exec("echo runs"); got != "runs\n" {
+		t.Errorf("the guest said %q", got)
+	}
+	// The guest's own stall is seen as well.
+	f.fill()
+	f.exec("echo kept >/root/file")
+	b = f.bell()
+	f.paused()
+	f.must(os.Remove(f.file))
+	f.goesOn(b)
+}
+
+// A VMM that waits for a held disk is let go before it is ended: by kill, by a stop
+// that has to give up, and by a daemon that has lost it.
+func TestHeldDiskLetsAVMMEnd(t *testing.T) {
+	f := newFull(t)
+	for _, end := range []func() error{
+		func() error { return f.kill("dev") },
+		func() error { f.refused("stop", f.stop("dev")); return nil },
+	} {
+		f.must(f.start("dev"))
+		f.held().hold()
+		f.bell()
+		f.disks.mu.Lock()
+		f.disks.released = nil
+		f.disks.mu.Unlock()
+		f.must(end())
+		f.disks.mu.Lock()
+		if !slices.Contains(f.disks.released, f.vms()[0].ID) {
+			t.Error("the disk was not released")
+		}
+		f.disks.mu.Unlock()
+		if got := f.settled("dev"); got != model.StateStopped {
+			t.Errorf("the VM is %s", got)
+		}
+		f.checkLegal()
+	}
+}
+
+// A disk that the kernel has given up is told of, and the VM can be ended.
+func TestLostDisk(t *testing.T) {
+	f := newFull(t)
+	f.must(f.start("dev"))
+	why := "the disk is lost: of the test"
+	f.held().lost.Store(&why)
+	if v := f.get(); !strings.Contains(v.LastError, why) {
+		t.Errorf("last error %q", v.LastError)
+	}
+	f.must(f.kill("dev"))
+	f.checkLegal()
+}
