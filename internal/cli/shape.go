@@ -36,14 +36,20 @@ type shape struct {
 	user, workdir       string
 }
 
+// registerSize adds the flags of a VM's size; otherwise is what holds without them.
+func (s *shape) registerSize(cmd *cobra.Command, otherwise string) {
+	f := cmd.Flags()
+	f.IntVar(&s.cpus, "cpus", 0, "`number` of CPUs (default: "+otherwise+")")
+	f.StringVar(&s.memory, "memory", "", "memory `size`, in MiB or as 2G (default: "+otherwise+")")
+	f.StringVar(&s.disk, "disk", "", "disk `size`, like 16G (default: "+otherwise+")")
+}
+
 func (s *shape) register(cmd *cobra.Command, a *app) {
 	f := cmd.Flags()
 	f.StringVar(&s.name, "name", "", "`name` of the VM (default: a friendly one is made up)")
 	f.StringVar(&s.image, "image", "", "`image` to boot (default: the configured one)")
 	f.StringVar(&s.kernel, "kernel", "", "`kernel` to boot (default: the image's)")
-	f.IntVar(&s.cpus, "cpus", 0, "`number` of CPUs (default: the configured number)")
-	f.StringVar(&s.memory, "memory", "", "memory `size`, in MiB or as 2G (default: the configured size)")
-	f.StringVar(&s.disk, "disk", "", "disk `size`, like 16G (default: the configured size)")
+	s.registerSize(cmd, "as configured")
 	f.StringVar(&s.diskBPS, "disk-bps", "", "most `bytes` per second that the guest reads and writes on its disk, like 20M (default: no bound)")
 	f.Int64Var(&s.diskIOPS, "disk-iops", 0, "most reads and writes per second: a `number` (default: no bound)")
 	f.StringVar(&s.net, "net", "", "network: user (outbound only), bridge (an address and a name of its own, for daemons that are root) or none (default: the configured `mode`)")

@@ -96,6 +96,11 @@ func (c *Client) RenameVM(ctx context.Context, ref, name string) (*bangerv1.VM, 
 	return call(ctx, c.vms.Rename, &bangerv1.RenameRequest{Ref: ref, Name: name})
 }
 
+// SetVM starts to change the shape of a VM.
+func (c *Client) SetVM(ctx context.Context, req *bangerv1.SetRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.vms.Set, req)
+}
+
 // WaitVM returns when the VM neither starts nor runs any more.
 func (c *Client) WaitVM(ctx context.Context, ref string) (*bangerv1.VM, error) {
 	return call(ctx, c.vms.Wait, &bangerv1.VMRef{Ref: ref})

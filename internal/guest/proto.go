@@ -71,6 +71,7 @@ const (
 	KindShutdown   Kind = "shutdown"    // orderly power-off; answered by done once it is certain to happen
 	KindDial       Kind = "dial"        // connect to a TCP port of the guest's own: see Dial
 	KindSync       Kind = "sync"        // flush file systems; answered by done
+	KindGrow       Kind = "grow"        // make the root file system as large as its disk; answered by done
 	KindWaitSystem Kind = "wait-system" // answered by done when the init system has settled
 	KindBenchSpawn Kind = "bench-spawn" // measure fork+exec+wait of a command; answered by done with Nanos
 )
@@ -85,6 +86,7 @@ type Request struct {
 	Stat       *StatPath   `json:"stat,omitempty"`
 	BenchSpawn *BenchSpawn `json:"bench_spawn,omitempty"`
 	Dial       *Dial       `json:"dial,omitempty"`
+	Grow       *Grow       `json:"grow,omitempty"`
 	// Ephemeral is for the daemon, not the agent: delete the VM when this stream ends.
 	Ephemeral bool `json:"ephemeral,omitempty"`
 }
@@ -156,6 +158,12 @@ type StatPath struct {
 // Neither side may send faster than the other takes in: the stream itself holds it up.
 type Dial struct {
 	Port uint16 `json:"port"`
+}
+
+// Grow says how large the root disk is now, in bytes: the guest's kernel may not have
+// heard yet.
+type Grow struct {
+	Bytes int64 `json:"bytes"`
 }
 
 // BenchSpawn asks the agent to run Args Count times, one after another.

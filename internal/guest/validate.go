@@ -56,6 +56,14 @@ func (r *Request) Validate() error {
 			return errdefs.Invalid("port 0 of the guest cannot be connected to")
 		}
 		return nil
+	case KindGrow:
+		if r.Grow == nil {
+			return missing()
+		}
+		if r.Grow.Bytes <= 0 {
+			return errdefs.Invalid("a disk of %d bytes", r.Grow.Bytes)
+		}
+		return nil
 	case KindBenchSpawn:
 		if r.BenchSpawn == nil {
 			return missing()

@@ -47,6 +47,9 @@ type Capabilities struct {
 	Tap bool
 	// Pause: Machine also implements Pauser.
 	Pause bool
+	// Resize: Machine also implements Resizer; otherwise disks grow only while the
+	// machine does not run.
+	Resize bool
 	// Link: Machine.SetLink moves the network card's cable; otherwise a machine that
 	// starts with LinkUp false has no card, and stays without.
 	Link bool
@@ -228,4 +231,11 @@ type Sampler interface {
 type Pauser interface {
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
+}
+
+// Resizer is implemented by machines whose driver declares Capabilities.Resize.
+type Resizer interface {
+	// ResizeDisk makes the disk with that serial larger, to so many bytes, and tells the
+	// guest. A file grows with it; a block device must have grown already.
+	ResizeDisk(ctx context.Context, serial string, bytes int64) error
 }

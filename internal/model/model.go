@@ -34,8 +34,9 @@ type VM struct {
 	StartedAt time.Time // zero when never started
 }
 
-// VMSpec is the shape of a VM. What a memory snapshot depends on (Driver,
-// Machine, CPUModel, CPUs, MemoryMiB, DiskBytes) is fixed when the VM is made.
+// VMSpec is the shape of a VM. A memory snapshot depends on Driver, Machine and
+// CPUModel, which are fixed when the VM is made, and on CPUs, MemoryMiB and DiskBytes,
+// of which a running VM changes no more than that its disk grows.
 type VMSpec struct {
 	CPUs       int               `json:"cpus"`
 	MemoryMiB  int64             `json:"memory_mib"`

@@ -943,6 +943,74 @@ func (x *RenameRequest) GetName() string {
 	return ""
 }
 
+type SetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Cpus          *int32                 `protobuf:"varint,2,opt,name=cpus,proto3,oneof" json:"cpus,omitempty"` // absent: as it is
+	MemoryMib     *int64                 `protobuf:"varint,3,opt,name=memory_mib,json=memoryMib,proto3,oneof" json:"memory_mib,omitempty"`
+	DiskBytes     *int64                 `protobuf:"varint,4,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"` // never less than it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRequest) Reset() {
+	*x = SetRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRequest) ProtoMessage() {}
+
+func (x *SetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRequest.ProtoReflect.Descriptor instead.
+func (*SetRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SetRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *SetRequest) GetCpus() int32 {
+	if x != nil && x.Cpus != nil {
+		return *x.Cpus
+	}
+	return 0
+}
+
+func (x *SetRequest) GetMemoryMib() int64 {
+	if x != nil && x.MemoryMib != nil {
+		return *x.MemoryMib
+	}
+	return 0
+}
+
+func (x *SetRequest) GetDiskBytes() int64 {
+	if x != nil && x.DiskBytes != nil {
+		return *x.DiskBytes
+	}
+	return 0
+}
+
 type LogsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -955,7 +1023,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[15]
+	mi := &file_bangerv1_banger_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -967,7 +1035,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[15]
+	mi := &file_bangerv1_banger_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -980,7 +1048,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{15}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogsRequest) GetRef() string {
@@ -1020,7 +1088,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_bangerv1_banger_proto_msgTypes[16]
+	mi := &file_bangerv1_banger_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1100,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[16]
+	mi := &file_bangerv1_banger_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1113,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{16}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogChunk) GetData() []byte {
@@ -1102,7 +1170,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_bangerv1_banger_proto_msgTypes[17]
+	mi := &file_bangerv1_banger_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1182,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[17]
+	mi := &file_bangerv1_banger_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1195,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{17}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *VM) GetId() string {
@@ -1424,7 +1492,7 @@ type VMStats struct {
 
 func (x *VMStats) Reset() {
 	*x = VMStats{}
-	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1504,7 @@ func (x *VMStats) String() string {
 func (*VMStats) ProtoMessage() {}
 
 func (x *VMStats) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1517,7 @@ func (x *VMStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMStats.ProtoReflect.Descriptor instead.
 func (*VMStats) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{18}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VMStats) GetId() string {
@@ -1542,7 +1610,7 @@ type VMTransfer struct {
 
 func (x *VMTransfer) Reset() {
 	*x = VMTransfer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1622,7 @@ func (x *VMTransfer) String() string {
 func (*VMTransfer) ProtoMessage() {}
 
 func (x *VMTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1635,7 @@ func (x *VMTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMTransfer.ProtoReflect.Descriptor instead.
 func (*VMTransfer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VMTransfer) GetReadBytes() int64 {
@@ -1607,7 +1675,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1687,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1700,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListResponse) GetVms() []*VM {
@@ -1651,7 +1719,7 @@ type ImageRef struct {
 
 func (x *ImageRef) Reset() {
 	*x = ImageRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1731,7 @@ func (x *ImageRef) String() string {
 func (*ImageRef) ProtoMessage() {}
 
 func (x *ImageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1744,7 @@ func (x *ImageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
 func (*ImageRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ImageRef) GetName() string {
@@ -1698,7 +1766,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1778,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1791,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PullRequest) GetName() string {
@@ -1767,7 +1835,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1847,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1860,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -1854,7 +1922,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +1934,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +1947,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Image) GetId() string {
@@ -2003,7 +2071,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2083,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2096,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -2047,7 +2115,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2127,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2140,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *KernelRef) GetName() string {
@@ -2092,7 +2160,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2172,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2185,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -2152,7 +2220,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2232,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2245,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Kernel) GetId() string {
@@ -2259,7 +2327,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2339,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2352,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -2303,7 +2371,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2315,7 +2383,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2328,7 +2396,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -2348,7 +2416,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2360,7 +2428,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2373,7 +2441,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Network) GetName() string {
@@ -2399,7 +2467,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2479,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2492,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -2443,7 +2511,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2523,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2536,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *OperationRef) GetId() string {
@@ -2495,7 +2563,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2575,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2588,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Operation) GetId() string {
@@ -2601,7 +2669,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2681,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +2694,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Stage) GetName() string {
@@ -2687,7 +2755,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2767,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2780,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -2736,7 +2804,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2748,7 +2816,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2761,7 +2829,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -2868,7 +2936,18 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"5\n" +
 	"\rRenameRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"h\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xa6\x01\n" +
+	"\n" +
+	"SetRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x17\n" +
+	"\x04cpus\x18\x02 \x01(\x05H\x00R\x04cpus\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"memory_mib\x18\x03 \x01(\x03H\x01R\tmemoryMib\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"disk_bytes\x18\x04 \x01(\x03H\x02R\tdiskBytes\x88\x01\x01B\a\n" +
+	"\x05_cpusB\r\n" +
+	"\v_memory_mibB\r\n" +
+	"\v_disk_bytes\"h\n" +
 	"\vLogsRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x10\n" +
@@ -3056,7 +3135,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\foperation_id\x18\x04 \x01(\tR\voperationId2\x8d\x01\n" +
 	"\rDaemonService\x127\n" +
 	"\x04Info\x12\x16.banger.v1.InfoRequest\x1a\x17.banger.v1.InfoResponse\x12C\n" +
-	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xf2\x04\n" +
+	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xa6\x05\n" +
 	"\tVMService\x128\n" +
 	"\x06Create\x12\x18.banger.v1.CreateRequest\x1a\x14.banger.v1.Operation\x12/\n" +
 	"\x05Start\x12\x10.banger.v1.VMRef\x1a\x14.banger.v1.Operation\x124\n" +
@@ -3066,7 +3145,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x06Delete\x12\x18.banger.v1.DeleteRequest\x1a\x14.banger.v1.Operation\x127\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x17.banger.v1.ListResponse\x12&\n" +
 	"\x03Get\x12\x10.banger.v1.VMRef\x1a\r.banger.v1.VM\x121\n" +
-	"\x06Rename\x12\x18.banger.v1.RenameRequest\x1a\r.banger.v1.VM\x12'\n" +
+	"\x06Rename\x12\x18.banger.v1.RenameRequest\x1a\r.banger.v1.VM\x122\n" +
+	"\x03Set\x12\x15.banger.v1.SetRequest\x1a\x14.banger.v1.Operation\x12'\n" +
 	"\x04Wait\x12\x10.banger.v1.VMRef\x1a\r.banger.v1.VM\x12-\n" +
 	"\x05Stats\x12\x10.banger.v1.VMRef\x1a\x12.banger.v1.VMStats\x125\n" +
 	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
@@ -3107,7 +3187,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -3124,57 +3204,58 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*StopRequest)(nil),           // 12: banger.v1.StopRequest
 	(*DeleteRequest)(nil),         // 13: banger.v1.DeleteRequest
 	(*RenameRequest)(nil),         // 14: banger.v1.RenameRequest
-	(*LogsRequest)(nil),           // 15: banger.v1.LogsRequest
-	(*LogChunk)(nil),              // 16: banger.v1.LogChunk
-	(*VM)(nil),                    // 17: banger.v1.VM
-	(*VMStats)(nil),               // 18: banger.v1.VMStats
-	(*VMTransfer)(nil),            // 19: banger.v1.VMTransfer
-	(*ListResponse)(nil),          // 20: banger.v1.ListResponse
-	(*ImageRef)(nil),              // 21: banger.v1.ImageRef
-	(*PullRequest)(nil),           // 22: banger.v1.PullRequest
-	(*RegisterImageRequest)(nil),  // 23: banger.v1.RegisterImageRequest
-	(*Image)(nil),                 // 24: banger.v1.Image
-	(*ImageList)(nil),             // 25: banger.v1.ImageList
-	(*KernelRef)(nil),             // 26: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 27: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 28: banger.v1.Kernel
-	(*KernelList)(nil),            // 29: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 30: banger.v1.NetworkRef
-	(*Network)(nil),               // 31: banger.v1.Network
-	(*NetworkList)(nil),           // 32: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 33: banger.v1.OperationRef
-	(*Operation)(nil),             // 34: banger.v1.Operation
-	(*Stage)(nil),                 // 35: banger.v1.Stage
-	(*OperationList)(nil),         // 36: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 37: banger.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
+	(*SetRequest)(nil),            // 15: banger.v1.SetRequest
+	(*LogsRequest)(nil),           // 16: banger.v1.LogsRequest
+	(*LogChunk)(nil),              // 17: banger.v1.LogChunk
+	(*VM)(nil),                    // 18: banger.v1.VM
+	(*VMStats)(nil),               // 19: banger.v1.VMStats
+	(*VMTransfer)(nil),            // 20: banger.v1.VMTransfer
+	(*ListResponse)(nil),          // 21: banger.v1.ListResponse
+	(*ImageRef)(nil),              // 22: banger.v1.ImageRef
+	(*PullRequest)(nil),           // 23: banger.v1.PullRequest
+	(*RegisterImageRequest)(nil),  // 24: banger.v1.RegisterImageRequest
+	(*Image)(nil),                 // 25: banger.v1.Image
+	(*ImageList)(nil),             // 26: banger.v1.ImageList
+	(*KernelRef)(nil),             // 27: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 28: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 29: banger.v1.Kernel
+	(*KernelList)(nil),            // 30: banger.v1.KernelList
+	(*NetworkRef)(nil),            // 31: banger.v1.NetworkRef
+	(*Network)(nil),               // 32: banger.v1.Network
+	(*NetworkList)(nil),           // 33: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 34: banger.v1.OperationRef
+	(*Operation)(nil),             // 35: banger.v1.Operation
+	(*Stage)(nil),                 // 36: banger.v1.Stage
+	(*OperationList)(nil),         // 37: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 38: banger.v1.ErrorDetail
+	(*timestamppb.Timestamp)(nil), // 39: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	38, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	39, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	38, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	38, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	39, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	39, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
-	38, // 8: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	38, // 9: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
-	19, // 10: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
-	19, // 11: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
-	17, // 12: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	38, // 13: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	24, // 14: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	38, // 15: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	28, // 16: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	31, // 17: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	35, // 18: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	37, // 19: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	38, // 20: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	38, // 21: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	38, // 22: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	38, // 23: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	34, // 24: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	39, // 8: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	39, // 9: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	20, // 10: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
+	20, // 11: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
+	18, // 12: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	39, // 13: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	25, // 14: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	39, // 15: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	29, // 16: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	32, // 17: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	36, // 18: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	38, // 19: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	39, // 20: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	39, // 21: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	39, // 22: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	39, // 23: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	35, // 24: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
 	2,  // 25: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
 	5,  // 26: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
 	8,  // 27: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
@@ -3186,63 +3267,65 @@ var file_bangerv1_banger_proto_depIdxs = []int32{
 	1,  // 33: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
 	7,  // 34: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
 	14, // 35: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	7,  // 36: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	7,  // 37: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
-	15, // 38: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	10, // 39: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
-	10, // 40: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
-	1,  // 41: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	21, // 42: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	22, // 43: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	23, // 44: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	21, // 45: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	1,  // 46: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	26, // 47: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	22, // 48: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	27, // 49: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	26, // 50: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 51: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	30, // 52: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	30, // 53: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 54: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	33, // 55: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	33, // 56: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	33, // 57: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 58: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 59: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	34, // 60: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	34, // 61: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	34, // 62: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	34, // 63: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	34, // 64: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	34, // 65: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	20, // 66: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	17, // 67: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	17, // 68: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	17, // 69: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	18, // 70: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	16, // 71: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 72: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 73: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	25, // 74: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	24, // 75: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	34, // 76: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	24, // 77: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 78: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	29, // 79: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	28, // 80: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	34, // 81: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	34, // 82: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 83: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	32, // 84: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	31, // 85: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 86: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	36, // 87: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	34, // 88: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	34, // 89: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	34, // 90: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	58, // [58:91] is the sub-list for method output_type
-	25, // [25:58] is the sub-list for method input_type
+	15, // 36: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	7,  // 37: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	7,  // 38: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
+	16, // 39: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	10, // 40: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
+	10, // 41: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
+	1,  // 42: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	22, // 43: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	23, // 44: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	24, // 45: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	22, // 46: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	1,  // 47: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	27, // 48: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	23, // 49: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	28, // 50: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	27, // 51: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 52: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	31, // 53: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	31, // 54: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 55: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	34, // 56: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	34, // 57: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	34, // 58: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 59: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 60: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	35, // 61: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	35, // 62: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	35, // 63: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	35, // 64: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	35, // 65: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	35, // 66: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	21, // 67: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 68: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 69: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	35, // 70: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 71: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	19, // 72: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 73: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 74: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 75: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	26, // 76: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	25, // 77: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	35, // 78: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	25, // 79: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 80: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	30, // 81: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	29, // 82: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	35, // 83: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	35, // 84: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 85: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	33, // 86: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	32, // 87: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 88: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	37, // 89: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	35, // 90: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	35, // 91: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	35, // 92: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	59, // [59:93] is the sub-list for method output_type
+	25, // [25:59] is the sub-list for method input_type
 	25, // [25:25] is the sub-list for extension type_name
 	25, // [25:25] is the sub-list for extension extendee
 	0,  // [0:25] is the sub-list for field type_name
@@ -3254,14 +3337,15 @@ func file_bangerv1_banger_proto_init() {
 		return
 	}
 	file_bangerv1_banger_proto_msgTypes[8].OneofWrappers = []any{}
-	file_bangerv1_banger_proto_msgTypes[18].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[15].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -78,7 +78,7 @@ func (d *Driver) Info(context.Context) (hypervisor.Info, error) {
 	return hypervisor.Info{
 		Driver: Name, Binary: d.command[0], Version: version, Accel: hypervisor.AccelTCG,
 		Machine: machine, CPUModel: cpuModel,
-		Capabilities: hypervisor.Capabilities{UserNet: true, Tap: true, Link: true},
+		Capabilities: hypervisor.Capabilities{UserNet: true, Tap: true, Resize: true, Link: true},
 	}, nil
 }
 
@@ -117,7 +117,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 		return nil, errdefs.Wrap(err, "start the fake VM")
 	}
 	h := hypervisor.Handle{Driver: Name, PID: proc.PID, StartTime: proc.StartTime, Accel: hypervisor.AccelTCG, Version: version}
-	m := newFakeMachine(spec.Dir, h, proc, log)
+	m := newFakeMachine(spec, h, proc, log)
 	if err = m.begin(ctx, spec.LinkUp); err == nil {
 		return m, nil
 	}
@@ -193,7 +193,7 @@ func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.
 		_ = proc.Release()
 		return nil, errdefs.Wrap(err, "open the fake VM's log")
 	}
-	m := newFakeMachine(spec.Dir, h, proc, log)
+	m := newFakeMachine(spec, h, proc, log)
 	knobs, err := readKnobs(spec.Dir)
 	if err == nil && knobs.AttachError != "" {
 		err = errdefs.Unavailable("attach to the fake VM: %s", knobs.AttachError).WithHint("a knob says so")

@@ -68,13 +68,17 @@ func (r refused) Error() string { return string(r) }
 type fakeMachine struct {
 	*vmproc.Process
 	dir   string
+	disks []hypervisor.Disk
 	stall vmproc.Stall
 }
 
-var _ hypervisor.Machine = (*fakeMachine)(nil)
+var (
+	_ hypervisor.Machine = (*fakeMachine)(nil)
+	_ hypervisor.Resizer = (*fakeMachine)(nil)
+)
 
-func newFakeMachine(dir string, h hypervisor.Handle, proc *sysexec.Proc, log *os.File) *fakeMachine {
-	m := &fakeMachine{dir: dir}
+func newFakeMachine(spec hypervisor.Spec, h hypervisor.Handle, proc *sysexec.Proc, log *os.File) *fakeMachine {
+	m := &fakeMachine{dir: spec.Dir, disks: spec.Disks}
 	m.Process = vmproc.Watch(vmproc.Config{Name: "the fake VM", Handle: h, Proc: proc, Log: log, Stall: &m.stall})
 	m.Go(m.followStall)
 	return m
@@ -162,4 +166,14 @@ func (m *fakeMachine) Continue(ctx context.Context) error {
 // DialAgent implements hypervisor.Machine.
 func (m *fakeMachine) DialAgent(ctx context.Context) (net.Conn, error) {
 	return m.Dial(func() (net.Conn, error) { return vmproc.DialAgent(ctx, m.dir) })
+}
+
+// ResizeDisk implements hypervisor.Resizer. There is no guest to be told.
+func (m *fakeMachine) ResizeDisk(_ context.Context, serial string, bytes int64) error {
+	for _, d := range m.disks {
+		if d.Serial == serial {
+			return errdefs.Wrap(os.Truncate(d.Path, bytes), "grow disk %s", serial)
+		}
+	}
+	return errdefs.NotFound("the machine has no disk %q", serial)
 }

@@ -242,7 +242,7 @@ func blockdev(i int, d hypervisor.Disk, out *outside) (string, error) {
 		return "", err
 	}
 	n := node{
-		Driver: string(d.Format), NodeName: fmt.Sprintf("disk%d", i), ReadOnly: d.ReadOnly,
+		Driver: string(d.Format), NodeName: nodeName(i), ReadOnly: d.ReadOnly,
 		File: &node{Driver: protocol(d.Path), Filename: name, ReadOnly: d.ReadOnly},
 	}
 	if !d.ReadOnly {
@@ -261,6 +261,9 @@ func blockdev(i int, d hypervisor.Disk, out *outside) (string, error) {
 	b, err := json.Marshal(n)
 	return string(b), err
 }
+
+// nodeName is what QEMU calls the disk with that number.
+func nodeName(i int) string { return fmt.Sprintf("disk%d", i) }
 
 // protocol is QEMU's driver for what a path names. One that is not there fails when it
 // is opened.

@@ -69,7 +69,7 @@ func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec
 		_ = client.Close()
 		return nil, errdefs.Wrap(err, "open the VMM's log")
 	}
-	return d.newMachine(spec.Dir, proc, h, client, log, heard), nil
+	return d.newMachine(spec, proc, h, client, log, heard), nil
 }
 
 // started refuses a QEMU whose launch was cut off before its CPUs ran.

@@ -67,7 +67,7 @@ func (d *Driver) Info(ctx context.Context) (hypervisor.Info, error) {
 	return hypervisor.Info{
 		Driver: Name, Binary: path, Version: f.version.String(), Accel: accel,
 		Machine: f.machine, CPUModel: f.model, NestedModel: f.nested,
-		Capabilities: hypervisor.Capabilities{QcowDisks: true, UserNet: true, Tap: true, Pause: true, Link: true, DiskLimits: true},
+		Capabilities: hypervisor.Capabilities{QcowDisks: true, UserNet: true, Tap: true, Pause: true, Resize: true, Link: true, DiskLimits: true},
 	}, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync"
 
 	"banger/internal/daemon/qemuproc/qmp"
@@ -21,6 +22,7 @@ type machine struct {
 	*vmproc.Process
 	driver  *Driver
 	dir     string
+	disks   []hypervisor.Disk
 	heard   *heard
 	turn    chan struct{} // holds a token while nobody asks how the guest is: the last answer counts
 	monitor *monitor
@@ -29,16 +31,17 @@ type machine struct {
 var (
 	_ hypervisor.Machine = (*machine)(nil)
 	_ hypervisor.Pauser  = (*machine)(nil)
+	_ hypervisor.Resizer = (*machine)(nil)
 )
 
-func (d *Driver) newMachine(dir string, proc *sysexec.Proc, h hypervisor.Handle, client *qmp.Client, log *os.File, heard *heard) *machine {
-	m := &machine{driver: d, dir: dir, heard: heard, turn: make(chan struct{}, 1), monitor: &monitor{client: client}}
+func (d *Driver) newMachine(spec hypervisor.Spec, proc *sysexec.Proc, h hypervisor.Handle, client *qmp.Client, log *os.File, heard *heard) *machine {
+	m := &machine{driver: d, dir: spec.Dir, disks: spec.Disks, heard: heard, turn: make(chan struct{}, 1), monitor: &monitor{client: client}}
 	m.turn <- struct{}{}
 	m.Process = vmproc.Watch(vmproc.Config{
 		Name: "QEMU", Handle: h, Proc: proc, Log: log, Strip: strip, Stall: &heard.stall, HangUp: m.monitor.hangUp,
 	})
 	m.Go(m.followStall)
-	m.BoundLogs([]vmmlog.Log{{Dir: dir, Name: paths.ConsoleLog}, {Dir: dir, Name: paths.VMMLog}}, d.log)
+	m.BoundLogs([]vmmlog.Log{{Dir: spec.Dir, Name: paths.ConsoleLog}, {Dir: spec.Dir, Name: paths.VMMLog}}, d.log)
 	return m
 }
 
@@ -67,6 +70,15 @@ type linkArgs struct {
 
 func setLink(ctx context.Context, c *qmp.Client, up bool) error {
 	return c.Execute(ctx, "set_link", linkArgs{Name: "net0", Up: up}, nil)
+}
+
+// ResizeDisk implements hypervisor.Resizer.
+func (m *machine) ResizeDisk(ctx context.Context, serial string, bytes int64) error {
+	i := slices.IndexFunc(m.disks, func(d hypervisor.Disk) bool { return d.Serial == serial })
+	if i < 0 {
+		return errdefs.NotFound("the machine has no disk %q", serial)
+	}
+	return m.execute(ctx, "grow disk "+serial, "block_resize", map[string]any{"node-name": nodeName(i), "size": bytes}, nil)
 }
 
 // execute runs one command, over a new connection when the old one is lost.

@@ -165,7 +165,7 @@ func (d *Driver) bringUp(ctx context.Context, spec hypervisor.Spec, proc *sysexe
 			_ = client.Close()
 			return nil, errdefs.Wrap(lerr, "open the VMM's log")
 		}
-		return d.newMachine(spec.Dir, proc, h, client, log, heard), nil
+		return d.newMachine(spec, proc, h, client, log, heard), nil
 	}
 	if ctx.Err() != nil {
 		return nil, errdefs.Wrap(context.Cause(ctx), "start QEMU")

@@ -22,6 +22,9 @@ type file struct {
 
 func (m file) path(d Disk) string { return filepath.Join(d.Dir, m.name) }
 
+// GrowsInUse implements Method.
+func (file) GrowsInUse() bool { return true }
+
 // Format implements Method.
 func (m file) Format() hypervisor.DiskFormat { return m.format }
 

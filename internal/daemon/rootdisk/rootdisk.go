@@ -66,6 +66,8 @@ type Method interface {
 	// Grow makes a disk that is not active as large as Size says. One that is larger
 	// is refused with class invalid_argument.
 	Grow(ctx context.Context, d Disk) error
+	// GrowsInUse says whether a VMM may make an active disk larger by itself.
+	GrowsInUse() bool
 	// Freeze puts a point in time of the disk into the directory into, which must be on
 	// the file system of d.Dir. What was flushed before is in it, and it never changes.
 	// It is whole when Freeze returns nil; into is the caller's to remove, in any case.

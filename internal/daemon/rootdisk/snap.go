@@ -182,6 +182,9 @@ func escape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
+// GrowsInUse implements Method.
+func (*snap) GrowsInUse() bool { return false }
+
 // Grow implements Method. What the disk was is seen by its layer's size.
 func (s *snap) Grow(_ context.Context, d Disk) error {
 	st, err := os.Stat(s.cow(d))

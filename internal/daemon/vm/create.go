@@ -173,6 +173,16 @@ func (s *Service) releaseName(name string) {
 }
 
 func (s *Service) checkShape(spec *model.VMSpec) error {
+	switch spec.Net {
+	case model.NetUser, model.NetBridge, model.NetNone:
+	default:
+		return errdefs.Invalid("network %q is not known", spec.Net).WithHint("use --net user, --net bridge or --net none")
+	}
+	return s.checkSize(spec)
+}
+
+// checkSize refuses what this host cannot give, and rounds the disk.
+func (s *Service) checkSize(spec *model.VMSpec) error {
 	if n := runtime.NumCPU(); spec.CPUs < 1 || spec.CPUs > n {
 		return errdefs.Invalid("%d cpus asked for; this host can give 1 to %d", spec.CPUs, n).
 			WithHint("choose --cpus between 1 and %d", n)
@@ -190,11 +200,6 @@ func (s *Service) checkShape(spec *model.VMSpec) error {
 	}
 	// QEMU's and the guest's tables count in sectors and pages.
 	spec.DiskBytes = spec.DiskBytes &^ 4095
-	switch spec.Net {
-	case model.NetUser, model.NetBridge, model.NetNone:
-	default:
-		return errdefs.Invalid("network %q is not known", spec.Net).WithHint("use --net user, --net bridge or --net none")
-	}
 	return nil
 }
 

@@ -142,8 +142,10 @@ type disks struct {
 	mu     sync.Mutex
 	active map[string]bool // by the VM's id
 	// held is the disk that was watched last, released the VMs whose VMM was to end.
-	held     *heldDisk
-	released []string
+	held *heldDisk
+	// growsInUse is what the method says of itself.
+	growsInUse bool
+	released   []string
 }
 
 func (d *disks) Choose(context.Context, ...hypervisor.DiskFormat) (rootdisk.Method, string, error) {
@@ -156,6 +158,8 @@ func (d *disks) Method(name string) (rootdisk.Method, error) {
 	}
 	return d, nil
 }
+
+func (d *disks) GrowsInUse() bool { return d.growsInUse }
 
 func (d *disks) Create(ctx context.Context, disk rootdisk.Disk) error {
 	return d.w.around("CreateDisk", func() error { return d.inner.Create(ctx, disk) })

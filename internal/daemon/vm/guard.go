@@ -90,6 +90,14 @@ func (g *guarded) Close() error {
 	return errors.Join(g.disk.Close(), g.Machine.Close())
 }
 
+// unguarded is the driver's own machine.
+func (l *live) unguarded() hypervisor.Machine {
+	if g, ok := l.machine.(*guarded); ok {
+		return g.Machine
+	}
+	return l.machine
+}
+
 // unguard lets a VMM be ended that may wait for its disk. l may be nil.
 func (s *Service) unguard(v *model.VM, l *live) error {
 	m, err := s.method(v)

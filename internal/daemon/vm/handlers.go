@@ -102,6 +102,16 @@ func (h Handlers) Rename(ctx context.Context, req *connect.Request[bangerv1.Rena
 	return h.full(ctx, &v)
 }
 
+// Set implements VMService.
+func (h Handlers) Set(ctx context.Context, req *connect.Request[bangerv1.SetRequest]) (*connect.Response[bangerv1.Operation], error) {
+	if req.Msg.Cpus == nil && req.Msg.MemoryMib == nil && req.Msg.DiskBytes == nil {
+		return nil, api.ToConnect(errdefs.Invalid("nothing is to be set").WithHint("give --cpus, --memory or --disk"))
+	}
+	return h.operate(ctx, "vm.set", req.Msg.Ref, func(ctx context.Context, id string, p model.Progress) error {
+		return h.s.set(ctx, id, req.Msg, p)
+	})
+}
+
 // List implements VMService.
 func (h Handlers) List(ctx context.Context, _ *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ListResponse], error) {
 	all, err := h.s.Store.ListVMs(ctx)

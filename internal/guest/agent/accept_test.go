@@ -65,6 +65,7 @@ func (m *stuckMachine) Configure(context.Context, *guest.Configure) error {
 	return nil
 }
 func (m *stuckMachine) Shutdown(context.Context) (func(), error)   { return nil, nil }
+func (m *stuckMachine) Grow(int64) error                           { return nil }
 func (m *stuckMachine) WaitSystem(context.Context) (string, error) { return "", nil }
 
 // A request that never ends does not keep the next host out.

@@ -144,6 +144,38 @@ func testPause(t *testing.T, h Harness) {
 	w.kill(m)
 }
 
+func testResize(t *testing.T, h Harness) {
+	d := h.New()
+	w := newWorld(t, h)
+	info, err := d.Info(w.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := w.start(d)
+	r, ok := m.(hypervisor.Resizer)
+	if ok != info.Capabilities.Resize {
+		t.Fatalf("implements Resizer: %v, declared: %v", ok, info.Capabilities.Resize)
+	}
+	if ok {
+		m = w.attachAfterClose(d, m)
+		r = m.(hypervisor.Resizer)
+		disk := w.spec.Disks[0]
+		before, err := os.Stat(disk.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := before.Size() + 1<<20
+		if err := r.ResizeDisk(w.ctx(), disk.Serial, size); err != nil {
+			t.Fatal(err)
+		}
+		if now, err := os.Stat(disk.Path); err != nil || now.Size() != size {
+			t.Errorf("the disk has %d bytes, %v; want %d", now.Size(), err, size)
+		}
+		wantClass(t, r.ResizeDisk(w.ctx(), "nobody", size), errdefs.ClassNotFound)
+	}
+	w.kill(m)
+}
+
 func testStall(t *testing.T, h Harness) {
 	w := newWorld(t, h)
 	d := h.New()

@@ -88,6 +88,7 @@ func Run(t *testing.T, h Harness) {
 		{"Pause", testPause},
 		{"Stats", testStats},
 		{"DiskLimit", testDiskLimit},
+		{"Resize", testResize},
 		{"Stall", testStall},
 		{"DialAgent", testDialAgent},
 		{"CloseAndAttach", testCloseAndAttach},

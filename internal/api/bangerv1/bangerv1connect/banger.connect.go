@@ -76,6 +76,8 @@ const (
 	VMServiceGetProcedure = "/banger.v1.VMService/Get"
 	// VMServiceRenameProcedure is the fully-qualified name of the VMService's Rename RPC.
 	VMServiceRenameProcedure = "/banger.v1.VMService/Rename"
+	// VMServiceSetProcedure is the fully-qualified name of the VMService's Set RPC.
+	VMServiceSetProcedure = "/banger.v1.VMService/Set"
 	// VMServiceWaitProcedure is the fully-qualified name of the VMService's Wait RPC.
 	VMServiceWaitProcedure = "/banger.v1.VMService/Wait"
 	// VMServiceStatsProcedure is the fully-qualified name of the VMService's Stats RPC.
@@ -238,6 +240,9 @@ type VMServiceClient interface {
 	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ListResponse], error)
 	Get(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VM], error)
 	Rename(context.Context, *connect.Request[bangerv1.RenameRequest]) (*connect.Response[bangerv1.VM], error)
+	// Set changes the shape of a VM: all of it while it is stopped, while it runs the
+	// size of the disk alone, where driver and disk allow that.
+	Set(context.Context, *connect.Request[bangerv1.SetRequest]) (*connect.Response[bangerv1.Operation], error)
 	// Wait answers when the VM is no longer starting or running.
 	Wait(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VM], error)
 	// Stats says what a running VM uses, and has used since it started.
@@ -311,6 +316,12 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Rename")),
 			connect.WithClientOptions(opts...),
 		),
+		set: connect.NewClient[bangerv1.SetRequest, bangerv1.Operation](
+			httpClient,
+			baseURL+VMServiceSetProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Set")),
+			connect.WithClientOptions(opts...),
+		),
 		wait: connect.NewClient[bangerv1.VMRef, bangerv1.VM](
 			httpClient,
 			baseURL+VMServiceWaitProcedure,
@@ -343,6 +354,7 @@ type vMServiceClient struct {
 	list    *connect.Client[bangerv1.ListRequest, bangerv1.ListResponse]
 	get     *connect.Client[bangerv1.VMRef, bangerv1.VM]
 	rename  *connect.Client[bangerv1.RenameRequest, bangerv1.VM]
+	set     *connect.Client[bangerv1.SetRequest, bangerv1.Operation]
 	wait    *connect.Client[bangerv1.VMRef, bangerv1.VM]
 	stats   *connect.Client[bangerv1.VMRef, bangerv1.VMStats]
 	logs    *connect.Client[bangerv1.LogsRequest, bangerv1.LogChunk]
@@ -393,6 +405,11 @@ func (c *vMServiceClient) Rename(ctx context.Context, req *connect.Request[bange
 	return c.rename.CallUnary(ctx, req)
 }
 
+// Set calls banger.v1.VMService.Set.
+func (c *vMServiceClient) Set(ctx context.Context, req *connect.Request[bangerv1.SetRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return c.set.CallUnary(ctx, req)
+}
+
 // Wait calls banger.v1.VMService.Wait.
 func (c *vMServiceClient) Wait(ctx context.Context, req *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VM], error) {
 	return c.wait.CallUnary(ctx, req)
@@ -422,6 +439,9 @@ type VMServiceHandler interface {
 	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ListResponse], error)
 	Get(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VM], error)
 	Rename(context.Context, *connect.Request[bangerv1.RenameRequest]) (*connect.Response[bangerv1.VM], error)
+	// Set changes the shape of a VM: all of it while it is stopped, while it runs the
+	// size of the disk alone, where driver and disk allow that.
+	Set(context.Context, *connect.Request[bangerv1.SetRequest]) (*connect.Response[bangerv1.Operation], error)
 	// Wait answers when the VM is no longer starting or running.
 	Wait(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VM], error)
 	// Stats says what a running VM uses, and has used since it started.
@@ -491,6 +511,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Rename")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceSetHandler := connect.NewUnaryHandler(
+		VMServiceSetProcedure,
+		svc.Set,
+		connect.WithSchema(vMServiceMethods.ByName("Set")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServiceWaitHandler := connect.NewUnaryHandler(
 		VMServiceWaitProcedure,
 		svc.Wait,
@@ -529,6 +555,8 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceGetHandler.ServeHTTP(w, r)
 		case VMServiceRenameProcedure:
 			vMServiceRenameHandler.ServeHTTP(w, r)
+		case VMServiceSetProcedure:
+			vMServiceSetHandler.ServeHTTP(w, r)
 		case VMServiceWaitProcedure:
 			vMServiceWaitHandler.ServeHTTP(w, r)
 		case VMServiceStatsProcedure:
@@ -578,6 +606,10 @@ func (UnimplementedVMServiceHandler) Get(context.Context, *connect.Request[bange
 
 func (UnimplementedVMServiceHandler) Rename(context.Context, *connect.Request[bangerv1.RenameRequest]) (*connect.Response[bangerv1.VM], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Rename is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Set(context.Context, *connect.Request[bangerv1.SetRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Set is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) Wait(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VM], error) {

@@ -15,6 +15,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/guest/agent/uevent"
+	"banger/internal/hypervisor"
 )
 
 const sysBlock = "/sys/block"
@@ -146,13 +147,9 @@ const ext4Resize = 0x40086610
 
 // grow makes the mounted file system as large as its disk.
 func grow(disk, dir string) error {
-	b, err := os.ReadFile(filepath.Join(sysBlock, disk, "size"))
+	sectors, err := sectorsOf(disk)
 	if err != nil {
-		return errdefs.Wrap(err, "read the size of disk %s", disk)
-	}
-	sectors, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil {
-		return errdefs.Wrap(err, "read the size of disk %s", disk)
+		return err
 	}
 	sb, ok := readSuperblock("/dev/" + disk)
 	if !ok {
@@ -172,4 +169,32 @@ func grow(disk, dir string) error {
 		return errdefs.Wrap(errno, "grow the root from %d to %d blocks", sb.blocks, blocks)
 	}
 	return nil
+}
+
+func sectorsOf(disk string) (uint64, error) {
+	b, err := os.ReadFile(filepath.Join(sysBlock, disk, "size"))
+	if err != nil {
+		return 0, errdefs.Wrap(err, "read the size of disk %s", disk)
+	}
+	sectors, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	return sectors, errdefs.Wrap(err, "read the size of disk %s", disk)
+}
+
+// growTimeout is how long the kernel may take to hear of a disk's new size.
+const growTimeout = 10 * time.Second
+
+// Grow makes the root file system as large as its disk once that has so many bytes.
+func Grow(bytes int64) error {
+	disk, ok := findDisk(hypervisor.SerialRoot)
+	if !ok {
+		return errdefs.Unavailable("the root disk is not there; disks: %s", diskList())
+	}
+	err := uevent.Until("block", growTimeout, func() bool {
+		sectors, err := sectorsOf(disk)
+		return err != nil || int64(sectors)*512 >= bytes
+	})
+	if err != nil {
+		return errdefs.Wrap(err, "wait for disk %s to be %d bytes large", disk, bytes)
+	}
+	return grow(disk, "/")
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
+	"banger/internal/guest/agent/boot"
 )
 
 // order is how inits and the kernel are told to end the machine.
@@ -210,3 +211,6 @@ func waitFile(ctx context.Context, dir, name string) error {
 	}
 	return nil
 }
+
+// Grow makes the root file system as large as its disk.
+func (m *Machine) Grow(bytes int64) error { return boot.Grow(bytes) }

@@ -24,6 +24,9 @@ type Machine interface {
 	// Shutdown makes an orderly power-off certain and returns what carries it out
 	// after the answer was sent; nil when nothing is left to do.
 	Shutdown(ctx context.Context) (func(), error)
+	// Grow makes the root file system as large as its disk, which has so many bytes or
+	// is about to.
+	Grow(bytes int64) error
 	// WaitSystem waits until the init system has settled and returns its state.
 	WaitSystem(ctx context.Context) (string, error)
 }
@@ -123,6 +126,11 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *guest.FrameReader
 		return s.dial(ctx, conn, r, w, req.Dial.Port)
 	case guest.KindSync:
 		syncDisks()
+		return done(w, guest.Control{})
+	case guest.KindGrow:
+		if err := s.Machine.Grow(req.Grow.Bytes); err != nil {
+			return err
+		}
 		return done(w, guest.Control{})
 	case guest.KindWaitSystem:
 		return s.waitSystem(ctx, r, w)

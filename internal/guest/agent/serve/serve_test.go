@@ -29,6 +29,8 @@ import (
 type testMachine struct {
 	configure func(*guest.Configure) error
 	off       bool
+	grown     int64 // to so many bytes
+	growErr   error
 }
 
 func (m *testMachine) Configure(_ context.Context, c *guest.Configure) error {
@@ -40,6 +42,11 @@ func (m *testMachine) Configure(_ context.Context, c *guest.Configure) error {
 
 func (m *testMachine) Shutdown(context.Context) (func(), error) {
 	return func() { m.off = true }, nil
+}
+
+func (m *testMachine) Grow(bytes int64) error {
+	m.grown = bytes
+	return m.growErr
 }
 
 func (m *testMachine) WaitSystem(ctx context.Context) (string, error) {
