@@ -284,6 +284,23 @@ func TestInUse(t *testing.T) {
 	nothingLeft(t, v)
 }
 
+// Without a loop device a volume is not made, nothing is left, and it is said why.
+func TestNoLoopDevices(t *testing.T) {
+	v, _ := volume(t, host(t), 16*mib)
+	dev := t.TempDir()
+	h := dmsnap.New(dev)
+	must(t, os.Symlink("/dev/mapper", filepath.Join(dev, "mapper")))
+	if err := h.Check(); !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(errdefs.HintOf(err), "modprobe loop") {
+		t.Errorf("no loop devices at all: %v (hint %q)", err, errdefs.HintOf(err))
+	}
+	must(t, os.Symlink("/dev/loop-control", filepath.Join(dev, "loop-control")))
+	must(t, h.Check())
+	if _, err := h.Up(t.Context(), v); !errors.Is(err, errdefs.ErrExhausted) || !strings.Contains(errdefs.HintOf(err), "losetup -a") {
+		t.Errorf("none left: %v (hint %q)", err, errdefs.HintOf(err))
+	}
+	nothingLeft(t, v)
+}
+
 // A host without the parts says which, and how to get them.
 func TestBadHosts(t *testing.T) {
 	empty := t.TempDir()

@@ -3,13 +3,19 @@ package vm_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"testing"
 
 	"banger/internal/api/bangerv1"
+	"banger/internal/daemon/dmsnap"
 	"banger/internal/daemon/rootdisk"
 	"banger/internal/daemon/vmcap"
 	"banger/internal/errdefs"
@@ -17,6 +23,7 @@ import (
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/vmproc"
 	"banger/internal/model"
+	"banger/internal/paths"
 	"banger/internal/store"
 )
 
@@ -141,6 +148,8 @@ type disks struct {
 	w      *world
 	mu     sync.Mutex
 	active map[string]bool // by the VM's id
+	// devices are the VMs that ever had something in device-mapper.
+	devices map[string]bool
 	// held is the disk that was watched last, released the VMs whose VMM was to end.
 	held *heldDisk
 	// growsInUse is what the method says of itself.
@@ -169,7 +178,7 @@ func (d *disks) Activate(ctx context.Context, disk rootdisk.Disk) error {
 	return d.w.around("ActivateDisk", func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.active[disk.VMID] = true
+		d.active[disk.VMID], d.devices[disk.VMID] = true, true
 		return d.inner.Activate(ctx, disk)
 	})
 }
@@ -244,6 +253,36 @@ func (d *disks) Release(disk rootdisk.Disk) error {
 		d.released = append(d.released, disk.VMID)
 		return nil
 	})
+}
+
+// diskMethod is how the disks of a world are made: by copies, or by device-mapper
+// where the environment asks for it.
+func diskMethod(t *testing.T, layout paths.Layout) rootdisk.Method {
+	t.Helper()
+	if os.Getenv("BANGER_TEST_DISK") != "dmsnap" {
+		return rootdisk.Sparse()
+	}
+	m := rootdisk.DMSnap(dmsnap.New("/dev"), slog.New(slog.DiscardHandler))
+	if _, err := m.Check(t.Context(), layout.State); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// inKernel are the VMs of which device-mapper has anything.
+func (d *disks) inKernel() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	found := map[string]bool{}
+	files, _ := filepath.Glob("/sys/block/dm-*/dm/name")
+	for _, f := range files {
+		name, _ := os.ReadFile(f)
+		id, _, _ := strings.Cut(strings.TrimSpace(strings.TrimPrefix(string(name), "banger-")), "-")
+		if d.devices[id] {
+			found[id] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(found))
 }
 
 func (d *disks) list() []string {

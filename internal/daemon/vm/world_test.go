@@ -89,7 +89,7 @@ func newWorldWith(t *testing.T, option func(*world)) *world {
 	w := &world{t: t, layout: layout, max: 100, boots: 4, mode: model.NetUser}
 	w.net = &network{w: w, attached: map[string]bool{}}
 	w.bridge = &bridge{w: w, names: map[string]string{}}
-	w.disks = &disks{inner: rootdisk.Sparse(), w: w, active: map[string]bool{}}
+	w.disks = &disks{inner: diskMethod(t, layout), w: w, active: map[string]bool{}, devices: map[string]bool{}}
 	option(w)
 	w.open()
 	rootfs := filepath.Join(layout.State, "rootfs.ext4")
@@ -317,7 +317,7 @@ func (w *world) checkLegal() {
 			}
 		}
 		dirs = append(dirs, v.ID)
-		if _, err := os.Stat(filepath.Join(w.layout.VM(v.ID), paths.RootRawFile)); err != nil {
+		if _, err := w.disks.Used(rootdisk.Disk{VMID: v.ID, Dir: w.layout.VM(v.ID)}); err != nil {
 			w.t.Errorf("vm %s has lost its disk: %v", v.Name, err)
 		}
 	}
@@ -336,6 +336,9 @@ func (w *world) checkLegal() {
 	}
 	if got := w.disks.list(); !slices.Equal(got, running) {
 		w.t.Errorf("active disks %v, want %v", got, running)
+	}
+	if got := w.disks.inKernel(); w.disks.inner.Name() == "dmsnap" && !slices.Equal(got, running) {
+		w.t.Errorf("device-mapper has the disks of %v, want %v", got, running)
 	}
 	w.checkNetwork(running)
 	for _, c := range w.more {
