@@ -189,7 +189,9 @@ func wrap(err error, what string) error {
 	if err == nil {
 		return nil
 	}
+	var known *errdefs.Error
 	switch {
+	case errors.As(err, &known): // by who knows better
 	case errors.Is(err, os.ErrNotExist):
 		return errdefs.NotFound("%s: %w", what, err).WithHint("the image's file is gone: pull it again")
 	case errors.Is(err, os.ErrExist):

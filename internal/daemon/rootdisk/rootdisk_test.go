@@ -211,6 +211,16 @@ func TestFreezeAndClone(t *testing.T) {
 			w.Errorf("a clone that is smaller: %v", err)
 		}
 		w.only(small.Dir)
+		if err := w.m.Clone(w.Context(), points[1], d); !errors.Is(err, errdefs.ErrAlreadyExists) {
+			w.Errorf("a clone in the place of a disk: %v", err)
+		}
+		w.use(d, func(u *used) { w.same("not replaced", u.content(), filled(want, 0, 8*mib, 'z')) })
+		lost := w.disk(16 * mib)
+		lost.Image += "x"
+		if err := w.m.Clone(w.Context(), points[1], lost); !errors.Is(err, errdefs.ErrNotFound) {
+			w.Errorf("a clone without its image: %v", err)
+		}
+		w.only(lost.Dir)
 		w.must(w.m.Remove(w.Context(), d))
 		c2 := w.disk(16 * mib)
 		w.must(w.m.Clone(w.Context(), points[1], c2))

@@ -1,6 +1,7 @@
 package rootdisk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -258,7 +259,10 @@ func link(files []string, into string) error {
 }
 
 // Clone implements Method.
-func (s *snap) Clone(ctx context.Context, from string, d Disk) (err error) {
+func (s *snap) Clone(ctx context.Context, from string, d Disk) error {
+	if _, err := os.Lstat(s.cow(d)); !errors.Is(err, fs.ErrNotExist) {
+		return wrap(cmp.Or(err, error(&os.PathError{Op: "make", Path: s.cow(d), Err: fs.ErrExist})), "clone root disk")
+	}
 	var files []string
 	for {
 		f := filepath.Join(from, fmt.Sprintf("%s.%d", paths.RootCOWFile, len(files)))
@@ -274,7 +278,8 @@ func (s *snap) Clone(ctx context.Context, from string, d Disk) (err error) {
 		}
 		files = append(files, f)
 	}
-	if err := link(files, d.Dir); err == nil {
+	err := link(files, d.Dir)
+	if err == nil {
 		err = s.Create(ctx, d)
 	}
 	if err != nil {

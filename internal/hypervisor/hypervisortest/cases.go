@@ -152,13 +152,13 @@ func testResize(t *testing.T, h Harness) {
 		t.Fatal(err)
 	}
 	m := w.start(d)
-	r, ok := m.(hypervisor.Resizer)
+	_, ok := m.(hypervisor.Resizer)
 	if ok != info.Capabilities.Resize {
 		t.Fatalf("implements Resizer: %v, declared: %v", ok, info.Capabilities.Resize)
 	}
 	if ok {
 		m = w.attachAfterClose(d, m)
-		r = m.(hypervisor.Resizer)
+		r := m.(hypervisor.Resizer)
 		disk := w.spec.Disks[0]
 		before, err := os.Stat(disk.Path)
 		if err != nil {
