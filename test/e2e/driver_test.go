@@ -5,7 +5,6 @@ package e2e_test
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -13,7 +12,6 @@ import (
 	"banger/internal/daemon/rootdisk"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/hypervisortest"
-	"banger/internal/paths"
 )
 
 // TestDriver boots a guest with the driver alone and takes it through a daemon that
