@@ -100,10 +100,15 @@ func TestDebianKernel(t *testing.T) {
 			at[file] = len(at) + 1
 		}
 	}
+	list := says(t, "debugfs", "-R", "cat /modules.builtin", k.Modules)
+	builtIn := func(file string) bool { return strings.Contains(list, "/"+file+"\n") }
 	for _, pair := range [][2]string{
 		{"virtio.ko", "virtio_pci.ko"}, {"virtio_ring.ko", "virtio_pci.ko"}, {"virtio_ring.ko", "virtio_blk.ko"},
 		{"failover.ko", "net_failover.ko"}, {"net_failover.ko", "virtio_net.ko"}, {"virtio_console.ko", "virtio_net.ko"},
 	} {
+		if builtIn(pair[0]) || builtIn(pair[1]) {
+			continue // in the kernels of some releases
+		}
 		if at[pair[0]] == 0 || at[pair[0]] >= at[pair[1]] {
 			t.Errorf("%s comes at %d, %s at %d", pair[0], at[pair[0]], pair[1], at[pair[1]])
 		}
