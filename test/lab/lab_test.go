@@ -16,6 +16,7 @@ type vm struct {
 	State string `json:"state"`
 	Accel string `json:"accel"`
 
+	PID       int    `json:"pid"`
 	Driver    string `json:"driver"`
 	DriverWhy string `json:"driver_why"`
 }

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -11,7 +12,7 @@ import (
 const traces = `find /opt /etc/systemd/system /run/banger | sort
 	find /var/lib/banger/vms /sys/fs/cgroup/banger -mindepth 1 -type d 2>/dev/null
 	ip -br link | awk '{print $1}'; nft list tables; cat /proc/sys/net/ipv4/ip_forward
-	ps -eo comm= | grep -E '^(bangerd|qemu-system)' | sort`
+	ps -eo comm= | grep -E '^(bangerd|qemu-system|firecracker)' | sort`
 
 // system runs the command that is installed in the lab as root would.
 func system(t *testing.T, script string) string {
@@ -36,7 +37,7 @@ func TestSystem(t *testing.T) {
 			t.Log(out)
 		}
 	})
-	vmm := system(t, "pidof qemu-system-x86_64")
+	vmm := pidOf(t, "kept")
 	ok(t, "system", "install", "--prefix", "/opt/banger", "--group", "nogroup")
 	again := ok(t, "system", "install")
 	pid := system(t, "systemctl show --property MainPID --value bangerd")
@@ -58,8 +59,8 @@ func TestSystem(t *testing.T) {
 		if out := ok(t, "exec", "kept", "--", "echo", "still here"); out != "still here\n" {
 			t.Errorf("after %s: %q", end, out)
 		}
-		if now := system(t, "pidof qemu-system-x86_64"); now != vmm {
-			t.Errorf("after %s the VMM is %s, not %s", end, now, vmm)
+		if now := pidOf(t, "kept"); now != vmm {
+			t.Errorf("after %s the VMM is %d, not %d", end, now, vmm)
 		}
 		if now := system(t, "systemctl is-active bangerd"); now != "active\n" {
 			t.Errorf("after %s the service is %s", end, now)
@@ -75,4 +76,13 @@ func TestSystem(t *testing.T) {
 	if out := ok(t, "system", "uninstall"); out != "banger is not installed as a service\n" {
 		t.Errorf("a second time it says %q", out)
 	}
+}
+
+// pidOf is the process of a VM's VMM, which must be there.
+func pidOf(t *testing.T, name string) int {
+	t.Helper()
+	var v vm
+	decode(t, &v, "vm", "show", "--json", name)
+	system(t, fmt.Sprintf("kill -0 %d", v.PID))
+	return v.PID
 }
