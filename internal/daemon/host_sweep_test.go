@@ -247,7 +247,11 @@ func TestSweepOnHost(t *testing.T) {
 
 func newSweptHost(t *testing.T) *host {
 	h := newHost(t)
-	h.write(h.opts.ConfigFile, strings.Replace(testConfig, "net: none", "net: bridge", 1))
+	conf := strings.Replace(testConfig, "net: none", "net: bridge", 1)
+	if method := os.Getenv("BANGER_TEST_DISK"); method != "" {
+		conf += "root_disk: " + method + "\n"
+	}
+	h.write(h.opts.ConfigFile, conf)
 	h.artifacts()
 	h.usual = map[string]string{}
 	note := func(bring func(v *victim)) {
@@ -352,7 +356,9 @@ func (v *victim) state() model.State {
 }
 
 // ours says whether a file is of this host's daemon.
-func (h *host) ours(path string) bool { return strings.HasPrefix(path, h.opts.Layout.State+"/") }
+func (h *host) ours(path string) bool {
+	return strings.HasPrefix(path, filepath.Dir(h.opts.ConfigFile)+"/")
+}
 
 // inventory is everything on the host that banger has a hand in.
 type inventory struct {

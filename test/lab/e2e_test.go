@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,12 +25,14 @@ func TestEndToEnd(t *testing.T) {
 		}
 		send(t, filepath.Join(root, dir), tree+"/")
 	}
-	bringCache(t, root)
+	cache := bringCache(t, root)
 	run, limit := smoke, "10m"
 	if full {
 		run, limit = ".", "150m"
 	}
-	out, err := labWithin(3*time.Hour, "sh", "-c", "cd "+tree+" && E2E_TIMEOUT="+limit+" BANGER_TEST_PATIENCE=3m scripts/e2e root -test.run '"+run+"' 2>&1")
+	out, err := labWithin(3*time.Hour, "sh", "-c", fmt.Sprintf(
+		"cd %[1]s/test/e2e && exec env BANGER_TEST_CACHE=%[2]s BANGER_E2E_BIN=%[1]s/bin BANGER_TEST_PATIENCE=3m ../../bin/e2e.test -test.v -test.timeout %[3]s -test.run '%[4]s' 2>&1",
+		tree, cache, limit, run))
 	if err != nil {
 		t.Errorf("%v\n%s", err, tail(out, 16<<10))
 	}
@@ -37,8 +40,8 @@ func TestEndToEnd(t *testing.T) {
 }
 
 // bringCache spares the lab the making of a kernel and an image, if this side has run
-// the same tests as root.
-func bringCache(t *testing.T, root string) {
+// the same tests as root. It returns where they are kept, which is the same there.
+func bringCache(t *testing.T, root string) string {
 	t.Helper()
 	key := exec.Command("bash", "-c", ". scripts/lib.sh && test_cache \"$(image_key)\"")
 	key.Dir = root
@@ -48,10 +51,10 @@ func bringCache(t *testing.T, root string) {
 	}
 	cache := strings.TrimSpace(string(out))
 	if !exists(cache + "/state/banger.db") {
-		return
+		return cache
 	}
 	if _, err := lab("test", "-e", cache+"/state/banger.db"); err == nil {
-		return
+		return cache
 	}
 	pack := exec.Command("tar", "-C", cache, "--exclude=*.sock", "--exclude=*.log", "-cS", "state")
 	unpack := exec.Command(filepath.Join(bin, "banger"), "exec", "lab", "--", "sh", "-c", "mkdir -p "+cache+" && tar -xS -C "+cache)
@@ -69,4 +72,5 @@ func bringCache(t *testing.T, root string) {
 	if err := unpack.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	return cache
 }

@@ -19,6 +19,9 @@ type vm struct {
 	PID       int    `json:"pid"`
 	Driver    string `json:"driver"`
 	DriverWhy string `json:"driver_why"`
+
+	Addresses []string `json:"addresses"`
+	DNSName   string   `json:"dns_name"`
 }
 
 // The lab is a host with KVM that works, and banger finds that out by trying.

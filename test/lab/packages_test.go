@@ -18,13 +18,15 @@ type suite struct {
 	run     string   // which of its tests
 	must    []string // tests that have to run there: a skip is a failure
 	needs   string   // a program that is brought along if there is one, as its variable says
+	env     string
 }
 
 var suites = []suite{
-	{program: "dmsnap.test", source: "internal/daemon/dmsnap", run: ".", must: []string{"TestConformance"}},
+	{program: "dmsnap.test", source: "internal/daemon/dmsnap", run: ".", must: []string{"TestVolume", "TestFreeze"}},
+	{program: "rootdisk.test", source: "internal/daemon/rootdisk", run: "."},
 	{program: "resolved.test", source: "internal/daemon/resolved", run: "."},
-	{program: "daemon.test", source: "internal/daemon", run: "TestSweepOnHost", must: []string{"TestSweepOnHost"}},
-	{program: "fcproc.test", source: "internal/daemon/fcproc", run: ".", must: []string{"TestRealConformance"}, needs: "FIRECRACKER_BIN"},
+	{program: "daemon.test", source: "internal/daemon", run: "TestSweepOnHost", must: []string{"TestSweepOnHost"}, env: "BANGER_TEST_DISK=dmsnap"},
+	{program: "fcproc.test", source: "internal/daemon/fcproc", run: ".", must: []string{"TestConformance"}, needs: "FIRECRACKER_BIN"},
 }
 
 // The tests of packages that find what they need nowhere else.
@@ -35,9 +37,9 @@ func TestPackages(t *testing.T) {
 }
 
 func (s suite) inLab(t *testing.T) {
-	env := []string{"BANGER_TEST_PATIENCE=3m"}
+	env := []string{"BANGER_TEST_PATIENCE=3m", s.env}
 	if s.needs != "" {
-		if env = append(env, firecracker(t)...); len(env) == 1 {
+		if env = append(env, firecracker(t)...); len(env) == 2 {
 			t.Skipf("no Firecracker: neither %s nor PATH has one", s.needs)
 		}
 	}
