@@ -236,7 +236,8 @@ func (h *Host) down(ctx context.Context, c *control, v Volume) error {
 		return len(left) == 0, err
 	})
 	if ctx.Err() != nil {
-		return errdefs.Wrap(err, "wait until nobody has device %s open", v.Name)
+		return errdefs.New(errdefs.ClassBusy, "device %s is still open somewhere: %w", v.Name, context.Cause(ctx)).
+			WithHint("see where: fuser -v /dev/mapper/%s, findmnt; it goes when it is closed", v.Name)
 	}
 	return err
 }

@@ -28,7 +28,7 @@ func TestHeldDiskPausesAVM(t *testing.T) {
 	b = f.bell()
 	f.paused()
 	f.held().full.Store(false)
-	b.over()
+	f.goesOn(b)
 	if got := <-f.exec("echo runs"); got != "runs\n" {
 		t.Errorf("the guest said %q", got)
 	}
