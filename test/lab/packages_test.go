@@ -44,7 +44,7 @@ func (s suite) inLab(t *testing.T) {
 		}
 	}
 	if !full {
-		env = append(env, fmt.Sprintf("SWEEP_SAMPLE=%d/%d", seed(t).Uint32(), 12))
+		env = append(env, fmt.Sprintf("SWEEP_SAMPLE=%d/%d", seed(t).Uint32(), 20))
 	}
 	dir := "/srv/tests/" + s.program
 	send(t, filepath.Join(bin, "lab", s.program), dir+"/")

@@ -12,7 +12,7 @@ import (
 const traces = `find /opt /etc/systemd/system /run/banger | sort
 	find /var/lib/banger/vms /sys/fs/cgroup/banger -mindepth 1 -type d 2>/dev/null
 	ip -br link | awk '{print $1}'; nft list tables; cat /proc/sys/net/ipv4/ip_forward
-	ps -eo comm= | grep -E '^(bangerd|qemu-system|firecracker)' | sort`
+	pgrep -l 'qemu-system|firecracker'; true`
 
 // system runs the command that is installed in the lab as root would.
 func system(t *testing.T, script string) string {
@@ -70,6 +70,9 @@ func TestSystem(t *testing.T) {
 		t.Errorf("with a VM: %v", err)
 	}
 	ok(t, "system", "uninstall", "--force")
+	if left, err := lab("pgrep", "-a", "bangerd"); err == nil {
+		t.Errorf("still running: %s", left)
+	}
 	if after := system(t, traces); after != before {
 		t.Errorf("after removal there are\n%s\nand before were\n%s", after, before)
 	}

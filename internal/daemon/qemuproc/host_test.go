@@ -130,7 +130,7 @@ func TestDevices(t *testing.T) {
 		"02.0": "1af4:1041 nic0",   // network
 		"03.0": "1af4:1044 ",       // entropy
 		"04.0": "1af4:1043 ports",  // the guest channel
-		"08.0": "1af4:1042 ",       // the first disk
+		"08.0": "1af4:1042 blk0",   // the first disk
 		"10.0": "1b36:000c spare0", // for what is added later
 		"10.1": "1b36:000c spare1",
 		"1f.0": "8086:2918 ", // the chipset
