@@ -57,11 +57,15 @@ test: ## run all tests, those with real VMs too (installs what they need)
 	@scripts/bootstrap test
 	@$(MAKE) build
 	@scripts/cli-docs --check
-	@$(MAKE) test-unit test-script test-e2e
+	@$(MAKE) test-unit test-sweep test-script test-e2e
 
 .PHONY: test-unit
 test-unit: go-found ## unit tests, with the race detector
-	CGO_ENABLED=1 "$(GO)" test -race -tags "$(UNIT_TAGS)" -timeout 15m ./internal/... ./cmd/... ./bench/...
+	SWEEP_SAMPLE=$${SWEEP_SAMPLE:-$$RANDOM/20} CGO_ENABLED=1 "$(GO)" test -race -tags "$(UNIT_TAGS)" -timeout 15m ./internal/... ./cmd/... ./bench/...
+
+.PHONY: test-sweep
+test-sweep: go-found ## every fault at every step, with a daemon that is a process and the host's own devices
+	CGO_ENABLED=0 "$(GO)" test -timeout 15m -run TestSweepOnHost ./internal/daemon
 
 .PHONY: test-script
 test-script: build ## scripted tests of the real programs on a fake hypervisor
