@@ -2,6 +2,7 @@
 package disktest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -45,7 +46,11 @@ func Small(t testing.TB, size int64) (dir string, leave func(free int64)) {
 			t.Fatal(err)
 		}
 		if n := int64(fs.Bfree)*fs.Bsize - free; n > 0 {
-			if err := unix.Fallocate(int(filler.Fd()), 0, 0, n); err != nil {
+			err := unix.Fallocate(int(filler.Fd()), 0, 0, n)
+			for errors.Is(err, unix.EINTR) { // a signal of the scheduler's came in between
+				err = unix.Fallocate(int(filler.Fd()), 0, 0, n)
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 		}
