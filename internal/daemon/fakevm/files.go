@@ -192,14 +192,17 @@ func (v *vm) copyOut(c guest.CopyOut, out io.Writer) error {
 			h.Name = path.Base(asked) + name[len(start):]
 		}
 		h.Uid, h.Gid, h.Uname, h.Gname = 0, 0, "", ""
-		if err := t.WriteHeader(h); err != nil || !st.Mode().IsRegular() {
-			return err
+		if !st.Mode().IsRegular() {
+			return t.WriteHeader(h)
 		}
-		f, err := v.root.Open(name)
+		f, err := v.root.Open(name) // as the agent does: nothing is said of a file that cannot be read
 		if err != nil {
 			return err
 		}
 		defer f.Close()
+		if err := t.WriteHeader(h); err != nil {
+			return err
+		}
 		_, err = io.CopyN(t, f, st.Size())
 		return err
 	})
