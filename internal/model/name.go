@@ -90,3 +90,9 @@ func distance(a, b string) int {
 	}
 	return prev[len(b)]
 }
+
+// NameTaken is the error for a VM's name that another has.
+func NameTaken(name string) error {
+	return errdefs.AlreadyExists("a VM named %q exists already", name).
+		WithHint("choose another --name, or delete it: banger vm delete %s", name)
+}

@@ -78,7 +78,7 @@ func (s *Store) InsertVM(ctx context.Context, v *model.VM, uidBase int) error {
 		return err
 	})
 	if uniqueOn(err) {
-		return nameTaken(v.Name)
+		return model.NameTaken(v.Name)
 	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return s.unknownNetwork(ctx, v.Network)
@@ -90,11 +90,6 @@ func (s *Store) InsertVM(ctx context.Context, v *model.VM, uidBase int) error {
 		return fmt.Errorf("insert vm %q: %w", v.Name, err)
 	}
 	return nil
-}
-
-func nameTaken(name string) error {
-	return errdefs.AlreadyExists("a VM named %q exists already", name).
-		WithHint("choose another --name, or delete it: banger vm delete %s", name)
 }
 
 // UpdateVM writes every field of v but id, network and creation time.
@@ -109,7 +104,7 @@ func (s *Store) UpdateVM(ctx context.Context, v *model.VM) error {
 		v.Name, v.State, v.ImageID, v.ImageRef, v.KernelID, string(spec),
 		v.BootID, v.LastError, toUnix(v.UpdatedAt), toUnix(v.StartedAt), v.ID)
 	if uniqueOn(err) {
-		return nameTaken(v.Name)
+		return model.NameTaken(v.Name)
 	}
 	if err != nil {
 		return fmt.Errorf("update vm %q: %w", v.Name, err)

@@ -133,7 +133,7 @@ func (s *Service) reserveName(ctx context.Context, v *model.VM) error {
 			v.Name = ""
 		case rows[v.Name]:
 			s.releaseName(v.Name)
-			return errNameTaken(v.Name)
+			return model.NameTaken(v.Name)
 		case len(others) >= s.MaxVMs:
 			s.releaseName(v.Name)
 			return errdefs.Exhausted("there are %d VMs already", len(others)).WithHint("delete some (banger vm list --all), or raise limits.vms in the config")
@@ -155,15 +155,10 @@ func (s *Service) setAside(v *model.VM, rows map[string]bool) (others map[string
 		v.Name = friendlyName(taken)
 	}
 	if others[v.Name] {
-		return nil, errNameTaken(v.Name)
+		return nil, model.NameTaken(v.Name)
 	}
 	s.pending[v.Name] = true
 	return others, nil
-}
-
-func errNameTaken(name string) error {
-	return errdefs.AlreadyExists("a VM named %q exists already", name).
-		WithHint("choose another --name, or delete it: banger vm delete %s", name)
 }
 
 func (s *Service) releaseName(name string) {

@@ -30,13 +30,9 @@ type guarded struct {
 // guard watches the disk of a machine that has just been started or found, if that is
 // needed.
 func (s *Service) guard(v *model.VM, l *live) error {
-	m, err := s.method(v)
-	if err != nil {
+	watcher, err := s.watcher(v)
+	if watcher == nil {
 		return err
-	}
-	watcher, ok := m.(rootdisk.Watcher)
-	if !ok {
-		return nil
 	}
 	watch, err := watcher.Watch(s.disk(v, ""))
 	if err != nil {
@@ -46,6 +42,16 @@ func (s *Service) guard(v *model.VM, l *live) error {
 	g.watcher.Go(g.follow)
 	l.machine = g
 	return nil
+}
+
+// watcher watches the disk of a VM; nil: it is of a kind that needs none, or an error.
+func (s *Service) watcher(v *model.VM) (rootdisk.Watcher, error) {
+	m, err := s.method(v)
+	if err != nil {
+		return nil, err
+	}
+	w, _ := m.(rootdisk.Watcher)
+	return w, nil
 }
 
 // follow keeps what Stalled says true.
@@ -100,13 +106,9 @@ func (l *live) unguarded() hypervisor.Machine {
 
 // unguard lets a VMM be ended that may wait for its disk. l may be nil.
 func (s *Service) unguard(v *model.VM, l *live) error {
-	m, err := s.method(v)
-	if err != nil {
+	watcher, err := s.watcher(v)
+	if watcher == nil {
 		return err
-	}
-	watcher, ok := m.(rootdisk.Watcher)
-	if !ok {
-		return nil
 	}
 	if l != nil {
 		if g, ok := l.machine.(*guarded); ok { // or it would be held again
