@@ -93,6 +93,7 @@ LAB_PACKAGES := daemon daemon/dmsnap daemon/rootdisk daemon/resolved daemon/fcpr
 bin/lab: go-found
 	@mkdir -p bin/lab
 	CGO_ENABLED=0 "$(GO)" test -c -trimpath -o bin/lab/ $(LAB_PACKAGES:%=./internal/%)
+	CGO_ENABLED=0 "$(GO)" build -trimpath -o bin/lab/ ./bench
 
 .PHONY: test-lab
 test-lab: ## tests that need such a host, run in the lab: a part that fits into a run for each change
@@ -119,6 +120,12 @@ lint: go-found ## formatting, vet, staticcheck, rules of the project, shell scri
 .PHONY: bench
 bench: build ## measure, each figure beside its floor: make bench ONLY=name
 	BANGER_E2E_BIN="$$PWD/bin" "$(GO)" run ./bench -only "$(ONLY)"
+
+.PHONY: bench-lab
+bench-lab: ## measure, in the lab, what needs KVM or root
+	@scripts/bootstrap test
+	@$(MAKE) build bin/e2e.test bin/lab
+	LAB_FULL=1 LAB_TIMEOUT=90m scripts/lab test -run TestBench
 
 .PHONY: fuzz
 fuzz: go-found ## run every fuzz test for FUZZTIME

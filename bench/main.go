@@ -41,6 +41,7 @@ var measurements = []measurement{
 	{"vmdns", "questions to the name server, against dnsmasq with the same 1,000 names", measureNames},
 	{"host-start", "the host's side of a create on the bridge (root)", measureHost},
 	{"run", "banger vm run --rm -- true, against the same QEMU started by hand", measureRun},
+	{"firecracker", "the same on Firecracker, where KVM works and it is found, against it started by hand (root)", measureFirecracker},
 	{"exec", "banger exec VM -- true, against a new connection of ssh", measureExec},
 	{"exec-api", "the same through the API, against fork and exec in the guest and a round trip", measureExecAPI},
 	{"create-50", "50 creates at once, against 50 boots by hand", measureCrowd},

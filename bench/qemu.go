@@ -41,14 +41,15 @@ type sandbox struct {
 	user       string // its default user
 }
 
-// create makes a VM of the default shape and waits until its init system rests.
-func (l *lab) create(ctx context.Context, name string) (*sandbox, error) {
+// create makes a VM of the default shape, or as flags say, and waits until its init
+// system rests.
+func (l *lab) create(ctx context.Context, name string, flags ...string) (*sandbox, error) {
 	d, err := l.ready(ctx)
 	if err != nil {
 		return nil, err
 	}
 	v := &sandbox{daemon: d}
-	if _, err := output(d.cli(ctx, "vm", "create", "--name", name, "--wait", "system")); err != nil {
+	if _, err := output(d.cli(ctx, append([]string{"vm", "create", "--name", name, "--wait", "system"}, flags...)...)); err != nil {
 		return nil, err
 	}
 	if err := d.decode(ctx, v, "vm", "show", "--json", name); err != nil {
