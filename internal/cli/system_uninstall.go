@@ -148,7 +148,7 @@ func endDaemon(ctx context.Context, l paths.Layout) error {
 	if err != nil {
 		return nil
 	}
-	if err := helper.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := helper.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, sysexec.ErrGone) {
 		return errdefs.Wrap(err, "end the network helper")
 	}
 	select {

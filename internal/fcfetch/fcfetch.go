@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -98,7 +100,16 @@ func (r Request) check() error {
 	if r.SHA256 != "" && !sumPattern.MatchString(r.SHA256) {
 		return errdefs.Invalid("%q is not a SHA-256 checksum", r.SHA256).WithHint("give 64 hexadecimal digits, as sha256sum prints them")
 	}
+	// The published checksum would come by the same way, and what it is of is run as root.
+	if u, err := url.Parse(r.From); err == nil && u.Scheme == "http" && r.SHA256 == "" && !loopback(u.Hostname()) {
+		return errdefs.Precondition("%s sends archive and checksum without encryption: whoever is on the way could change both", r.From).
+			WithHint("give the checksum that its publisher names: --sha256; or an https:// mirror")
+	}
 	return nil
+}
+
+func loopback(host string) bool {
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
 // workDir makes the directory for what is not checked yet. It lies where the programs

@@ -297,6 +297,7 @@ func TestBadRequests(t *testing.T) {
 		"nobody there":        {Request{From: closed.URL}, errdefs.ClassUnavailable},
 		"broken server":       {Request{From: broken.URL}, errdefs.ClassUnavailable},
 		"cut off on the way":  {Request{From: cut.URL}, errdefs.ClassUnavailable},
+		"no encryption":       {Request{From: "http://mirror.invalid"}, errdefs.ClassFailedPrecondition},
 		"no URL":              {Request{From: "http://[::1/"}, errdefs.ClassInvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {

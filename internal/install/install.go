@@ -61,6 +61,14 @@ func (s Service) Install(from string) (changed bool, err error) {
 		if err := checkPlace(filepath.Join(s.Bin(), name)); err != nil {
 			return false, err
 		}
+		if !fresh {
+			continue
+		}
+		// Where no unit says that banger is installed, a program of this name is not ours
+		// to replace, and to remove later.
+		if err := checkForeign(filepath.Join(from, name), filepath.Join(s.Bin(), name)); err != nil {
+			return false, err
+		}
 	}
 	if s.made = old.made; fresh {
 		s.made = missing(s.Bin())
@@ -162,6 +170,26 @@ func checkPlace(path string) error {
 		return errdefs.Wrap(err, "look at what is installed")
 	case !info.Mode().IsRegular():
 		return errdefs.Precondition("%s is not a file", path).WithHint("move it away")
+	}
+	return nil
+}
+
+// checkForeign refuses to replace a program that this installation has not brought.
+func checkForeign(from, to string) error {
+	if _, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	a, err := digest(from)
+	if err != nil {
+		return errdefs.Wrap(err, "compare with what is there")
+	}
+	b, err := digest(to)
+	if err != nil {
+		return errdefs.Wrap(err, "compare with what is there")
+	}
+	if a != b {
+		return errdefs.AlreadyExists("%s is there already, and banger is not installed", to).
+			WithHint("move it away, or install elsewhere: --prefix")
 	}
 	return nil
 }

@@ -179,6 +179,9 @@ func TestRefusals(t *testing.T) {
 			w.write(filepath.Join(s.Bin(), "x"), "x", 0o644)
 			_ = os.Symlink("x", filepath.Join(s.Bin(), "banger"))
 		}, errdefs.ClassFailedPrecondition},
+		"a program of the user's": {func(w *world, s *Service) {
+			w.write(filepath.Join(s.Bin(), "banger-agent"), "the user's", 0o755)
+		}, errdefs.ClassAlreadyExists},
 		"another prefix": {func(w *world, s *Service) {
 			w.install(*s)
 			s.Prefix += "2"

@@ -36,6 +36,11 @@ func TestEndToEnd(t *testing.T) {
 	if err != nil {
 		t.Errorf("%v\n%s", err, tail(out, 16<<10))
 	}
+	for name := range strings.SplitSeq(smoke, "|") {
+		if !strings.Contains(out, "--- PASS: "+name) {
+			t.Errorf("%s did not run", name)
+		}
+	}
 	t.Logf("%d passed, %d skipped", strings.Count(out, "\n--- PASS"), strings.Count(out, "\n--- SKIP"))
 }
 

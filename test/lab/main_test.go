@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 func install() error {
 	steps := [][]string{
 		{"exec", "lab", "--", "sh", "-c", `command -v banger >/dev/null || exit 0
+			[ ! -e /etc/systemd/system/bangerd.service ] || banger system uninstall --force
 			banger vm list --all --json | grep -q '"name"' && banger vm list --all --quiet | xargs banger vm delete --force
 			banger daemon stop || true`},
 		{"cp", filepath.Join(bin, "banger"), "lab:" + inside + "/"},

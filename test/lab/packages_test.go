@@ -23,11 +23,25 @@ type suite struct {
 
 var suites = []suite{
 	{program: "dmsnap.test", source: "internal/daemon/dmsnap", run: ".", must: []string{"TestVolume", "TestFreeze"}},
-	{program: "rootdisk.test", source: "internal/daemon/rootdisk", run: "."},
+	{program: "rootdisk.test", source: "internal/daemon/rootdisk", run: ".", must: []string{"TestLife/dmsnap", "TestHeldForSpace", "TestHeldIsReleased", "TestLostLayer"}},
 	{program: "resolved.test", source: "internal/daemon/resolved", run: "."},
 	{program: "daemon.test", source: "internal/daemon", run: "TestSweepOnHost", must: []string{"TestSweepOnHost"}, env: "BANGER_TEST_DISK=dmsnap"},
-	{program: "fcproc.test", source: "internal/daemon/fcproc", run: ".", must: []string{"TestConformance"}, needs: "FIRECRACKER_BIN"},
+	{program: "fcproc.test", source: "internal/daemon/fcproc", run: ".", must: []string{"TestConformance/bare", "TestConformance/jailed", "TestRealGuest/bare"},
+		needs: "FIRECRACKER_BIN", env: "BANGER_TEST_GUEST=" + guestDir},
 }
+
+// guestDir is made of what banger makes for a VM: a kernel, its first programs, and
+// disks.
+const guestDir = "/srv/guest"
+
+const makeGuest = `set -e
+banger vm run --rm --image small --disk 128M --memory 192M --net none -- true
+kernel=$(dirname "$(banger kernel show lab --json | sed -n 's/.*"vmlinux": *"\(.*\)".*/\1/p')")
+rm -rf ` + guestDir + ` && mkdir ` + guestDir + ` && cd ` + guestDir + `
+ln -s "$kernel/vmlinux" "$kernel/modules.ext4" .
+ln -s "$(ls -t /var/lib/banger/initramfs/*.cpio | head -1)" initramfs.cpio
+ln -s /srv/small.ext4 rootfs.ext4
+ls -L vmlinux modules.ext4 initramfs.cpio rootfs.ext4`
 
 // The tests of packages that find what they need nowhere else.
 func TestPackages(t *testing.T) {
@@ -41,6 +55,9 @@ func (s suite) inLab(t *testing.T) {
 	if s.needs != "" {
 		if env = append(env, firecracker(t)...); len(env) == 2 {
 			t.Skipf("no Firecracker: neither %s nor PATH has one", s.needs)
+		}
+		if _, err := lab("sh", "-c", makeGuest); err != nil {
+			t.Fatal(err)
 		}
 	}
 	if !full {

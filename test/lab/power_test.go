@@ -4,6 +4,7 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -42,9 +43,10 @@ done`
 // saying runs something in the lab that goes on until the power is cut, and gathers
 // the lines it says.
 type saying struct {
-	cmd   *exec.Cmd
-	first chan struct{} // closed with the first line
-	lines chan []string // all of them, at the end
+	cmd       *exec.Cmd
+	first     chan struct{} // closed with the first line
+	lines     chan []string // all of them, at the end
+	complaint bytes.Buffer  // to be read after the lines
 }
 
 func say(t *testing.T, args ...string) *saying {
@@ -55,6 +57,7 @@ func say(t *testing.T, args ...string) *saying {
 		cmd:   exec.CommandContext(ctx, filepath.Join(bin, "banger"), append([]string{"exec", "lab", "--"}, args...)...),
 		first: make(chan struct{}), lines: make(chan []string, 1),
 	}
+	s.cmd.Stderr = &s.complaint
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -74,6 +77,19 @@ func say(t *testing.T, args ...string) *saying {
 		s.lines <- all
 	}()
 	return s
+}
+
+// begun waits for the first line.
+func (s *saying) begun(t *testing.T) {
+	t.Helper()
+	select {
+	case <-s.first:
+	case all := <-s.lines:
+		s.lines <- all
+		if len(all) == 0 {
+			t.Fatalf("%s ended before it said anything: %s", s.cmd, &s.complaint)
+		}
+	}
 }
 
 // cut takes the lab's power away, and gives it back.
@@ -123,8 +139,8 @@ func TestPowerCuts(t *testing.T) {
 	said := []string{"made kept"}
 	for round := range rounds(t) {
 		writing, churning := say(t, "banger", "exec", "kept", "--", "sh", "-c", count), say(t, "sh", "-c", churn)
-		<-writing.first
-		<-churning.first
+		writing.begun(t)
+		churning.begun(t)
 		<-time.After(time.Duration(chance.IntN(20_000)) * time.Millisecond)
 		cut(t)
 		numbers := <-writing.lines
