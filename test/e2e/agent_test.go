@@ -271,6 +271,8 @@ func TestAgentWithSystemd(t *testing.T) {
 	if st, out, err := vm.exec(s, guest.Exec{Args: []string{"tty"}, TTY: true, Rows: 1, Cols: 1}, nil); err != nil || st.Code != 0 || !strings.HasPrefix(out, "/dev/pts/") {
 		t.Errorf("a terminal early in the boot: %+v %q %v", st, out, err)
 	}
+	// What they leave in /tmp stays there, whatever the init does to it at its start.
+	vm.sh(s, "echo early > /tmp/early")
 	c := vm.call(s, guest.Request{Kind: guest.KindWaitSystem})
 	t.Logf("system %q after %v", c.State, time.Since(vm.started).Round(time.Millisecond))
 	if c.State != "running" {
@@ -287,6 +289,9 @@ func TestAgentWithSystemd(t *testing.T) {
 		"getent hosts calm-otter | grep -o calm-otter":       "calm-otter",
 		"cat /etc/resolv.conf":                               "nameserver 192.168.127.1",
 		"systemctl --failed --no-legend | wc -l":             "0",
+		"cat /tmp/early":                                     "early",
+		"stat -c %a /tmp /tmp/.X11-unix":                     "1777\n1777",
+		"systemctl is-active systemd-tmpfiles-setup":         "active",
 	} {
 		if got := vm.sh(s, line); got != want {
 			t.Errorf("%s: %q, want %q", line, got, want)

@@ -135,6 +135,9 @@ func enterRoot(log *slog.Logger, release string, mmio bool) (string, error) {
 		if err := writeDropIns("/run", mmio); err != nil {
 			log.Warn("the image may change the network or stay on after power-off", "err", err)
 		}
+		if err := keepTmp("/run", vendorTmpfiles, "/tmp"); err != nil {
+			log.Warn("the image may remove what commands have in /tmp while it starts", "err", err)
+		}
 	}
 	return kind, nil
 }

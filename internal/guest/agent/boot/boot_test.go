@@ -113,6 +113,43 @@ func TestDropIns(t *testing.T) {
 
 // A disk that its VMM gave no serial is found by its place on the bus, whatever
 // order the kernel met the disks in, and none before all are there.
+func TestKeepTmp(t *testing.T) {
+	run, vendor, tmp := t.TempDir(), t.TempDir(), t.TempDir()
+	write := func(dir, name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(tmp, "of an earlier boot", "")
+	write(vendor, "x11.conf", "D! /tmp/.X11-unix 1777 root root 10d\n")
+	write(vendor, "README", "D /tmp 1777 root root -\n")
+	for range 2 { // an agent that is started again finds its own
+		if err := keepTmp(run, []string{vendor, filepath.Join(vendor, "absent")}, tmp); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := os.Readlink(filepath.Join(run, "systemd/system/tmp.mount")); got != "/dev/null" {
+		t.Errorf("tmp.mount is %q, %v", got, err)
+	}
+	if _, err := os.Stat(filepath.Join(run, "tmpfiles.d")); !os.IsNotExist(err) {
+		t.Errorf("nothing empties /tmp, and something is changed: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(tmp, "of an earlier boot")); err != nil {
+		t.Error(err)
+	}
+	write(vendor, "tmp.conf", "# Clear it\nD! \"/tmp/\" 1777 root root -\nD /tmp/.x 0755 root root\n")
+	if err := keepTmp(run, []string{vendor}, tmp); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(run, "tmpfiles.d/tmp.conf"))
+	if want := "# Clear it\nd! \"/tmp/\" 1777 root root -\nD /tmp/.x 0755 root root\n"; string(b) != want {
+		t.Errorf("%q, %v, want %q", b, err, want)
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 func TestNthDisk(t *testing.T) {
 	dir := t.TempDir()
 	sys := filepath.Join(dir, "block")
