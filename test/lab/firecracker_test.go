@@ -61,7 +61,7 @@ func TestFirecracker(t *testing.T) {
 	}
 	ok(t, "vm", "restart", "fire")
 	ok(t, "vm", "delete", "--force", "fire")
-	left, err := lab("sh", "-c", `pgrep -a firecracker; find /var/lib/banger/vms /sys/fs/cgroup/banger -mindepth 1 2>/dev/null; true`)
+	left, err := lab("sh", "-c", `pgrep -a firecracker; find /var/lib/banger/vms /sys/fs/cgroup/banger -mindepth 1 -type d 2>/dev/null; true`)
 	if err != nil || strings.TrimSpace(left) != "" {
 		t.Errorf("left: %s (%v)", left, err)
 	}
