@@ -21,6 +21,9 @@ func TestBench(t *testing.T) {
 	// in their cache.
 	out, err := labWithin(time.Hour, "sh", "-c", `set -e
 		mkdir -p /srv/bench && ln -sfn '`+cache+`' /srv/bench/bench && cd /srv/bench
+		for try in 1 2 3 4 5; do # a lab that was busy takes KVM for slower than it is
+			BANGER_STATE_DIR=/srv/bench/bench/state banger doctor | grep -q '^PASS *accelerator' && break
+		done
 		exec env BANGER_TEST_CACHE=/srv/bench BANGER_E2E_BIN=`+inside+` banger-bench -only firecracker,host-start -o results.json`)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, tail(out, 16<<10))
