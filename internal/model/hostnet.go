@@ -5,6 +5,10 @@ import "net/netip"
 // DNSDomain is the domain of the names of VMs: a VM called web is web.vm.
 const DNSDomain = "vm"
 
+// LinkOwner begins the alias of every network device that a daemon makes; what follows
+// says which daemon.
+const LinkOwner = "banger "
+
 // Lease is what belongs to a VM on the bridge while it exists (its address) and
 // while it runs (its tap). The tap is here and not in handles.json alone: a tap's
 // name cannot be derived from the VM.

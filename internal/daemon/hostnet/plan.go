@@ -11,6 +11,7 @@ import (
 
 	"banger/internal/daemon/tapdev"
 	"banger/internal/errdefs"
+	"banger/internal/model"
 )
 
 // plan is a Record with what follows from it.
@@ -28,7 +29,7 @@ func planOf(r Record, bridge string) *plan {
 	sum := sha256.Sum256([]byte(r.ID + " " + bridge))
 	// Locally administered, and of another kind than those of guests.
 	mac := append(net.HardwareAddr{0x06, 'b'}, sum[:4]...)
-	return &plan{Record: r, mac: mac, alias: "banger " + r.ID}
+	return &plan{Record: r, mac: mac, alias: model.LinkOwner + r.ID}
 }
 
 // newRecord makes what is random about a host.

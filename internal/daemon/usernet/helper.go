@@ -157,7 +157,7 @@ func newHelper(cfg HelperConfig) (*helper, error) {
 			h.unlisten()
 			return nil, err
 		}
-		h.host.policy = HostPolicy(h.addrs.IsLocal)
+		h.host.policy = HostPolicy(h.addrs.Inside)
 	}
 	return h, nil
 }

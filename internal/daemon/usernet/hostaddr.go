@@ -1,23 +1,28 @@
 package usernet
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"banger/internal/logkey"
+	"banger/internal/model"
 )
 
 // hostAddrs knows which addresses the kernel would deliver to this host: those
 // of all interfaces, and the local and broadcast entries of the routing table
-// (which hold whole prefixes where somebody routed them to this host).
+// (which hold whole prefixes where somebody routed them to this host). And it knows
+// where the VMs with addresses are, whichever daemon's: on the networks of the devices
+// that daemons have made. The host reaches all of them, and flows are the host's.
 //
 // It is current at the moment of the question: the kernel announces an address
 // before it delivers to it, and every question looks for announcements first.
@@ -32,7 +37,9 @@ type hostAddrs struct {
 	buf      []byte
 	stale    bool // what was read is known to be old
 	addrs    map[netip.Addr]struct{}
-	prefixes []netip.Prefix // shorter than one address
+	prefixes []netip.Prefix  // shorter than one address
+	bridges  map[uint32]bool // devices with VMs behind them, by index
+	guests   []netip.Prefix  // on-link there
 }
 
 // openHostAddrs subscribes and takes the first reading.
@@ -41,7 +48,7 @@ func openHostAddrs(log *slog.Logger) (*hostAddrs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	groups := uint32(1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) |
+	groups := uint32(1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) |
 		1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1))
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		_ = unix.Close(fd)
@@ -62,9 +69,10 @@ func openHostAddrs(log *slog.Logger) (*hostAddrs, error) {
 // Close gives up the subscription.
 func (h *hostAddrs) Close() { _ = h.file.Close() }
 
-// IsLocal reports whether the kernel would deliver addr to this host now. When
-// that cannot be found out, it says so: better no flow than one into the host.
-func (h *hostAddrs) IsLocal(addr netip.Addr) bool {
+// Inside is errOwnHost when the kernel would deliver addr to this host now, and
+// errOtherVM when VMs are there. When that cannot be found out, it is the former: better
+// no flow than one into the host.
+func (h *hostAddrs) Inside(addr netip.Addr) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.changedLocked() {
@@ -73,19 +81,19 @@ func (h *hostAddrs) IsLocal(addr netip.Addr) bool {
 	if h.stale {
 		if err := h.refreshLocked(); err != nil {
 			h.log.Warn("reading the host's addresses", logkey.Err, err)
-			return true
+			return errOwnHost
 		}
 		h.stale = false
 	}
-	if _, ok := h.addrs[addr]; ok {
-		return true
+	contains := func(p netip.Prefix) bool { return p.Contains(addr) }
+	_, own := h.addrs[addr]
+	switch {
+	case own || slices.ContainsFunc(h.prefixes, contains):
+		return errOwnHost
+	case slices.ContainsFunc(h.guests, contains):
+		return errOtherVM
 	}
-	for _, p := range h.prefixes {
-		if p.Contains(addr) {
-			return true
-		}
-	}
-	return false
+	return nil
 }
 
 // changedLocked takes in what the kernel announced, without waiting.
@@ -105,7 +113,7 @@ func (h *hostAddrs) changedLocked() bool {
 				if !errors.Is(err, unix.ENOBUFS) {
 					return true
 				}
-			case n > len(h.buf), concernsHost(h.buf[:n]):
+			case n > len(h.buf), h.concernsLocked(h.buf[:n]):
 				changed = true
 			}
 		}
@@ -113,9 +121,9 @@ func (h *hostAddrs) changedLocked() bool {
 	return changed || err != nil
 }
 
-// concernsHost leaves out route changes that have nothing to do with addresses
-// of this host: a router has many.
-func concernsHost(b []byte) bool {
+// concernsLocked leaves out route changes that have nothing to do with addresses
+// of this host, and devices that have nothing to do with VMs: a router has many.
+func (h *hostAddrs) concernsLocked(b []byte) bool {
 	msgs, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
 		return true
@@ -124,6 +132,10 @@ func concernsHost(b []byte) bool {
 		switch m.Header.Type {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			if _, ok := localRoute(m); ok {
+				return true
+			}
+		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+			if index, ours, err := bridgeOf(m); err != nil || ours || h.bridges[index] {
 				return true
 			}
 		default:
@@ -135,7 +147,7 @@ func concernsHost(b []byte) bool {
 
 func (h *hostAddrs) refreshLocked() error {
 	addrs := make(map[netip.Addr]struct{})
-	var prefixes []netip.Prefix
+	var prefixes, guests []netip.Prefix
 	add := func(p netip.Prefix) {
 		if p.IsSingleIP() {
 			addrs[p.Addr().Unmap()] = struct{}{}
@@ -143,14 +155,19 @@ func (h *hostAddrs) refreshLocked() error {
 			prefixes = append(prefixes, p)
 		}
 	}
+	bridges, err := listBridges()
+	if err != nil {
+		return err
+	}
 	msgs, err := dump(unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg))
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	for _, m := range msgs {
-		if m.Header.Type != unix.RTM_NEWADDR {
+		if m.Header.Type != unix.RTM_NEWADDR || len(m.Data) < unix.SizeofIfAddrmsg {
 			continue
 		}
+		bits, index := int(m.Data[1]), binary.NativeEndian.Uint32(m.Data[4:])
 		attrs, err := syscall.ParseNetlinkRouteAttr(&m)
 		if err != nil {
 			return fmt.Errorf("parse address: %w", err)
@@ -169,6 +186,9 @@ func (h *hostAddrs) refreshLocked() error {
 			}
 			if ip, ok := netip.AddrFromSlice(a.Value); ok {
 				add(netip.PrefixFrom(ip, ip.BitLen()))
+				if p, err := ip.Prefix(bits); err == nil && bridges[index] {
+					guests = append(guests, p)
+				}
 			}
 		}
 	}
@@ -190,8 +210,41 @@ func (h *hostAddrs) refreshLocked() error {
 			}
 		}
 	}
-	h.addrs, h.prefixes = addrs, prefixes
+	h.addrs, h.prefixes, h.bridges, h.guests = addrs, prefixes, bridges, guests
 	return nil
+}
+
+// listBridges returns the devices that some daemon has made, by index. They are named as
+// such before they have an address.
+func listBridges() (map[uint32]bool, error) {
+	msgs, err := dump(unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg))
+	if err != nil {
+		return nil, fmt.Errorf("list network devices: %w", err)
+	}
+	all := make(map[uint32]bool)
+	for _, m := range msgs {
+		index, ours, err := bridgeOf(m)
+		if err != nil {
+			return nil, fmt.Errorf("parse network device: %w", err)
+		}
+		if ours {
+			all[index] = true
+		}
+	}
+	return all, nil
+}
+
+// bridgeOf returns the index of the device that a message is about, and whether a
+// daemon has made it.
+func bridgeOf(m syscall.NetlinkMessage) (index uint32, ours bool, err error) {
+	if t := m.Header.Type; t != unix.RTM_NEWLINK && t != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
+		return 0, false, nil
+	}
+	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
+	for _, a := range attrs {
+		ours = ours || a.Attr.Type == unix.IFLA_IFALIAS && bytes.HasPrefix(a.Value, []byte(model.LinkOwner))
+	}
+	return binary.NativeEndian.Uint32(m.Data[4:]), ours, err
 }
 
 func hasAttr(attrs []syscall.NetlinkRouteAttr, typ uint16) bool {

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"banger/internal/nettest"
 	"banger/internal/sysexec"
 )
@@ -42,6 +44,18 @@ func (n *namespace) dialFor(patience time.Duration, network, to string) (c net.C
 		_ = c.SetDeadline(time.Now().Add(deadline))
 	}
 	return c, err
+}
+
+// alias says whose a device is.
+func (n *namespace) alias(device, alias string) {
+	n.t.Helper()
+	n.Must(func() error {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetAlias(link, alias)
+	})
 }
 
 // serveTCP greets and then echoes on an address of the namespace; it counts.

@@ -231,7 +231,12 @@ func TestPolicyIsAsked(t *testing.T) {
 
 func TestHostPolicy(t *testing.T) {
 	own := netip.MustParseAddr("203.0.113.7")
-	p := HostPolicy(func(a netip.Addr) bool { return a == own })
+	p := HostPolicy(func(a netip.Addr) error {
+		if a == own {
+			return errOwnHost
+		}
+		return nil
+	})
 	for dst, allowed := range map[string]bool{
 		"198.51.100.1:443":           true,
 		"10.1.2.3:22":                true,

@@ -8,6 +8,7 @@ import (
 // Reasons of a refusal.
 var (
 	errOwnHost     = errors.New("address of the host itself")
+	errOtherVM     = errors.New("address of another VM")
 	errGateway     = errors.New("the gateway serves nothing but names")
 	errGuestSubnet = errors.New("no such machine in the guest's network")
 	errSpecial     = errors.New("not a unicast address of another machine")
@@ -19,11 +20,11 @@ var currentNet = netip.MustParsePrefix("0.0.0.0/8")
 // reservedNet is 240.0.0.0/4, the limited broadcast address included.
 var reservedNet = netip.MustParsePrefix("240.0.0.0/4")
 
-// HostPolicy allows everything but what would reach this host: its own
-// addresses (isLocal is asked for those), loopback, link-local (which clouds use
-// for their metadata services), unspecified, multicast and broadcast addresses,
-// and the guest's own subnet except for the resolver in it.
-func HostPolicy(isLocal func(netip.Addr) bool) Policy {
+// HostPolicy allows everything but what would reach this host or another VM: the
+// addresses of both (inside is asked for those, and says why not), loopback,
+// link-local (which clouds use for their metadata services), unspecified, multicast
+// and broadcast addresses, and the guest's own subnet except for the resolver in it.
+func HostPolicy(inside func(netip.Addr) error) Policy {
 	return func(f Flow) error {
 		// An IPv4 address in IPv6 clothing is that IPv4 address; a zone only says
 		// through which interface.
@@ -41,10 +42,8 @@ func HostPolicy(isLocal func(netip.Addr) bool) Policy {
 			return errSpecial
 		case embedsIPv4(dst):
 			return errSpecial
-		case isLocal(dst):
-			return errOwnHost
 		}
-		return nil
+		return inside(dst)
 	}
 }
 

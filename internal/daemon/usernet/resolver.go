@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"banger/internal/model"
 )
 
 const (
@@ -32,7 +34,8 @@ const HostResolvers = "/etc/resolv.conf"
 var errNoAnswer = errors.New("no resolver answered")
 
 // Resolver passes questions on to the host's resolvers, as they are, and their
-// answers back. It reads the host's configuration again when that changed.
+// answers back. It reads the host's configuration again when that changed. The host's
+// resolvers may know the names of all VMs; guests are not to hear of them this way.
 type Resolver struct {
 	path string // resolv.conf
 
@@ -95,8 +98,21 @@ func readServers(path string) []netip.AddrPort {
 }
 
 // Resolve asks the servers in turn, network being "udp" or "tcp". Where all of
-// them refuse or fail to find out, it returns what the last one said.
+// them refuse or fail to find out, it returns what the last one said. Names of VMs do
+// not exist for it.
 func (r *Resolver) Resolve(ctx context.Context, network string, query []byte) ([]byte, error) {
+	if namesVM(query) {
+		return refusal(query, rcodeNameError), nil
+	}
+	answer, err := r.resolve(ctx, network, query)
+	if err == nil && namesVM(answer) {
+		// A name elsewhere, or that of an address, led there.
+		return refusal(query, rcodeNameError), nil
+	}
+	return answer, err
+}
+
+func (r *Resolver) resolve(ctx context.Context, network string, query []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	servers := r.current()
@@ -132,6 +148,7 @@ func (r *Resolver) Resolve(ctx context.Context, network string, query []byte) ([
 
 const (
 	rcodeServerFailure  = 2
+	rcodeNameError      = 3
 	rcodeNotImplemented = 4
 	rcodeRefused        = 5
 )
@@ -213,11 +230,33 @@ func question(b []byte) []byte {
 	return nil
 }
 
+// vmLabels ends every name of a VM: the label of the domain, and the root's.
+var vmLabels = append(append([]byte{byte(len(model.DNSDomain))}, model.DNSDomain...), 0)
+
+// namesVM reports whether a name in a message is one of a VM. However names are
+// compressed, their end stands there in full once; elsewhere these bytes hardly come
+// about.
+func namesVM(msg []byte) bool {
+	for {
+		i := bytes.IndexByte(msg, vmLabels[0])
+		if i < 0 || len(msg)-i < len(vmLabels) {
+			return false
+		}
+		if bytes.EqualFold(msg[i:i+len(vmLabels)], vmLabels) {
+			return true
+		}
+		msg = msg[i+1:]
+	}
+}
+
 // serverFailure turns a question into the answer that nothing could be found out.
-func serverFailure(query []byte) []byte {
+func serverFailure(query []byte) []byte { return refusal(query, rcodeServerFailure) }
+
+// refusal turns a question into an answer without records.
+func refusal(query []byte, rcode byte) []byte {
 	a := bytes.Clone(query[:dnsHeader])
 	a[2] = a[2]&^0x02 | 0x80 // an answer, not truncated
-	a[3] = 0x80 | rcodeServerFailure
+	a[3] = 0x80 | rcode
 	q := question(query)
 	clear(a[4:])
 	if q != nil {

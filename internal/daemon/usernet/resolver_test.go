@@ -102,6 +102,58 @@ func TestResolverFailover(t *testing.T) {
 	}
 }
 
+// The host may know the names of VMs; no guest hears of them, by whichever name it asks.
+func TestResolverKnowsNoVMs(t *testing.T) {
+	var asked atomic.Int32
+	server := dnsServer(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		asked.Add(1)
+		m := new(dns.Msg).SetReply(q)
+		m.Compress = true
+		for _, record := range map[string][]string{
+			"db.vm.":                     {"db.vm. A 10.31.0.2"},
+			"evil.example.":              {"evil.example. CNAME DB.VM.", "DB.VM. A 10.31.0.2"},
+			"2.0.31.10.in-addr.arpa.":    {"2.0.31.10.in-addr.arpa. PTR db.vm."},
+			"vm.example.":                {"vm.example. A 198.51.100.9"},
+			"db.vms.":                    {"db.vms. A 198.51.100.9"},
+			"9.100.51.198.in-addr.arpa.": {"9.100.51.198.in-addr.arpa. PTR www.vm.example."},
+		}[strings.ToLower(q.Question[0].Name)] {
+			rr, err := dns.NewRR(record)
+			if err != nil {
+				t.Error(err)
+			}
+			m.Answer = append(m.Answer, rr)
+		}
+		_ = w.WriteMsg(m)
+	})
+	r := fixedResolver(server)
+	for name, want := range map[string]struct{ rcode, records int }{
+		"db.vm.":                     {dns.RcodeNameError, 0},
+		"DB.Vm.":                     {dns.RcodeNameError, 0},
+		"vm.":                        {dns.RcodeNameError, 0},
+		"db.lab.vm.":                 {dns.RcodeNameError, 0},
+		"evil.example.":              {dns.RcodeNameError, 0},
+		"2.0.31.10.in-addr.arpa.":    {dns.RcodeNameError, 0},
+		"vm.example.":                {dns.RcodeSuccess, 1},
+		"db.vms.":                    {dns.RcodeSuccess, 1},
+		"9.100.51.198.in-addr.arpa.": {dns.RcodeSuccess, 1},
+	} {
+		for _, network := range []string{"udp", "tcp"} {
+			asked.Store(0)
+			a, err := r.Resolve(testContext(t), network, query(t, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var m dns.Msg
+			if err := m.Unpack(a); err != nil || m.Rcode != want.rcode || len(m.Answer) != want.records {
+				t.Errorf("%s by %s: %v, %v", name, network, &m, err)
+			}
+			if vm := strings.HasSuffix(strings.ToLower("."+name), ".vm."); vm == (asked.Load() > 0) {
+				t.Errorf("%s by %s: the host's resolver was asked %d times", name, network, asked.Load())
+			}
+		}
+	}
+}
+
 // Datagrams that do not answer the question are passed over.
 func TestResolverIgnoresForgeries(t *testing.T) {
 	server := dnsServer(t, func(w dns.ResponseWriter, q *dns.Msg) {

@@ -21,6 +21,7 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
+	"banger/internal/model"
 	"banger/internal/sysexec"
 )
 
@@ -127,6 +128,68 @@ func TestKernelGuestCannotReachHost(t *testing.T) {
 	}
 	if tcp.Load() != 0 {
 		t.Fatal("the guest got into the host by a new address")
+	}
+}
+
+// VMs with addresses, whichever daemon's they are, are not reached by way of the host,
+// which reaches them.
+func TestKernelGuestCannotReachOtherVMs(t *testing.T) {
+	l := newLab(t)
+	sibling := newNamespace(t)
+	l.host.Wire("b0", []string{"10.31.0.1/16", "fd99::1/64"}, sibling.NS, "eth0", []string{"10.31.0.2/16", "fd99::2/64"})
+	sibling.IP("route add default via 10.31.0.1")
+	var reached atomic.Int32
+	sibling.serveTCP(":7", &reached)
+	l.boot(t)
+	reach := func() error {
+		c, err := l.guest.dial("tcp", "10.31.0.2:7")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		return roundTrip(c, "hello")
+	}
+	// What tells it from any other machine is whose the device is, from then on.
+	for range 3 {
+		if err := reach(); err != nil {
+			t.Fatalf("a machine that is no VM: %v", err)
+		}
+		l.host.alias("b0", model.LinkOwner+"0123456789abcdef")
+		seen := reached.Load()
+		if err := reach(); !errors.Is(err, syscall.ECONNREFUSED) || reached.Load() != seen {
+			t.Fatalf("a VM on a bridge: %v, want refused", err)
+		}
+		if c, err := l.host.dial("tcp", "10.31.0.2:7"); err != nil {
+			t.Fatalf("the host itself: %v", err)
+		} else {
+			_ = c.Close()
+		}
+		l.host.alias("b0", "somebody else's")
+	}
+}
+
+// The networks of VMs are known by IPv4 and IPv6, and apart from the host's own
+// addresses in them.
+func TestInsideOtherVMs(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	host := newNamespace(t)
+	host.IP("link add b0 type veth peer name b1")
+	host.alias("b0", model.LinkOwner+"x")
+	host.IP("link set b0 up", "link set b1 up", "addr add 10.31.0.1/16 dev b0", "addr add fd99::1/64 dev b0 nodad")
+	var h *hostAddrs
+	host.Must(func() (err error) { h, err = openHostAddrs(testLog(t)); return err })
+	defer h.Close()
+	for addr, want := range map[string]error{
+		"10.31.0.1": errOwnHost, "10.31.0.2": errOtherVM, "10.31.255.254": errOtherVM, "10.32.0.1": nil,
+		"fd99::1": errOwnHost, "fd99::2": errOtherVM, "fd99:0:0:1::2": nil,
+	} {
+		var got error
+		host.Must(func() error { got = h.Inside(netip.MustParseAddr(addr)); return nil })
+		if !errors.Is(got, want) {
+			t.Errorf("%s: %v, want %v", addr, got, want)
+		}
 	}
 }
 
