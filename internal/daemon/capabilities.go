@@ -64,6 +64,8 @@ func newCapabilities(opts Options, conf config.Config, db capStore, nets *networ
 	names := vmdns.NewNames(vmdns.NamesDeps{
 		Names: vmdns.New(vmdns.Deps{Log: log}), Resolved: resolved.New(sysbus.Socket), Listen: listen,
 		Forward: usernet.NewResolver(usernet.HostResolvers).Resolve,
+		Admit:   hosts.AnswerNames,
+		Wanted:  func(ctx context.Context) []netip.Addr { return hosts.Gateways(ctx, conf.VM.Net == model.NetBridge) },
 		Place:   at.find, Named: at.named, Log: log,
 	})
 	return &capabilities{

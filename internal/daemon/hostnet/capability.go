@@ -2,7 +2,6 @@ package hostnet
 
 import (
 	"context"
-	"os"
 
 	"banger/internal/api/bangerv1"
 	"banger/internal/daemon/vmcap"
@@ -112,17 +111,11 @@ func (s *Service) leave(ctx context.Context) (bool, error) {
 	return true, s.Uninstall(ctx)
 }
 
-// checksIfWanted are for a host whose VMs are to be on the bridge: by default, or one
-// that is there. Others have no need of what they ask for.
+// checksIfWanted are for a host whose VMs are to be on the bridge. Others have no need
+// of what they ask for.
 func (s *Service) checksIfWanted(ctx context.Context, forAll bool) []doctor.Check {
-	if os.Geteuid() != 0 {
+	if !s.wanted(ctx, forAll) {
 		return nil
-	}
-	if !forAll {
-		// What cannot be read is the database's check to say.
-		if leases, err := s.Leases.Leases(ctx); err != nil || len(leases) == 0 {
-			return nil
-		}
 	}
 	return s.Checks()
 }

@@ -84,9 +84,6 @@ type Deps struct {
 	Faults func(step string, done bool) error
 }
 
-// dnsPort is where the host answers guests' questions for names, on the gateways.
-const dnsPort = 53
-
 // Configured is what the configuration says of the network.
 func Configured(c config.Network) Deps {
 	return Deps{Bridge: c.Bridge, Prefix: c.Prefix.Std(), MTU: int(c.MTU), Pool: int(c.Pool)}
@@ -114,6 +111,7 @@ type Service struct {
 	mu       sync.Mutex
 	plan     *plan                // nil: the bridge is not up
 	guests   map[string]nat.Guest // attached VMs, by id; changed only by a holder of hostRules
+	names    []netip.Addr         // gateways on which names are answered; changed as guests are
 	networks map[string]uint32    // numbers of named networks, for as long as we live
 	taken    map[int]bool         // numbers of taps that are there or being made
 	warm     []string             // taps that wait for a VM
@@ -178,7 +176,7 @@ func (s *Service) setRules(ctx context.Context, p *plan, vmID string, guest *nat
 	}
 	defer func() { <-s.hostRules }()
 	s.mu.Lock()
-	after := maps.Clone(s.guests)
+	after, names := maps.Clone(s.guests), s.names
 	s.mu.Unlock()
 	var remove, add []nat.Guest
 	if old, ok := after[vmID]; ok {
@@ -194,7 +192,7 @@ func (s *Service) setRules(ctx context.Context, p *plan, vmID string, guest *nat
 	}
 	if err := s.table.Change(remove, add); err != nil {
 		s.Log.WarnContext(ctx, "the firewall was not as it was left; it is written anew", logkey.Err, err)
-		if err := s.table.Sync(p.state(after)); err != nil {
+		if err := s.table.Sync(p.state(after, names)); err != nil {
 			return err
 		}
 	}
@@ -211,19 +209,14 @@ func (s *Service) syncRules(ctx context.Context, p *plan) error {
 	}
 	defer func() { <-s.hostRules }()
 	s.mu.Lock()
-	guests := s.guests
+	guests, names := s.guests, s.names
 	s.mu.Unlock()
-	return s.table.Sync(p.state(guests))
+	return s.table.Sync(p.state(guests, names))
 }
 
-// state is the firewall's for these guests.
-func (p *plan) state(guests map[string]nat.Guest) nat.State {
-	st := nat.State{Gateways: p.gateways()}
-	for _, gw := range st.Gateways {
-		for _, udp := range []bool{false, true} {
-			st.Services = append(st.Services, nat.Service{Addr: netip.AddrPortFrom(gw, dnsPort), UDP: udp})
-		}
-	}
+// state is the firewall's for these guests, where names are answered on those gateways.
+func (p *plan) state(guests map[string]nat.Guest, names []netip.Addr) nat.State {
+	st := nat.State{Gateways: p.gateways(), Services: services(names)}
 	for _, id := range slices.Sorted(maps.Keys(guests)) {
 		st.Guests = append(st.Guests, guests[id])
 	}

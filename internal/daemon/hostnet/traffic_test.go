@@ -116,6 +116,22 @@ func TestTraffic(t *testing.T) {
 		x.Close()
 		w.must(w.s.Detach(t.Context(), "x"))
 	})
+	t.Run("names not answered", func(t *testing.T) {
+		// Somebody else has the port: what listens on all addresses here.
+		w.must(w.s.AnswerNames(t.Context(), []netip.Addr{gw4}, false))
+		a.cannotReach("whoever has the name server's port", at(gw4, 53))
+		a.reaches("the name server by IPv6", at(gw6, 53))
+		w.waiting.Wait()
+		w.must(w.s.Close())
+		w.s = New(w.deps)
+		_, err := w.s.Restore(t.Context(), []VM{a.vm, b.vm, c.vm, d.vm, e.vm})
+		w.must(err)
+		a.cannotReach("a name server that has not said so", at(gw4, 53))
+		e.cannotReach("it by IPv6", at(gw6, 53))
+		w.waiting.Wait()
+		w.answerNames()
+		check(t)
+	})
 	for _, g := range []*guest{a, b, c, d, e} {
 		g.Close()
 		w.must(w.s.Release(t.Context(), g.vm.ID))

@@ -133,6 +133,7 @@ func (w *world) restart(running ...VM) {
 	if len(lost) > 0 {
 		w.t.Errorf("lost the networks of %v", lost)
 	}
+	w.answerNames()
 }
 
 // traces is all that hostnet could leave behind.
@@ -191,7 +192,16 @@ func (w *world) attach(vm VM) Attachment {
 	w.t.Helper()
 	a, err := w.s.Attach(w.t.Context(), vm)
 	w.must(err)
+	w.answerNames()
 	return a
+}
+
+// answerNames is what the daemon says once it has the name server's port.
+func (w *world) answerNames() {
+	w.t.Helper()
+	if p := w.s.current(); p != nil {
+		w.must(w.s.AnswerNames(w.t.Context(), p.gateways(), true))
+	}
 }
 
 // boot attaches the VM and boots a guest there.

@@ -12,7 +12,6 @@ import (
 	"banger/internal/api/bangerv1"
 	"banger/internal/daemon/resolved"
 	"banger/internal/daemon/vmcap"
-	"banger/internal/doctor"
 	"banger/internal/logkey"
 	"banger/internal/model"
 )
@@ -36,6 +35,11 @@ type NamesDeps struct {
 	// Named reads which VMs, though they may not run, are found somewhere when they do.
 	Named  func(ctx context.Context) (func(v *model.VM) bool, error)
 	Listen netip.AddrPort // for the host's own questions; invalid: nowhere
+	// Admit lets guests ask on these gateways, or no longer. It follows the opening of the
+	// port: whoever else had it would be asked. nil: nobody keeps them.
+	Admit func(ctx context.Context, gateways []netip.Addr, yes bool) error
+	// Wanted are the gateways that doctor is to try. nil: none.
+	Wanted func(ctx context.Context) []netip.Addr
 	// Forward answers guests' questions about other names; see Listener.
 	Forward func(ctx context.Context, network string, query []byte) ([]byte, error)
 	Log     *slog.Logger
@@ -46,16 +50,27 @@ type NamesDeps struct {
 type Names struct {
 	NamesDeps
 
-	mu     sync.Mutex              // a leaf (rank 40); guards the fields below
-	known  map[string]string       // names that are answered for, by the VM's id
-	opened map[netip.AddrPort]bool // addresses that are answered on, or were tried
-	link   int                     // that resolved was told of; 0: none
-	told   bool                    // resolved was told, or it was tried
+	port uint16 // on gateways; another one is for tests
+
+	mu    sync.Mutex                 // a leaf (rank 40); guards the fields below
+	known map[string]string          // names that are answered for, by the VM's id
+	doors map[netip.AddrPort]opening // how far those are that were tried
+	link  int                        // that resolved was told of; 0: none
+	told  bool                       // resolved was told, or it was tried
 }
+
+// opening is how far an address is that is to be answered on.
+type opening int
+
+const (
+	underWay opening = iota + 1
+	open
+	failed // the next VM tries again
+)
 
 // NewNames returns a capability that has touched nothing.
 func NewNames(d NamesDeps) *Names {
-	return &Names{NamesDeps: d, known: make(map[string]string), opened: make(map[netip.AddrPort]bool)}
+	return &Names{NamesDeps: d, port: dnsPort, known: make(map[string]string), doors: make(map[netip.AddrPort]opening)}
 }
 
 // Capability returns the hooks.
@@ -81,12 +96,7 @@ func (n *Names) Capability() vmcap.Capability {
 			return nil
 		},
 		Describe: n.describe,
-		Checks: func(context.Context) []doctor.Check {
-			if !n.Listen.IsValid() {
-				return nil
-			}
-			return []doctor.Check{Check(n.Listen)}
-		},
+		Checks:   n.checks,
 	}
 }
 
@@ -136,45 +146,85 @@ func (n *Names) forget(vmID string) {
 	}
 }
 
-// first reports whether nobody has tried to answer there before.
-func (n *Names) first(addr netip.AddrPort) bool {
+// begin opens what is neither open nor about to be, and reports whether it did.
+func (n *Names) begin(ctx context.Context, l Listener) bool {
+	n.mu.Lock()
+	was := n.doors[l.Addr]
+	if was == underWay || was == open {
+		n.mu.Unlock()
+		return false
+	}
+	n.doors[l.Addr] = underWay
+	n.mu.Unlock()
+	if _, err := n.Names.Open(l); err != nil {
+		n.fail(ctx, l.Addr, err, was == failed)
+		return false
+	}
+	return true
+}
+
+// fail leaves an address to the next VM. It is said once: VMs are many.
+func (n *Names) fail(ctx context.Context, addr netip.AddrPort, err error, again bool) {
+	level := slog.LevelWarn
+	if again {
+		level = slog.LevelDebug
+	}
+	n.Log.Log(ctx, level, "names of vms are not answered for", logkey.DNS, addr, logkey.Err, err)
+	n.settle(addr, failed)
+}
+
+func (n *Names) settle(addr netip.AddrPort, is opening) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	again := n.opened[addr]
-	n.opened[addr] = true
-	return !again
+	n.doors[addr] = is
 }
 
 // answer begins to answer for names where that VM, or the host about it, asks: the
-// first VM begins it.
+// first VM begins it, and the next where that failed.
 func (n *Names) answer(ctx context.Context, at Place) {
-	var listeners []Listener
 	if n.Listen.IsValid() {
-		listeners = append(listeners, Listener{Addr: n.Listen})
+		if l := (Listener{Addr: n.Listen}); n.begin(ctx, l) {
+			n.settle(l.Addr, open)
+		}
 	}
+	var come []netip.Addr
 	for i, gw := range at.Gateways {
-		listeners = append(listeners, Listener{
-			Addr: netip.AddrPortFrom(gw, dnsPort), Forward: n.Forward, Guests: at.Addrs[i].Masked(),
-		})
-	}
-	for _, l := range listeners {
-		if !n.first(l.Addr) {
-			continue
-		}
-		if _, err := n.Names.Open(l); err != nil {
-			n.Log.WarnContext(ctx, "names of vms are not answered for", logkey.DNS, l.Addr, logkey.Err, err)
+		if n.begin(ctx, Listener{Addr: n.door(gw), Forward: n.Forward, Guests: at.Addrs[i].Masked()}) {
+			come = append(come, gw)
 		}
 	}
-	if n.Listen.IsValid() && len(at.Gateways) > 0 { // else the host is not to know them
+	n.admit(ctx, come)
+	if n.Listen.IsValid() { // else the host is not to know them
 		n.tell(ctx, at)
 	}
 }
 
-// tell points resolved at the gateway, once.
+func (n *Names) door(gateway netip.Addr) netip.AddrPort { return netip.AddrPortFrom(gateway, n.port) }
+
+// admit lets guests ask on gateways that have just been opened.
+func (n *Names) admit(ctx context.Context, gateways []netip.Addr) {
+	if len(gateways) == 0 {
+		return
+	}
+	var err error
+	if n.Admit != nil {
+		err = n.Admit(ctx, gateways, true)
+	}
+	for _, gw := range gateways {
+		if err == nil {
+			n.settle(n.door(gw), open)
+			continue
+		}
+		n.fail(ctx, n.door(gw), errors.Join(err, n.Names.Shut(n.door(gw))), false)
+	}
+}
+
+// tell points resolved at the first gateway that is answered on, once.
 func (n *Names) tell(ctx context.Context, at Place) {
 	n.mu.Lock()
-	again := n.told
-	n.told = true
+	i := slices.IndexFunc(at.Gateways, func(gw netip.Addr) bool { return n.doors[n.door(gw)] == open })
+	again := n.told || i < 0
+	n.told = n.told || i >= 0
 	n.mu.Unlock()
 	if again {
 		return
@@ -183,7 +233,7 @@ func (n *Names) tell(ctx context.Context, at Place) {
 	there := false
 	if err == nil {
 		there, err = n.Resolved.Point(ctx, resolved.Link{
-			Index: device.Index, Servers: []netip.AddrPort{netip.AddrPortFrom(at.Gateways[0], dnsPort)}, Domains: []string{Domain},
+			Index: device.Index, Servers: []netip.AddrPort{n.door(at.Gateways[i])}, Domains: []string{Domain},
 		})
 	}
 	if err != nil {
@@ -206,13 +256,24 @@ func (n *Names) describe(ctx context.Context) (func(v *model.VM, out *bangerv1.V
 	}, err
 }
 
-// Close ends the answering, and what resolved was told.
+// Close ends the answering, and what resolved was told. Guests may not ask from then on:
+// the ports are anybody's.
 func (n *Names) Close(ctx context.Context) error {
 	n.mu.Lock()
 	link := n.link
 	n.link = 0
+	var gateways []netip.Addr
+	for at, is := range n.doors {
+		if is == open && at != n.Listen {
+			gateways = append(gateways, at.Addr())
+		}
+	}
+	clear(n.doors)
 	n.mu.Unlock()
 	var errs []error
+	if n.Admit != nil && len(gateways) > 0 {
+		errs = append(errs, n.Admit(ctx, gateways, false))
+	}
 	if link != 0 {
 		_, err := n.Resolved.Revert(ctx, link)
 		errs = append(errs, err)

@@ -3,13 +3,18 @@ package vmdns
 import (
 	"context"
 	"errors"
+	"maps"
+	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/miekg/dns"
 
 	"banger/internal/api/bangerv1"
 	"banger/internal/daemon/resolved"
+	"banger/internal/doctor"
 	"banger/internal/model"
 )
 
@@ -94,4 +99,104 @@ func TestNamesFollowVMs(t *testing.T) {
 	}
 	must(hooks.Restore(ctx, []*model.VM{a}))
 	check("shop.vm.", "NOERROR aa | shop.vm. A 127.42.7.8 | ")
+}
+
+// Guests may ask on a gateway once the port there is ours, and not while somebody else
+// has it; the next VM tries again.
+func TestGatewaysAreAdmittedWhenOpen(t *testing.T) {
+	one, two := netip.MustParseAddr("127.42.8.1"), netip.MustParseAddr("127.42.8.2")
+	port := freeAddr(t).Port()
+	in := func(gw netip.Addr) netip.Prefix { return netip.PrefixFrom(gw, 32) }
+	admitted := map[netip.Addr]bool{}
+	var refuse error
+	n := NewNames(NamesDeps{
+		Names: New(Deps{Log: quiet()}), Resolved: resolved.New("/nonexistent"), Log: quiet(),
+		Place: func(context.Context, *model.VM) (Place, error) {
+			return Place{Addrs: []netip.Prefix{in(one), in(two)}, Gateways: []netip.Addr{one, two}}, nil
+		},
+		Admit: func(_ context.Context, gateways []netip.Addr, yes bool) error {
+			for _, gw := range gateways {
+				if c, err := net.Dial("tcp", netip.AddrPortFrom(gw, port).String()); err != nil {
+					t.Errorf("admitted %v to %s, where nobody listens: %v", yes, gw, err)
+				} else {
+					_ = c.Close()
+				}
+				if admitted[gw] = yes && refuse == nil; !admitted[gw] {
+					delete(admitted, gw)
+				}
+			}
+			return refuse
+		},
+		Wanted: func(context.Context) []netip.Addr { return []netip.Addr{one} },
+	})
+	n.port = port
+	ctx := context.Background()
+	hooks := n.Capability()
+	boot := func(want ...netip.Addr) {
+		t.Helper()
+		if err := hooks.Prepare(ctx, &model.VM{ID: "a", Name: "web"}); err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.SortedFunc(maps.Keys(admitted), netip.Addr.Compare); !slices.Equal(got, want) {
+			t.Errorf("admitted to %v, want %v", got, want)
+		}
+	}
+	check := func(status doctor.Status, words string) {
+		t.Helper()
+		r := hooks.Checks(ctx)[0].Run(ctx)
+		if r.Status != status || !strings.Contains(r.Detail, words) || status != doctor.StatusPass && !strings.Contains(r.Fix, "bind-interfaces") {
+			t.Errorf("doctor says %+v, want %v with %q", r, status, words)
+		}
+	}
+	check(doctor.StatusPass, "is free")
+	other, err := net.Listen("tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), port).String())
+	if err != nil {
+		t.Skip("the port is taken elsewhere: ", err)
+	}
+	boot()
+	boot()
+	check(doctor.StatusWarn, "port is taken")
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	refuse = errors.New("no rules today")
+	boot()
+	refuse = nil
+	boot(one, two)
+	boot(one, two)
+	check(doctor.StatusPass, "bangerd answers")
+	if err := n.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if len(admitted) > 0 {
+		t.Errorf("still admitted to %v", admitted)
+	}
+	check(doctor.StatusPass, "is free")
+}
+
+// A gateway is tried before this host has its address.
+func TestCheckGatewayToCome(t *testing.T) {
+	udp, tcp, err := bind(netip.MustParseAddrPort("[::1]:0"))
+	if err != nil {
+		t.Skip("no IPv6 here: ", err)
+	}
+	port := udp.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	_ = errors.Join(udp.Close(), tcp.Close())
+	var gateways []netip.AddrPort
+	for _, gw := range []string{"198.51.100.1", "2001:db8::1"} {
+		gateways = append(gateways, netip.AddrPortFrom(netip.MustParseAddr(gw), port))
+		if r := checkGateway(gateways[len(gateways)-1]).Run(t.Context()); r.Status != doctor.StatusPass {
+			t.Errorf("%s: %+v", gw, r)
+		}
+	}
+	other, err := net.ListenPacket("udp", netip.AddrPortFrom(netip.IPv6Unspecified(), port).String())
+	if err != nil {
+		t.Skip("the port is taken elsewhere: ", err)
+	}
+	defer func() { _ = other.Close() }()
+	for _, gw := range gateways {
+		if r := checkGateway(gw).Run(t.Context()); r.Status != doctor.StatusWarn || !strings.Contains(r.Detail, "port is taken") {
+			t.Errorf("%s: %+v", gw, r)
+		}
+	}
 }
