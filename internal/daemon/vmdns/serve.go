@@ -26,8 +26,6 @@ const (
 	maxReaders = 4
 	// connIdle is how long a connection may take for one question or answer.
 	connIdle = 10 * time.Second
-	// maxForwards is how many questions of one address may wait for others at once.
-	maxForwards = 128
 	// errorPause is the time between two tries of what the kernel refuses.
 	errorPause = time.Second
 )
@@ -35,13 +33,11 @@ const (
 // server answers on one address.
 type server struct {
 	Listener
-	svc *Service
-	// forwards holds a token for each question that waits for an answer of others.
-	forwards chan struct{}
-	addr     netip.AddrPort
-	udp      *net.UDPConn
-	tcp      *net.TCPListener
-	log      *slog.Logger
+	svc  *Service
+	addr netip.AddrPort
+	udp  *net.UDPConn
+	tcp  *net.TCPListener
+	log  *slog.Logger
 
 	ctx    context.Context // ends with the server
 	cancel context.CancelFunc
@@ -51,7 +47,7 @@ type server struct {
 func newServer(s *Service, l Listener, udp *net.UDPConn, tcp *net.TCPListener) *server {
 	addr := udp.LocalAddr().(*net.UDPAddr).AddrPort()
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
-	srv := &server{Listener: l, svc: s, forwards: make(chan struct{}, maxForwards), addr: addr, udp: udp, tcp: tcp,
+	srv := &server{Listener: l, svc: s, addr: addr, udp: udp, tcp: tcp,
 		log: s.Log.With(logkey.DNS, addr)}
 	srv.ctx, srv.cancel = context.WithCancel(context.Background())
 	return srv
@@ -102,22 +98,23 @@ func (srv *server) serveUDP() {
 			}
 			return
 		}
-		if !srv.svc.limit.question(from.Addr().Unmap(), time.Now()) {
+		ip := from.Addr().Unmap()
+		guest := srv.svc.zone.Load().counted(ip)
+		if !srv.svc.limit.question(guest, time.Now()) {
 			continue
 		}
-		answer, others := srv.respond(from.Addr().Unmap(), byUDP, in[:n], out)
+		answer, others := srv.respond(ip, byUDP, in[:n], out)
 		switch {
 		case answer == nil:
 		case others:
-			query, refusal := bytes.Clone(in[:n]), bytes.Clone(answer)
-			select {
-			case srv.forwards <- struct{}{}:
-				srv.wg.Go(func() {
-					_, _ = srv.udp.WriteToUDPAddrPort(srv.ask("udp", query, refusal), from)
-					<-srv.forwards
-				})
-			default: // the asker asks again
+			if !srv.svc.limit.ask(guest) {
+				continue // the asker asks again
 			}
+			query, refusal := bytes.Clone(in[:n]), bytes.Clone(answer)
+			srv.wg.Go(func() {
+				defer srv.svc.limit.answered(guest)
+				_, _ = srv.udp.WriteToUDPAddrPort(srv.ask("udp", query, refusal), from)
+			})
 		default:
 			// An asker that has gone is no error of ours.
 			_, _ = srv.udp.WriteToUDPAddrPort(answer, from)
@@ -165,19 +162,21 @@ func (srv *server) serveTCP() {
 			return
 		}
 		from := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-		if !srv.svc.limit.connect(from) {
+		guest := srv.svc.zone.Load().counted(from)
+		if !srv.svc.limit.connect(guest) {
 			_ = conn.Close()
 			continue
 		}
 		srv.wg.Go(func() {
-			defer srv.svc.limit.disconnect(from)
-			srv.serveConn(conn, from)
+			defer srv.svc.limit.disconnect(guest)
+			srv.serveConn(conn, from, guest)
 		})
 	}
 }
 
-// serveConn answers the questions of a connection, in their order.
-func (srv *server) serveConn(conn *net.TCPConn, from netip.Addr) {
+// serveConn answers the questions of a connection, in their order. guest is the address
+// that who asks is counted by.
+func (srv *server) serveConn(conn *net.TCPConn, from, guest netip.Addr) {
 	stop := context.AfterFunc(srv.ctx, func() { _ = conn.Close() })
 	defer func() {
 		if stop() {
@@ -195,7 +194,7 @@ func (srv *server) serveConn(conn *net.TCPConn, from netip.Addr) {
 		if n > len(in) {
 			return
 		}
-		if _, err := io.ReadFull(conn, in[:n]); err != nil || !srv.svc.limit.question(from, time.Now()) {
+		if _, err := io.ReadFull(conn, in[:n]); err != nil || !srv.svc.limit.question(guest, time.Now()) {
 			return
 		}
 		answer, others := srv.respond(from, byTCP, in[:n], out)
@@ -203,13 +202,11 @@ func (srv *server) serveConn(conn *net.TCPConn, from netip.Addr) {
 			return
 		}
 		if others {
-			select {
-			case srv.forwards <- struct{}{}:
-			case <-srv.ctx.Done():
+			if !srv.svc.limit.ask(guest) {
 				return
 			}
 			answer = srv.ask("tcp", in[:n], answer)
-			<-srv.forwards
+			srv.svc.limit.answered(guest)
 			_ = conn.SetDeadline(time.Now().Add(connIdle))
 		}
 		// In one write: a length that travels alone costs the asker a wait.

@@ -388,8 +388,8 @@ func TestLimits(t *testing.T) {
 	for l.connect(local) {
 		opened++
 	}
-	if l.open != maxConns {
-		t.Errorf("%d connections are open", l.open)
+	if l.conns.all != maxConns {
+		t.Errorf("%d connections are open", l.conns.all)
 	}
 	for range opened - maxConnsEach {
 		l.disconnect(local)
@@ -398,8 +398,8 @@ func TestLimits(t *testing.T) {
 		l.disconnect(guest)
 	}
 	l.disconnect(other)
-	if l.open != 0 || len(l.conns) != 0 {
-		t.Errorf("%d, %v", l.open, l.conns)
+	if l.conns.all != 0 || len(l.conns.each) != 0 {
+		t.Errorf("%+v", l.conns)
 	}
 }
 

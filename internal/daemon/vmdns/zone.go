@@ -35,6 +35,7 @@ type view map[string]node
 type asker struct {
 	view     view
 	isolated bool
+	counted  netip.Addr // the one of its addresses that it is counted by
 }
 
 // node is one name. Without any content it only has names below it.
@@ -82,7 +83,7 @@ func newZone(hosts map[string]known, reverse []netip.Prefix, serial uint32) *zon
 		}
 		for _, a := range h.Addrs {
 			if _, taken := z.askers[a]; !taken {
-				z.askers[a] = asker{own, h.Isolated}
+				z.askers[a] = asker{own, h.Isolated, h.Addrs[0]}
 			}
 		}
 	}
@@ -96,6 +97,14 @@ func (z *zone) askedBy(a netip.Addr) (who asker, known bool) {
 		who.view = z.none
 	}
 	return who, known
+}
+
+// counted is the address that stands for whoever asks from a.
+func (z *zone) counted(a netip.Addr) netip.Addr {
+	if who, known := z.askers[a]; known {
+		return who.counted
+	}
+	return a
 }
 
 func newView() view { return view{apex: {apex: true}} }
