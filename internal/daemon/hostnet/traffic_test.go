@@ -11,8 +11,11 @@ import (
 	"time"
 )
 
-// metadata is where clouds keep what a machine may do.
-var metadata = netip.MustParseAddr("169.254.169.254")
+// Where clouds keep what a machine may do, and an address beside one of those.
+var (
+	metadata = []string{"169.254.169.254", "168.63.129.16", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254"}
+	beside   = netip.MustParseAddr("168.63.129.17")
+)
 
 // Who reaches whom, by real connections; and the same after everything that may
 // happen to the rules.
@@ -21,8 +24,12 @@ func TestTraffic(t *testing.T) {
 	w.serve(w.uplink, 80)
 	w.serve(here{}, 53)
 	w.serve(here{}, 8080)
-	w.must(address("up0", "169.254.1.1/16"))
-	w.must(w.uplink.Do(func() error { return address("eth0", metadata.String()+"/16") }))
+	for _, a := range append([]string{beside.String()}, metadata...) {
+		to := netip.MustParseAddr(a)
+		link := netip.PrefixFrom(to.Next().Next(), to.BitLen()-8)
+		w.must(address("up0", link.String()))
+		w.must(w.uplink.Do(func() error { return address("eth0", netip.PrefixFrom(to, link.Bits()).String()) }))
+	}
 	a, b := w.boot(VM{ID: "a", Expose: []uint16{8080}}), w.boot(VM{ID: "b"})
 	c, d := w.boot(VM{ID: "c", Network: "lab"}), w.boot(VM{ID: "d", Network: "lab"})
 	e := w.boot(VM{ID: "e", Network: "other", Isolated: true})
@@ -44,7 +51,10 @@ func TestTraffic(t *testing.T) {
 			g.reaches("the name server", at(gw4, 53))
 			g.reaches("the name server by IPv6", at(gw6, 53))
 		}
-		a.cannotReach("a cloud's secrets", at(metadata, 80))
+		a.reaches("what lies beside a cloud's secrets", at(beside, 80))
+		for _, secrets := range metadata {
+			a.cannotReach("a cloud's secrets", at(netip.MustParseAddr(secrets), 80))
+		}
 		e.cannotReach("the world although isolated", at(far4, 80))
 		e.cannotReach("the world by IPv6 although isolated", at(far6, 80))
 		e.reaches("the name server", at(gw4, 53))

@@ -2,6 +2,7 @@ package nat
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -160,6 +161,16 @@ func ip4Dest(reg uint32) phrase { return loadPayload(expr.PayloadBaseNetworkHead
 func ip6Source(reg uint32) phrase { return loadPayload(expr.PayloadBaseNetworkHeader, 8, 16, reg) }
 
 func ip6Dest(reg uint32) phrase { return loadPayload(expr.PayloadBaseNetworkHeader, 24, 16, reg) }
+
+// destIn tests for a prefix of whole bytes: a comparison of fewer than an address has.
+func destIn(p netip.Prefix) phrase {
+	version, offset, n := byte(unix.NFPROTO_IPV4), uint32(16), p.Bits()/8
+	if p.Addr().Is6() {
+		version, offset = unix.NFPROTO_IPV6, 24
+	}
+	return slices.Concat(ofVersion(version),
+		loadPayload(expr.PayloadBaseNetworkHeader, offset, uint32(n), 0), is(p.Addr().AsSlice()[:n]...))
+}
 
 func destPort(reg uint32) phrase { return loadPayload(expr.PayloadBaseTransportHeader, 2, 2, reg) }
 

@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"banger/internal/model"
 )
 
 // refs is a batch under way, with the sets that its rules and elements refer to.
@@ -192,13 +194,6 @@ func (r *refs) bridging() {
 	)
 }
 
-// Addresses at which clouds tell a machine its secrets. Link-local ones may be
-// reached through any interface; the IPv6 one is Amazon's.
-var (
-	linkLocal4 = netip.MustParsePrefix("169.254.0.0/16")
-	metadata6  = netip.MustParseAddr("fd00:ec2::254")
-)
-
 // Bits of conntrack's state and status, and its directions.
 const (
 	ctDNAT    = 1 << 5
@@ -213,19 +208,20 @@ var answers = slices.Concat(anyOf(ct(expr.CtKeySTATE), ctAnswers), ct(expr.CtKey
 
 // outbound judges what a guest sends through the host.
 func (r *refs) outbound() {
-	first16 := loadPayload(expr.PayloadBaseNetworkHeader, 16, 2, 0)
-	link := linkLocal4.Addr().As4()
-	r.chain(nftables.Chain{Table: r.inet, Name: "outbound"},
+	rules := [][]expr.Any{
 		// What conntrack cannot place is not masqueraded either.
 		join(anyOf(ct(expr.CtKeySTATE), expr.CtStateBitINVALID), drop),
 		// An address of the host's that leads to a container is a service of the host's.
 		join(anyOf(ct(expr.CtKeySTATUS), ctDNAT), reject),
-		join(ofVersion(unix.NFPROTO_IPV4), first16, is(link[:2]...), reject),
-		join(ofVersion(unix.NFPROTO_IPV6), ip6Dest(0), is(metadata6.AsSlice()...), reject),
+	}
+	for _, p := range model.CloudMetadata() {
+		rules = append(rules, join(destIn(p), reject))
+	}
+	r.chain(nftables.Chain{Table: r.inet, Name: "outbound"}, append(rules,
 		join(ofVersion(unix.NFPROTO_IPV4), ip4Source(0), in(r.sets[setOutside4]), goTo("passed")),
 		join(ofVersion(unix.NFPROTO_IPV6), ip6Source(0), in(r.sets[setOutside6]), goTo("passed")),
 		join(reject),
-	)
+	)...)
 }
 
 // inbound judges what comes through the host to a guest: answers.

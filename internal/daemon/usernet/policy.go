@@ -3,6 +3,9 @@ package usernet
 import (
 	"errors"
 	"net/netip"
+	"slices"
+
+	"banger/internal/model"
 )
 
 // Reasons of a refusal.
@@ -11,6 +14,7 @@ var (
 	errOtherVM     = errors.New("address of another VM")
 	errGateway     = errors.New("the gateway serves nothing but names")
 	errGuestSubnet = errors.New("no such machine in the guest's network")
+	errMetadata    = errors.New("where clouds keep a machine's secrets")
 	errSpecial     = errors.New("not a unicast address of another machine")
 )
 
@@ -22,8 +26,9 @@ var reservedNet = netip.MustParsePrefix("240.0.0.0/4")
 
 // HostPolicy allows everything but what would reach this host or another VM: the
 // addresses of both (inside is asked for those, and says why not), loopback,
-// link-local (which clouds use for their metadata services), unspecified, multicast
-// and broadcast addresses, and the guest's own subnet except for the resolver in it.
+// link-local, unspecified, multicast and broadcast addresses, and the guest's own subnet
+// except for the resolver in it. Nor does it allow what would reach the metadata service
+// of a cloud.
 func HostPolicy(inside func(netip.Addr) error) Policy {
 	return func(f Flow) error {
 		// An IPv4 address in IPv6 clothing is that IPv4 address; a zone only says
@@ -42,6 +47,8 @@ func HostPolicy(inside func(netip.Addr) error) Policy {
 			return errSpecial
 		case embedsIPv4(dst):
 			return errSpecial
+		case within(metadata, dst):
+			return errMetadata
 		}
 		return inside(dst)
 	}
@@ -50,16 +57,14 @@ func HostPolicy(inside func(netip.Addr) error) Policy {
 // embedsIPv4 reports whether dst is an IPv6 address that a translator on the way
 // may turn into an IPv4 address which the checks above have not seen.
 func embedsIPv4(dst netip.Addr) bool {
-	if !dst.Is6() {
-		return false
-	}
-	for _, p := range translated {
-		if p.Contains(dst) {
-			return true
-		}
-	}
-	return false
+	return dst.Is6() && within(translated, dst)
 }
+
+func within(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+var metadata = model.CloudMetadata()
 
 var translated = []netip.Prefix{
 	netip.MustParsePrefix("::/96"),          // IPv4-compatible
