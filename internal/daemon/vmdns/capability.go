@@ -117,7 +117,7 @@ func (n *Names) announce(ctx context.Context, v *model.VM) error {
 		return nil
 	}
 	n.answer(ctx, at)
-	host := Host{Network: v.Network, Isolated: v.Spec.NoNAT}
+	host := Host{VM: v.ID, Network: v.Network, Isolated: v.Spec.NoNAT}
 	for _, a := range at.Addrs {
 		host.Addrs = append(host.Addrs, a.Addr())
 	}
@@ -131,7 +131,7 @@ func (n *Names) announce(ctx context.Context, v *model.VM) error {
 	n.known[v.ID] = v.Name
 	n.mu.Unlock()
 	if old != "" && old != v.Name {
-		n.Names.Remove(old) // only now: who asks meanwhile is known all the time
+		n.Names.Remove(old, v.ID) // only now: who asks meanwhile is known all the time
 	}
 	return nil
 }
@@ -142,7 +142,7 @@ func (n *Names) forget(vmID string) {
 	delete(n.known, vmID)
 	n.mu.Unlock()
 	if ok {
-		n.Names.Remove(name)
+		n.Names.Remove(name, vmID)
 	}
 }
 

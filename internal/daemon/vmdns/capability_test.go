@@ -97,6 +97,18 @@ func TestNamesFollowVMs(t *testing.T) {
 		must(hooks.CleanUp(ctx, a))
 		check("shop.vm.", absent)
 	}
+
+	// A name that is given up may be another's before that is known here.
+	must(hooks.Running(ctx, a))
+	none.Name, a.Name = "shop", "mall"
+	must(hooks.Changed(ctx, none))
+	must(hooks.Changed(ctx, a))
+	check("shop.vm.", "NOERROR aa | shop.vm. A 127.42.7.9 | ")
+	check("mall.vm.", "NOERROR aa | mall.vm. A 127.42.7.8 | ")
+	must(hooks.CleanUp(ctx, none))
+	check("shop.vm.", absent)
+	a.Name = "shop"
+	must(hooks.Changed(ctx, a))
 	must(hooks.Restore(ctx, []*model.VM{a}))
 	check("shop.vm.", "NOERROR aa | shop.vm. A 127.42.7.8 | ")
 }

@@ -34,6 +34,7 @@ const maxAddrs = 64
 
 // Host is what is known of one VM.
 type Host struct {
+	VM       string // its id; see Remove
 	Network  string // the named network it is on; empty for none
 	Isolated bool   // it is told of VMs, and nothing is asked of others for it
 	Addrs    []netip.Addr
@@ -165,9 +166,14 @@ func (s *Service) Set(name string, h Host) error {
 	return nil
 }
 
-// Remove forgets a VM; one that is not known is no error.
-func (s *Service) Remove(name string) {
-	s.change(func() { delete(s.hosts, name) })
+// Remove forgets the VM of that name, if it is still the one with that id: after a
+// rename the name may have become another's. One that is not known is no error.
+func (s *Service) Remove(name, vmID string) {
+	s.change(func() {
+		if s.hosts[name].VM == vmID {
+			delete(s.hosts, name)
+		}
+	})
 }
 
 // Replace makes these VMs known and forgets all others. When it fails nothing has

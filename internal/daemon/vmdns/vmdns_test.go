@@ -78,8 +78,8 @@ func TestRecordsFollowTheVMs(t *testing.T) {
 	if m := ask(t, at, "udp", "2.0.42.10.in-addr.arpa.", dns.TypePTR); m.Rcode != dns.RcodeRefused {
 		t.Errorf("an address that was given back is known: %v", m)
 	}
-	s.Remove("web")
-	s.Remove("web")
+	s.Remove("web", "")
+	s.Remove("web", "")
 	check("web.vm.", absent)
 	check("lab.vm.", absent)
 
@@ -106,7 +106,7 @@ func TestHostsAreCopied(t *testing.T) {
 		t.Fatal(err)
 	}
 	list[0] = netip.MustParseAddr("10.42.0.66")
-	s.Remove("other")
+	s.Remove("other", "")
 	if got := summary(ask(t, at, "udp", "web.vm.", dns.TypeA)); !strings.Contains(got, "10.42.0.2") {
 		t.Error(got)
 	}
@@ -420,7 +420,7 @@ func TestQuestionsDuringChanges(t *testing.T) {
 				if err := s.Set(name, Host{Network: "lab", Addrs: addrs(fmt.Sprintf("10.43.%d.%d", n>>8&0xff, n&0xff))}); err != nil {
 					t.Error(err)
 				}
-				s.Remove(name)
+				s.Remove(name, "")
 			}
 		})
 	}
