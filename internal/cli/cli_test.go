@@ -288,6 +288,8 @@ func TestJSONNames(t *testing.T) {
 			"id", "name", "release", "vmlinux", "bzimage", "modules", "source", "used_bytes", "used_by", "created_at",
 		}},
 		{viewNetwork(&bangerv1.Network{}), []string{"name", "vms"}},
+		{viewMembers(&bangerv1.Network{}, nil), []string{"name", "members"}},
+		{memberView{}, []string{"id", "name", "state", "dns_name", "addresses", "ports"}},
 		{daemonView{}, []string{
 			"running", "socket", "pid", "version", "commit", "protocol", "state_dir", "config_file", "started_at", "busy",
 		}},

@@ -34,14 +34,25 @@ func (p playedDaemon) Shutdown(_ context.Context, req *connect.Request[bangerv1.
 
 type playedVMs struct {
 	bangerv1connect.UnimplementedVMServiceHandler
+	vms []*bangerv1.VM
 }
 
-func (playedVMs) List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ListResponse], error) {
-	return connect.NewResponse(&bangerv1.ListResponse{Vms: []*bangerv1.VM{{Id: "abc", Name: "box"}}}), nil
+func (p playedVMs) List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ListResponse], error) {
+	return connect.NewResponse(&bangerv1.ListResponse{Vms: p.vms}), nil
 }
 
-// playDaemon serves a daemon of another build where this user's own would be.
-func playDaemon(t *testing.T, protocol int) {
+// playedNetworks has every network.
+type playedNetworks struct {
+	bangerv1connect.UnimplementedNetworkServiceHandler
+}
+
+func (playedNetworks) Get(_ context.Context, req *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error) {
+	return connect.NewResponse(&bangerv1.Network{Name: req.Msg.Name}), nil
+}
+
+// playDaemon serves a daemon of another build, with those VMs, where this user's own
+// would be.
+func playDaemon(t *testing.T, protocol int, vms ...*bangerv1.VM) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "bc")
 	if err != nil {
@@ -56,7 +67,8 @@ func playDaemon(t *testing.T, protocol int) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(playedDaemon{t: t}))
-	mux.Handle(bangerv1connect.NewVMServiceHandler(playedVMs{}))
+	mux.Handle(bangerv1connect.NewVMServiceHandler(playedVMs{vms: vms}))
+	mux.Handle(bangerv1connect.NewNetworkServiceHandler(playedNetworks{}))
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(api.HeaderVersion, "v0-played")
 		w.Header().Set(api.HeaderProtocol, strconv.Itoa(protocol))
@@ -69,7 +81,7 @@ func playDaemon(t *testing.T, protocol int) {
 
 // A busy daemon of another build serves all the same, if it speaks our protocol.
 func TestBusyDaemonOfAnotherBuild(t *testing.T) {
-	playDaemon(t, api.Protocol)
+	playDaemon(t, api.Protocol, &bangerv1.VM{Id: "abc", Name: "box"})
 	code, out, errText := run(t, "vm", "list", "-q")
 	if code != 0 || out != "box\n" && out != "abc\n" {
 		t.Errorf("code %d, printed %q", code, out)

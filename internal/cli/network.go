@@ -11,6 +11,6 @@ func newNetworkCmd(a *app) *cobra.Command {
 NAME.vm. They see no other VMs, and are not seen by any. Networks are of the bridge, and
 so for a daemon that is root.`,
 	}
-	c.AddCommand(newNetworkListCmd(a), newNetworkCreateCmd(a), newNetworkRmCmd(a))
+	c.AddCommand(newNetworkListCmd(a), newNetworkShowCmd(a), newNetworkCreateCmd(a), newNetworkRmCmd(a))
 	return groupOnly(c)
 }

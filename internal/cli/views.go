@@ -187,6 +187,30 @@ func viewNetwork(n *bangerv1.Network) networkView {
 	return networkView{Name: n.GetName(), VMs: list(n.GetVms())}
 }
 
+// membersView is a named network with what is known of its VMs.
+type membersView struct {
+	Name    string       `json:"name"`
+	Members []memberView `json:"members"`
+}
+
+type memberView struct {
+	ID        string     `json:"id"`
+	Name      string     `json:"name"`
+	State     string     `json:"state"`
+	DNSName   string     `json:"dns_name"`
+	Addresses []string   `json:"addresses"`
+	Ports     []portView `json:"ports"`
+}
+
+func viewMembers(n *bangerv1.Network, vms []*bangerv1.VM) membersView {
+	return membersView{Name: n.GetName(), Members: views(membersOf(n, vms), func(v *bangerv1.VM) memberView {
+		return memberView{
+			ID: v.GetId(), Name: v.GetName(), State: v.GetState(), DNSName: v.GetDnsName(),
+			Addresses: list(v.GetAddresses()), Ports: views(v.GetPorts(), viewPort),
+		}
+	})}
+}
+
 func viewTime(t *timestamppb.Timestamp) *time.Time {
 	if t == nil {
 		return nil

@@ -181,6 +181,11 @@ func (c *Client) ListNetworks(ctx context.Context) ([]*bangerv1.Network, error) 
 	return res.GetNetworks(), err
 }
 
+// GetNetwork returns one named network.
+func (c *Client) GetNetwork(ctx context.Context, name string) (*bangerv1.Network, error) {
+	return call(ctx, c.networks.Get, &bangerv1.NetworkRef{Name: name})
+}
+
 // CreateNetwork makes a named network.
 func (c *Client) CreateNetwork(ctx context.Context, name string) (*bangerv1.Network, error) {
 	return call(ctx, c.networks.Create, &bangerv1.NetworkRef{Name: name})

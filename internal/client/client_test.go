@@ -486,6 +486,7 @@ func TestEveryProcedureHasAMethod(t *testing.T) {
 		func() { _, _ = c.ImportKernel(ctx, "x", "/d") },
 		func() { _ = c.RemoveKernel(ctx, "x") },
 		func() { _, _ = c.ListNetworks(ctx) },
+		func() { _, _ = c.GetNetwork(ctx, "x") },
 		func() { _, _ = c.CreateNetwork(ctx, "x") },
 		func() { _ = c.RemoveNetwork(ctx, "x") },
 		func() { _, _ = c.ListOperations(ctx) },

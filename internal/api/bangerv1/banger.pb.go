@@ -3164,9 +3164,10 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x03Get\x12\x14.banger.v1.KernelRef\x1a\x11.banger.v1.Kernel\x124\n" +
 	"\x04Pull\x12\x16.banger.v1.PullRequest\x1a\x14.banger.v1.Operation\x12>\n" +
 	"\x06Import\x12\x1e.banger.v1.ImportKernelRequest\x1a\x14.banger.v1.Operation\x120\n" +
-	"\x06Remove\x12\x14.banger.v1.KernelRef\x1a\x10.banger.v1.Empty2\xb0\x01\n" +
+	"\x06Remove\x12\x14.banger.v1.KernelRef\x1a\x10.banger.v1.Empty2\xe2\x01\n" +
 	"\x0eNetworkService\x126\n" +
-	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x16.banger.v1.NetworkList\x123\n" +
+	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x16.banger.v1.NetworkList\x120\n" +
+	"\x03Get\x12\x15.banger.v1.NetworkRef\x1a\x12.banger.v1.Network\x123\n" +
 	"\x06Create\x12\x15.banger.v1.NetworkRef\x1a\x12.banger.v1.Network\x121\n" +
 	"\x06Remove\x12\x15.banger.v1.NetworkRef\x1a\x10.banger.v1.Empty2\xf5\x01\n" +
 	"\x10OperationService\x128\n" +
@@ -3284,48 +3285,50 @@ var file_bangerv1_banger_proto_depIdxs = []int32{
 	28, // 50: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
 	27, // 51: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
 	1,  // 52: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	31, // 53: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	31, // 54: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 55: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	34, // 56: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	34, // 57: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	34, // 58: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 59: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 60: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	35, // 61: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	35, // 62: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	35, // 63: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	35, // 64: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	35, // 65: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	35, // 66: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	21, // 67: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 68: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 69: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	35, // 70: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 71: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	19, // 72: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 73: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 74: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 75: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	26, // 76: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	25, // 77: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	35, // 78: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	25, // 79: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 80: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	30, // 81: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	29, // 82: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	35, // 83: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	35, // 84: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 85: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	33, // 86: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	32, // 87: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 88: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	37, // 89: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	35, // 90: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	35, // 91: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	35, // 92: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	59, // [59:93] is the sub-list for method output_type
-	25, // [25:59] is the sub-list for method input_type
+	31, // 53: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	31, // 54: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	31, // 55: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 56: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	34, // 57: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	34, // 58: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	34, // 59: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 60: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 61: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	35, // 62: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	35, // 63: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	35, // 64: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	35, // 65: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	35, // 66: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	35, // 67: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	21, // 68: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 69: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 70: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	35, // 71: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 72: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	19, // 73: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 74: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 75: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 76: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	26, // 77: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	25, // 78: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	35, // 79: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	25, // 80: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 81: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	30, // 82: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	29, // 83: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	35, // 84: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	35, // 85: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 86: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	33, // 87: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	32, // 88: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	32, // 89: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 90: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	37, // 91: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	35, // 92: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	35, // 93: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	35, // 94: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	60, // [60:95] is the sub-list for method output_type
+	25, // [25:60] is the sub-list for method input_type
 	25, // [25:25] is the sub-list for extension type_name
 	25, // [25:25] is the sub-list for extension extendee
 	0,  // [0:25] is the sub-list for field type_name

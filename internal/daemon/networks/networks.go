@@ -5,6 +5,7 @@ package networks
 
 import (
 	"context"
+	"slices"
 
 	"connectrpc.com/connect"
 
@@ -72,10 +73,29 @@ func (s *Service) List(ctx context.Context, _ *connect.Request[bangerv1.ListRequ
 	}
 	out := &bangerv1.NetworkList{}
 	for _, n := range all {
-		out.Networks = append(out.Networks, &bangerv1.Network{Name: n.Name, Vms: n.VMs})
+		out.Networks = append(out.Networks, wire(n))
 	}
 	return connect.NewResponse(out), nil
 }
+
+// Get implements NetworkService.
+func (s *Service) Get(ctx context.Context, req *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error) {
+	// This one says which there are.
+	if err := s.store.NeedNetwork(ctx, req.Msg.Name); err != nil {
+		return nil, api.ToConnect(err)
+	}
+	all, err := s.store.ListNetworks(ctx)
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	i := slices.IndexFunc(all, func(n model.Network) bool { return n.Name == req.Msg.Name })
+	if i < 0 {
+		return nil, api.ToConnect(errdefs.NotFound("network %q has just been removed", req.Msg.Name))
+	}
+	return connect.NewResponse(wire(all[i])), nil
+}
+
+func wire(n model.Network) *bangerv1.Network { return &bangerv1.Network{Name: n.Name, Vms: n.VMs} }
 
 // Create implements NetworkService.
 func (s *Service) Create(ctx context.Context, req *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error) {

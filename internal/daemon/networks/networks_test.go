@@ -80,6 +80,14 @@ func TestProcedures(t *testing.T) {
 	if err != nil || len(res.Msg.Networks) != 1 || res.Msg.Networks[0].Name != "lab" || len(res.Msg.Networks[0].Vms) != 1 || res.Msg.Networks[0].Vms[0] != "web" {
 		t.Errorf("%v, %v", res, err)
 	}
+	one, err := s.Get(t.Context(), connect.NewRequest(&bangerv1.NetworkRef{Name: "lab"}))
+	if err != nil || one.Msg.Name != "lab" || len(one.Msg.Vms) != 1 || one.Msg.Vms[0] != "web" {
+		t.Errorf("%v, %v", one, err)
+	}
+	_, err = s.Get(t.Context(), connect.NewRequest(&bangerv1.NetworkRef{Name: "lap"}))
+	if err := api.FromConnect(err); !errors.Is(err, errdefs.ErrNotFound) || !strings.Contains(errdefs.HintOf(err), "lab") {
+		t.Errorf("get a network that is not there: %v (hint %q)", err, errdefs.HintOf(err))
+	}
 	for name, want := range map[string]error{"": errdefs.ErrNotFound, "lap": errdefs.ErrNotFound, "lab": errdefs.ErrFailedPrecondition} {
 		if err := remove(name); !errors.Is(err, want) || errdefs.HintOf(err) == "" {
 			t.Errorf("remove %q: %v", name, err)

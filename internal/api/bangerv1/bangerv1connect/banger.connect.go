@@ -110,6 +110,8 @@ const (
 	KernelServiceRemoveProcedure = "/banger.v1.KernelService/Remove"
 	// NetworkServiceListProcedure is the fully-qualified name of the NetworkService's List RPC.
 	NetworkServiceListProcedure = "/banger.v1.NetworkService/List"
+	// NetworkServiceGetProcedure is the fully-qualified name of the NetworkService's Get RPC.
+	NetworkServiceGetProcedure = "/banger.v1.NetworkService/Get"
 	// NetworkServiceCreateProcedure is the fully-qualified name of the NetworkService's Create RPC.
 	NetworkServiceCreateProcedure = "/banger.v1.NetworkService/Create"
 	// NetworkServiceRemoveProcedure is the fully-qualified name of the NetworkService's Remove RPC.
@@ -1083,6 +1085,7 @@ func (UnimplementedKernelServiceHandler) Remove(context.Context, *connect.Reques
 // NetworkServiceClient is a client for the banger.v1.NetworkService service.
 type NetworkServiceClient interface {
 	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.NetworkList], error)
+	Get(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error)
 	Create(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error)
 	// Remove refuses a network that VMs are on.
 	Remove(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Empty], error)
@@ -1105,6 +1108,12 @@ func NewNetworkServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(networkServiceMethods.ByName("List")),
 			connect.WithClientOptions(opts...),
 		),
+		get: connect.NewClient[bangerv1.NetworkRef, bangerv1.Network](
+			httpClient,
+			baseURL+NetworkServiceGetProcedure,
+			connect.WithSchema(networkServiceMethods.ByName("Get")),
+			connect.WithClientOptions(opts...),
+		),
 		create: connect.NewClient[bangerv1.NetworkRef, bangerv1.Network](
 			httpClient,
 			baseURL+NetworkServiceCreateProcedure,
@@ -1123,6 +1132,7 @@ func NewNetworkServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 // networkServiceClient implements NetworkServiceClient.
 type networkServiceClient struct {
 	list   *connect.Client[bangerv1.ListRequest, bangerv1.NetworkList]
+	get    *connect.Client[bangerv1.NetworkRef, bangerv1.Network]
 	create *connect.Client[bangerv1.NetworkRef, bangerv1.Network]
 	remove *connect.Client[bangerv1.NetworkRef, bangerv1.Empty]
 }
@@ -1130,6 +1140,11 @@ type networkServiceClient struct {
 // List calls banger.v1.NetworkService.List.
 func (c *networkServiceClient) List(ctx context.Context, req *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.NetworkList], error) {
 	return c.list.CallUnary(ctx, req)
+}
+
+// Get calls banger.v1.NetworkService.Get.
+func (c *networkServiceClient) Get(ctx context.Context, req *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error) {
+	return c.get.CallUnary(ctx, req)
 }
 
 // Create calls banger.v1.NetworkService.Create.
@@ -1145,6 +1160,7 @@ func (c *networkServiceClient) Remove(ctx context.Context, req *connect.Request[
 // NetworkServiceHandler is an implementation of the banger.v1.NetworkService service.
 type NetworkServiceHandler interface {
 	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.NetworkList], error)
+	Get(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error)
 	Create(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error)
 	// Remove refuses a network that VMs are on.
 	Remove(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Empty], error)
@@ -1163,6 +1179,12 @@ func NewNetworkServiceHandler(svc NetworkServiceHandler, opts ...connect.Handler
 		connect.WithSchema(networkServiceMethods.ByName("List")),
 		connect.WithHandlerOptions(opts...),
 	)
+	networkServiceGetHandler := connect.NewUnaryHandler(
+		NetworkServiceGetProcedure,
+		svc.Get,
+		connect.WithSchema(networkServiceMethods.ByName("Get")),
+		connect.WithHandlerOptions(opts...),
+	)
 	networkServiceCreateHandler := connect.NewUnaryHandler(
 		NetworkServiceCreateProcedure,
 		svc.Create,
@@ -1179,6 +1201,8 @@ func NewNetworkServiceHandler(svc NetworkServiceHandler, opts ...connect.Handler
 		switch r.URL.Path {
 		case NetworkServiceListProcedure:
 			networkServiceListHandler.ServeHTTP(w, r)
+		case NetworkServiceGetProcedure:
+			networkServiceGetHandler.ServeHTTP(w, r)
 		case NetworkServiceCreateProcedure:
 			networkServiceCreateHandler.ServeHTTP(w, r)
 		case NetworkServiceRemoveProcedure:
@@ -1194,6 +1218,10 @@ type UnimplementedNetworkServiceHandler struct{}
 
 func (UnimplementedNetworkServiceHandler) List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.NetworkList], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.NetworkService.List is not implemented"))
+}
+
+func (UnimplementedNetworkServiceHandler) Get(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.NetworkService.Get is not implemented"))
 }
 
 func (UnimplementedNetworkServiceHandler) Create(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Network], error) {
