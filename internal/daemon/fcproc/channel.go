@@ -40,7 +40,13 @@ const bellMaking = "bell.sock"
 const (
 	retryFirst = 2 * time.Second
 	retryMost  = 16 * time.Second
-	bellRest   = 10 * time.Millisecond // a guest that rings all the time gets no more
+)
+
+// A guest that rings all the time gets so many rings per rest, and no more.
+const (
+	bellBurst   = 16
+	bellRest    = 10 * time.Millisecond
+	bellTrouble = time.Second // the rest when no ring can be taken, for want of descriptors
 )
 
 // listenBell puts the bell in place. It is made in the VM directory, which is ours,
@@ -284,6 +290,37 @@ func noAgent(ctx context.Context, err error) error {
 	return errdefs.Unavailable("dial the agent: %w", err)
 }
 
+// answerBell takes every ring as long as the machine lives, whether or not anybody
+// waits for one. Anyone in the guest may ring, and Firecracker's only thread blocks while
+// the queue is full: rings that nobody took would stop the VM, and a VMM that hears no
+// order any more. Without a daemon the bell has no listener, and rings fail at once.
+func (m *machine) answerBell(bell *net.UnixListener) {
+	stop := context.AfterFunc(m.Life(), func() { _ = bell.Close() })
+	defer stop()
+	for n := 1; ; n++ {
+		conn, err := bell.Accept()
+		rest := bellTrouble
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err == nil:
+			_ = conn.Close()
+			select {
+			case m.rung <- struct{}{}:
+			default:
+			}
+			if n%bellBurst != 0 {
+				continue
+			}
+			rest = bellRest
+		}
+		select {
+		case <-time.After(rest):
+		case <-m.Life().Done():
+		}
+	}
+}
+
 // awaitBell returns when the agent calls, at the latest after most.
 func (m *machine) awaitBell(ctx context.Context, most time.Duration) error {
 	timer := time.NewTimer(bellRest)
@@ -293,29 +330,12 @@ func (m *machine) awaitBell(ctx context.Context, most time.Duration) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if m.bell == nil {
-		timer.Reset(most)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		return nil
+	timer.Reset(most)
+	select {
+	case <-timer.C:
+	case <-m.rung:
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	if err := m.bell.SetDeadline(time.Now().Add(most)); err != nil {
-		return err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = m.bell.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	conn, err := m.bell.Accept()
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	if conn != nil {
-		_ = conn.Close()
-	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil
-	}
-	return err
+	return nil
 }

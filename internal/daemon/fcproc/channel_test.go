@@ -3,6 +3,7 @@ package fcproc_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,7 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
+	"banger/internal/guest"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/dirsock"
 	"banger/internal/paths"
 	"banger/internal/sysexec"
 )
@@ -96,6 +99,44 @@ func TestBellOfTheNextDaemon(t *testing.T) {
 	}
 	defer found.Close()
 	echo(t, found)
+}
+
+// Anyone in a guest can ring, and who does holds Firecracker's only thread until the
+// ring is taken or refused: while the agent is connected, and when no daemon is there.
+func TestBellNeverHolds(t *testing.T) {
+	spec, m := startFake(t, "fake.agent=there")
+	conn, err := m.DialAgent(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil { // it is connected
+		t.Fatal(err)
+	}
+	bell := fmt.Sprintf("%s_%d", paths.AgentSocket, guest.VsockPort)
+	ring := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		ring, err := dirsock.Dial(ctx, filepath.Join(spec.Dir, placeOf(t)), bell)
+		if err == nil {
+			_ = ring.Close()
+		}
+		return err
+	}
+	for i := range 40 {
+		if err := ring(); err != nil {
+			t.Fatalf("ring %d: %v", i, err)
+		}
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ring(); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a ring that nobody hears: %v", err)
+	}
 }
 
 // Nobody is held by a guest that has no agent.

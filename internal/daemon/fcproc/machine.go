@@ -26,7 +26,7 @@ type machine struct {
 	place string
 	card  bool // it has a network card
 	api   *fcapi.Client
-	bell  *net.UnixListener // nil: the agent is tried now and then
+	rung  chan struct{} // holds one ring of the bell that nobody has waited for
 	meter *meter
 }
 
@@ -36,10 +36,16 @@ var (
 )
 
 func (d *Driver) newMachine(spec hypervisor.Spec, place string, proc *sysexec.Proc, h hypervisor.Handle, log *os.File, bell *net.UnixListener) *machine {
-	m := &machine{place: place, card: spec.LinkUp, bell: bell, api: fcapi.New(dialer(place, h.PID)), meter: newMeter(spec.Dir)}
+	m := &machine{
+		place: place, card: spec.LinkUp, rung: make(chan struct{}, 1),
+		api: fcapi.New(dialer(place, h.PID)), meter: newMeter(spec.Dir),
+	}
 	m.Process = vmproc.Watch(vmproc.Config{
 		Name: "Firecracker", Handle: h, Proc: proc, Log: log, Strip: strip, HangUp: m.hangUp,
 	})
+	if bell != nil { // without one the agent is tried now and then
+		m.Go(func() { m.answerBell(bell) })
+	}
 	m.BoundLogs([]vmmlog.Log{
 		{Dir: spec.Dir, Name: paths.ConsoleLog, Look: m.noticeHalt},
 		{Dir: spec.Dir, Name: paths.VMMLog, Links: 2, Sparse: true},
@@ -54,12 +60,6 @@ func (d *Driver) newMachine(spec hypervisor.Spec, place string, proc *sysexec.Pr
 
 func (m *machine) hangUp() error {
 	m.api.Close()
-	if m.bell == nil {
-		return nil
-	}
-	if err := m.bell.Close(); !errors.Is(err, net.ErrClosed) {
-		return err
-	}
 	return nil
 }
 
