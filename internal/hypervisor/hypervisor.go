@@ -91,9 +91,10 @@ type Driver interface {
 	// be called, and with class unavailable when another process serves in the
 	// directory, or none answers. It must not disturb the guest.
 	Attach(ctx context.Context, spec Spec, h Handle) (Machine, error)
-	// Find identifies the VMM that serves the API socket in dir, for a daemon that
-	// has lost its handle. It errors with class not_found when there is none. What
-	// of the handle only a connection can tell is missing; Attach adds it.
+	// Find identifies the VMM that serves the API socket in dir, or works there without
+	// one, for a daemon that has lost its handle. It errors with class not_found when
+	// there is none. What of the handle only a connection can tell is missing; Attach
+	// adds it.
 	Find(ctx context.Context, dir string) (Handle, error)
 	// Cleanup kills what a lost or half-started VMM of this VM may have left, found
 	// by handle and by what it holds in dir, and removes its sockets.

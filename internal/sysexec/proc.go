@@ -276,9 +276,10 @@ func StartTime(pid int) (uint64, error) {
 
 // stat is what is of use in /proc/<pid>/stat.
 type stat struct {
-	ticks uint64 // of processor time, in the program and in the kernel
-	start uint64 // ticks since boot
-	pages uint64 // in memory
+	terminal bool   // it has a controlling one
+	ticks    uint64 // of processor time, in the program and in the kernel
+	start    uint64 // ticks since boot
+	pages    uint64 // in memory
 }
 
 // readStat errors with ErrGone for a process that has ended and is not waited for yet.
@@ -290,7 +291,7 @@ func readStat(pid int) (st stat, err error) {
 	// The name in parentheses may hold anything; fields count from the last ')', after
 	// which comes the third.
 	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	const first, user, system, started, resident = 3, 14, 15, 22, 24
+	const first, terminal, user, system, started, resident = 3, 7, 14, 15, 22, 24
 	if len(f) <= resident-first {
 		return st, errors.New("short stat line")
 	}
@@ -303,6 +304,9 @@ func readStat(pid int) (st stat, err error) {
 		}
 		return v
 	}
-	st = stat{ticks: field(user) + field(system), start: field(started), pages: field(resident)}
+	st = stat{
+		terminal: string(f[terminal-first]) != "0",
+		ticks:    field(user) + field(system), start: field(started), pages: field(resident),
+	}
 	return st, err
 }

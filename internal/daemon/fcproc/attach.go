@@ -72,18 +72,12 @@ func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec
 
 // Find implements hypervisor.Driver.
 func (d *Driver) Find(ctx context.Context, dir string) (hypervisor.Handle, error) {
-	pid, _, err := listener(ctx, dir, placeOf(dir))
+	pid, start, err := d.running(ctx, dir)
 	if err == nil && pid == 0 {
-		err = errdefs.NotFound("nobody listens in %s", dir)
-	}
-	var start uint64
-	if err == nil {
-		if start, err = sysexec.StartTime(pid); err != nil {
-			err = errdefs.NotFound("process %d has just ended", pid)
-		}
+		err = errdefs.NotFound("nobody works in %s", dir)
 	}
 	if err != nil {
-		return hypervisor.Handle{}, errdefs.Wrap(err, "find Firecracker by its socket")
+		return hypervisor.Handle{}, errdefs.Wrap(err, "find Firecracker by its directory")
 	}
 	return hypervisor.Handle{Driver: Name, PID: pid, StartTime: start}, nil
 }
@@ -94,91 +88,60 @@ func (d *Driver) Cleanup(ctx context.Context, dir string, h hypervisor.Handle) e
 }
 
 func (d *Driver) cleanup(ctx context.Context, dir string, h hypervisor.Handle) error {
-	if err := vmproc.End(ctx, h.PID, h.StartTime); err != nil {
-		return err
-	}
-	for {
-		pid, err := d.running(ctx, dir)
+	for pid, start := h.PID, h.StartTime; ; {
+		err := vmproc.End(ctx, pid, start)
+		if err == nil {
+			pid, start, err = d.running(ctx, dir)
+		}
 		if err != nil {
 			return err
 		}
 		if pid == 0 {
 			break
 		}
-		// A process of ours stays ours: its marks were made before it could do anything.
-		start, err := sysexec.StartTime(pid)
-		if err == nil {
-			err = vmproc.End(ctx, pid, start)
-		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, sysexec.ErrGone) {
-			return err
-		}
 	}
 	return errors.Join(remove(dir), dirsock.Remove(dir, bellMaking), removeCgroup(dir))
 }
 
-// running returns the process that works for the VM in dir; zero when there is none.
-// The API socket tells, but for one that has not come to make it yet: that is looked
-// for among all processes.
-func (d *Driver) running(ctx context.Context, dir string) (int, error) {
+// running returns the process that works for the VM in dir, and when it started; zero
+// when there is none. Who listens on the API socket and works for the VM is taken at
+// once. Else all processes are looked at: one may not have come to make the socket, and
+// the place is the VMM's, which may close or replace what is there and work on.
+func (d *Driver) running(ctx context.Context, dir string) (pid int, start uint64, err error) {
 	place := placeOf(dir)
-	pid, sure, err := listener(ctx, dir, place)
-	if sure || err != nil {
-		return pid, err
-	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, err
-	}
-	for _, e := range entries {
-		if pid, err := strconv.Atoi(e.Name()); err == nil && worksFor(pid, dir, place) {
-			return pid, nil
-		}
-	}
-	return 0, nil
-}
-
-// listener returns the process that listens on the API socket in place and works for
-// the VM in dir; zero when there is none. It is sure when no other can work there.
-func listener(ctx context.Context, dir, place string) (pid int, sure bool, err error) {
 	if place == "" {
-		return 0, true, nil
+		return 0, 0, nil
 	}
+	works := func(pid int) bool { return worksFor(pid, dir, place) }
 	look, cancel := context.WithTimeout(ctx, vmproc.AnswerTime)
 	defer cancel()
 	conn, err := dirsock.Dial(look, place, paths.APISocket)
-	switch {
-	case errors.Is(err, unix.ECONNREFUSED):
-		return 0, true, nil // its maker has ended
-	case ctx.Err() != nil:
-		if conn != nil {
-			_ = conn.Close()
+	if err == nil {
+		defer conn.Close()
+		if pid, err = dirsock.PeerPID(conn); err == nil {
+			if start, ok := sysexec.Identify(pid, works); ok {
+				return pid, start, nil
+			}
 		}
-		return 0, false, context.Cause(ctx)
-	case err != nil:
-		return 0, false, nil
 	}
-	defer conn.Close()
-	if pid, err = dirsock.PeerPID(conn); err == nil && worksFor(pid, dir, place) {
-		return pid, true, nil
+	if ctx.Err() != nil {
+		return 0, 0, context.Cause(ctx)
 	}
-	return 0, false, nil
+	return sysexec.Search(works)
 }
 
 // marker is what the environment of a VMM says: whose it is.
 func marker(dir string) string { return "BANGER_VMM=" + dir }
 
-// worksFor reports whether another process pid works for the VM in dir: it was
-// started with that VM's marker, as a VMM or a jailer is, or its root is the jail.
+// worksFor reports whether process pid works for the VM in dir: it was started with that
+// VM's marker, as a VMM or a jailer is, or works in the place. A VMM may overwrite its
+// environment, but can neither leave a jail nor, for its system call filter, go elsewhere.
 func worksFor(pid int, dir, place string) bool {
-	if pid <= 0 || pid == os.Getpid() {
-		return false
-	}
 	proc := "/proc/" + strconv.Itoa(pid)
 	if env, err := os.ReadFile(proc + "/environ"); err == nil && bytes.HasPrefix(env, []byte(marker(dir)+"\x00")) {
 		return true
 	}
 	var root, want unix.Stat_t
-	return unix.Stat(proc+"/root", &root) == nil && unix.Stat(place, &want) == nil &&
+	return sysexec.WorksIn(pid, place) || unix.Stat(proc+"/root", &root) == nil && unix.Stat(place, &want) == nil &&
 		root.Dev == want.Dev && root.Ino == want.Ino
 }

@@ -1,6 +1,7 @@
 package fcproc_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -272,6 +273,30 @@ func TestForeignSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	if start, err := sysexec.StartTime(m.Handle().PID); err == nil && start == m.Handle().StartTime {
+		t.Error("the VMM runs on")
+	}
+}
+
+// A VMM without a jail that was taken over can clear its marks and its socket; where it
+// works it cannot change.
+func TestHiddenVMM(t *testing.T) {
+	t.Setenv(noJailEnv, "1")
+	spec, m := startFake(t, "fake.hide")
+	h := m.Handle()
+	if env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", h.PID)); err != nil || bytes.Contains(env, []byte("BANGER")) {
+		t.Fatalf("its environment is %q, %v", env, err)
+	}
+	api := filepath.Join(spec.Dir, placeOf(t), paths.APISocket)
+	if err := errors.Join(m.Close(), os.Remove(api), os.WriteFile(api, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := newDriver().Find(t.Context(), spec.Dir); err != nil || found.PID != h.PID || found.StartTime != h.StartTime {
+		t.Errorf("found %+v, %v; want %+v", found, err, h)
+	}
+	if err := newDriver().Cleanup(t.Context(), spec.Dir, hypervisor.Handle{}); err != nil {
+		t.Fatal(err)
+	}
+	if start, err := sysexec.StartTime(h.PID); err == nil && start == h.StartTime {
 		t.Error("the VMM runs on")
 	}
 }

@@ -29,6 +29,7 @@ import (
 //	fake.agent=shy    the same, and the bell does not ring
 //	fake.agent=there  whoever connects gets back what he sends
 //	fake.halt         the guest is powered off
+//	fake.hide         the VMM clears its environment, by which it can be known
 //	fake.calls        log the calls of the API in the guest's console
 const fakeVersion = "1.16.1"
 
@@ -187,6 +188,11 @@ func (f *fake) put(path string, body []byte) error {
 		if strings.Contains(f.args, "fake.halt") {
 			fmt.Print("[    1.234567] reboot: System halted\r\n")
 		}
+		if strings.Contains(f.args, "fake.hide") {
+			if err := clearEnvironment(); err != nil {
+				return err
+			}
+		}
 		if strings.Contains(f.args, "fake.calls") {
 			fmt.Println(strings.Join(f.calls, "\n"))
 		}
@@ -194,6 +200,30 @@ func (f *fake) put(path string, body []byte) error {
 		f.end <- 0
 	}
 	return nil
+}
+
+// clearEnvironment writes over what the kernel shows others as the environment.
+func clearEnvironment() error {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return err
+	}
+	const first, begin, end = 3, 50, 51
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	from, err := strconv.ParseInt(fields[begin-first], 10, 64)
+	if err != nil {
+		return err
+	}
+	to, err := strconv.ParseInt(fields[end-first], 10, 64)
+	if err != nil {
+		return err
+	}
+	mem, err := os.OpenFile("/proc/self/mem", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = mem.WriteAt(make([]byte, to-from), from)
+	return errors.Join(err, mem.Close())
 }
 
 func (f *fake) vsock(l net.Listener, socket string) {

@@ -52,7 +52,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	if err != nil {
 		return nil, err
 	}
-	pid, err := d.running(ctx, spec.Dir)
+	pid, _, err := d.running(ctx, spec.Dir)
 	if err != nil {
 		return nil, errdefs.Wrap(err, "look for a VMM that runs already")
 	}

@@ -95,6 +95,7 @@ func Run(t *testing.T, h Harness) {
 		{"DaemonDies", testDaemonDies},
 		{"AttachToTheDead", testAttachToTheDead},
 		{"Find", testFind},
+		{"HiddenSockets", testHiddenSockets},
 		{"CleanupByHandle", testCleanupByHandle},
 		{"CleanupBySocket", testCleanupBySocket},
 		{"CleanupOfNothing", testCleanupOfNothing},

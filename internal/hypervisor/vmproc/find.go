@@ -3,6 +3,7 @@ package vmproc
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"time"
 
@@ -81,14 +82,26 @@ func (s Served) RemoveSockets(dir string) error {
 	return dirsock.Remove(dir, paths.QMPSocket, paths.AgentSocket, paths.NetSocket)
 }
 
-// NotRunning refuses to pull the sockets from under a live VMM.
+// NotRunning refuses to pull the sockets from under a live VMM. Where there is no socket
+// there is none: who ends a VMM removes them.
 func (s Served) NotRunning(ctx context.Context, dir string) error {
 	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
-	if err != nil {
-		return nil //nolint:nilerr // nobody there, which is what we want; other trouble shows when listening
+	var pid int
+	switch {
+	case err == nil:
+		pid, _ = dirsock.PeerPID(conn)
+		_ = conn.Close()
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	default: // it may have stopped listening
+		pid, _, err = sysexec.Search(func(pid int) bool { return sysexec.WorksIn(pid, dir) })
+		if err != nil {
+			return errdefs.Wrap(err, "look for a VMM that runs already")
+		}
+		if pid == 0 {
+			return nil
+		}
 	}
-	defer conn.Close()
-	pid, _ := dirsock.PeerPID(conn)
 	return errdefs.Precondition("a VMM (pid %d) runs in %s already", pid, dir)
 }
 
@@ -98,7 +111,7 @@ func (s Served) Find(ctx context.Context, dir string) (hypervisor.Handle, error)
 	defer cancel()
 	pid, start, err := dirsock.Find(answer, dir, paths.QMPSocket, s.Greet)
 	if err != nil {
-		return hypervisor.Handle{}, errdefs.Wrap(err, "find %s by its socket", s.Name)
+		return hypervisor.Handle{}, errdefs.Wrap(err, "find %s by its directory", s.Name)
 	}
 	return hypervisor.Handle{Driver: s.Driver, PID: pid, StartTime: start}, nil
 }
