@@ -202,26 +202,18 @@ func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.
 		err = m.control(ctx, command{Verb: verbPing})
 	}
 	if err == nil {
-		err = servedBy(ctx, spec.Dir, h.PID)
+		var conn net.Conn
+		if conn, err = dirsock.DialPID(ctx, spec.Dir, paths.QMPSocket, h.PID); err == nil {
+			err = conn.Close()
+		} else {
+			err = errdefs.Unavailable("attach to the fake VM: %w", err)
+		}
 	}
 	if err != nil {
 		_ = m.Close()
 		return nil, err
 	}
 	return m, nil
-}
-
-// servedBy makes sure that it was process pid that answered in dir.
-func servedBy(ctx context.Context, dir string, pid int) error {
-	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
-	if err != nil {
-		return errdefs.Unavailable("attach to the fake VM: %w", err)
-	}
-	defer conn.Close()
-	if peer, err := dirsock.PeerPID(conn); err != nil || peer != pid {
-		return errdefs.Unavailable("attach to the fake VM: process %d answers on %s, not %d (%v)", peer, paths.QMPSocket, pid, err)
-	}
-	return nil
 }
 
 // Find implements hypervisor.Driver.

@@ -245,7 +245,7 @@ func (m *machine) reachAgent(ctx context.Context) (*net.UnixConn, error) {
 
 // callAgent asks Firecracker for a connection to the agent.
 func (m *machine) callAgent(ctx context.Context) (agent *net.UnixConn, err error) {
-	conn, err := dial(ctx, m.place, paths.AgentSocket, m.Handle().PID)
+	conn, err := dirsock.DialPID(ctx, m.place, paths.AgentSocket, m.Handle().PID)
 	if err != nil {
 		return nil, errdefs.Unavailable("dial the agent: %w", err)
 	}

@@ -302,27 +302,12 @@ func (l *launch) configure(ctx context.Context, calls []call) error {
 	return nil
 }
 
-// dialer connects to the API socket in a place, of process pid and of no other.
+// dialer connects to the API socket in a place, of process pid and of no other: the VMM's
+// user owns the place.
 func dialer(place string, pid int) func(context.Context) (net.Conn, error) {
-	return func(ctx context.Context) (net.Conn, error) { return dial(ctx, place, paths.APISocket, pid) }
-}
-
-// dial connects to a socket that process pid made. The VMM's user owns the place,
-// and could have a link lead us to somebody else's socket.
-func dial(ctx context.Context, place, name string, pid int) (*net.UnixConn, error) {
-	conn, err := dirsock.Dial(ctx, place, name)
-	if err != nil {
-		return nil, err
+	return func(ctx context.Context) (net.Conn, error) {
+		return dirsock.DialPID(ctx, place, paths.APISocket, pid)
 	}
-	peer, err := dirsock.PeerPID(conn)
-	if err == nil && peer != pid {
-		err = fmt.Errorf("process %d answers on %s, not %d", peer, name, pid)
-	}
-	if err != nil {
-		_ = conn.Close()
-		return nil, err
-	}
-	return conn, nil
 }
 
 // endedEarly explains a Firecracker, or a jailer, that ended before its CPUs ran.

@@ -3,7 +3,6 @@ package qemuproc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 
 	"banger/internal/daemon/qemuproc/qmp"
@@ -85,18 +84,10 @@ func (e *heard) started(ctx context.Context, c *qmp.Client) error {
 	return nil
 }
 
-// connect opens the monitor of dir and makes sure that process pid answers there.
+// connect opens the monitor of dir, of process pid and of no other.
 func (d *Driver) connect(ctx context.Context, dir string, pid int, heard *heard) (*qmp.Client, error) {
-	conn, err := dirsock.Dial(ctx, dir, paths.QMPSocket)
+	conn, err := dirsock.DialPID(ctx, dir, paths.QMPSocket, pid)
 	if err != nil {
-		return nil, err
-	}
-	peer, err := dirsock.PeerPID(conn)
-	if err == nil && peer != pid {
-		err = fmt.Errorf("process %d answers on %s, not %d", peer, paths.QMPSocket, pid)
-	}
-	if err != nil {
-		_ = conn.Close()
 		return nil, err
 	}
 	return qmp.New(ctx, conn, heard.event)

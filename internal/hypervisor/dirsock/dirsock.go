@@ -65,6 +65,27 @@ func Dial(ctx context.Context, dir, name string) (*net.UnixConn, error) {
 	return conn, nil
 }
 
+// ErrStranger says that another process answers on a socket than the one expected.
+var ErrStranger = errors.New("another process answers there")
+
+// DialPID connects to name in dir if process pid listens there; otherwise it errors with
+// ErrStranger. Who may write to dir could have a link lead to somebody else's socket.
+func DialPID(ctx context.Context, dir, name string, pid int) (*net.UnixConn, error) {
+	conn, err := Dial(ctx, dir, name)
+	if err != nil {
+		return nil, err
+	}
+	peer, err := PeerPID(conn)
+	if err == nil && peer != pid {
+		err = fmt.Errorf("dial %s in %s: %w: %d, not %d", name, dir, ErrStranger, peer, pid)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
 // queueTime is how long one blocking connect waits for room in the queue before
 // it looks at the context again.
 const queueTime = 200 * time.Millisecond

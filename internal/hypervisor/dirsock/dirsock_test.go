@@ -48,6 +48,14 @@ func TestLongDirectory(t *testing.T) {
 	if pid, err := dirsock.PeerPID(c); err != nil || pid != os.Getpid() {
 		t.Errorf("peer %d, %v; want %d", pid, err, os.Getpid())
 	}
+	if c, err := dirsock.DialPID(t.Context(), dir, "x.sock", os.Getppid()); !errors.Is(err, dirsock.ErrStranger) {
+		t.Errorf("dial of another process: %v, %v", c, err)
+	}
+	own, err := dirsock.DialPID(t.Context(), dir, "x.sock", os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
 	l, err := net.FileListener(f)
 	if err != nil {
 		t.Fatal(err)
