@@ -73,6 +73,8 @@ func StartDetached(d Detached) (*Proc, error) {
 		}
 		d.Dir = ""
 		proc, err := startDetached(d)
+		// The first thread of a process never ends, and shows its directory as that of all.
+		_ = unix.Chdir("/")
 		started <- result{proc, err}
 	}()
 	r := <-started

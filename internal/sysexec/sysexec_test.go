@@ -149,6 +149,26 @@ func TestDetachedEntersItsDirectoryBeforeItsIdentity(t *testing.T) {
 	}
 }
 
+// Wherever the Go runtime puts the call, this process is not seen to work there.
+func TestDetachedLeavesItsDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to change identity")
+	}
+	dir := t.TempDir()
+	for range 100 {
+		p, err := sysexec.StartDetached(sysexec.Detached{
+			Path: "/bin/true", Dir: dir, Env: []string{}, Credential: &syscall.Credential{Uid: 65534, Gid: 65534},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-p.Done()
+		if sysexec.WorksIn(os.Getpid(), dir) {
+			t.Fatal("its first thread stays in the directory of the other")
+		}
+	}
+}
+
 // In a user namespace a process is who started it, can become nobody else, and has
 // no secrets from that user outside: by /proc it is found like any other.
 func TestDetachedInAUserNamespace(t *testing.T) {
