@@ -2,15 +2,18 @@ package fcproc
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
+	"banger/internal/hypervisor/dirsock"
+	"banger/internal/hypervisor/vmproc"
 )
 
-// launchError explains a process that could not be started at all.
+// launchError explains a process that could not be started, or not be spoken to.
 func launchError(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
@@ -18,8 +21,26 @@ func launchError(err error) error {
 			WithHint("the VM's user must be able to run Firecracker and to enter the VM directory and all above it")
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
 		return errdefs.Exhausted("start Firecracker: %w", err).WithHint("the host is out of processes or memory; stop a VM")
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOSPC):
+		return errdefs.Exhausted("start Firecracker: %w", err).
+			WithHint("the host is out of open files, inotify watches or disk space; raise its limits, or stop a VM")
+	case errors.Is(err, dirsock.ErrStranger):
+		return errdefs.Unavailable("start Firecracker: %w", err).
+			WithHint("firecracker.binary must name Firecracker itself, or a program that becomes it (exec), not one that starts it")
 	}
-	return errdefs.Unavailable("start Firecracker: %w", err)
+	return errdefs.Unavailable("start Firecracker: %w", err).
+		WithHint("try again; if it stays so, install another release of Firecracker, or choose --driver qemu")
+}
+
+// hungUp reports whether err is of a connection, or of an attempt to make one, that shows
+// that the process at the other end has let go of its socket.
+func hungUp(err error) bool {
+	for _, is := range []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE, unix.ECONNREFUSED, vmproc.ErrEnded} {
+		if errors.Is(err, is) {
+			return true
+		}
+	}
+	return false
 }
 
 // complaints maps what Firecracker and its jailer say to what it means. The first

@@ -29,6 +29,7 @@ import (
 //	fake.agent=shy    the same, and the bell does not ring
 //	fake.agent=there  whoever connects gets back what he sends
 //	fake.halt         the guest is powered off
+//	fake.babble       an answer of the API has no end
 //	fake.hide         the VMM clears its environment, by which it can be known
 //	fake.calls        log the calls of the API in the guest's console
 const fakeVersion = "1.16.1"
@@ -116,6 +117,10 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Method == http.MethodGet {
 		_ = json.NewEncoder(w).Encode(map[string]string{"state": f.state, "vmm_version": fakeVersion, "id": "vm"})
+		return
+	}
+	if r.URL.Path == "/vsock" && strings.Contains(f.args, "fake.babble") {
+		_, _ = w.Write(make([]byte, 2<<20))
 		return
 	}
 	if err := f.put(r.URL.Path, body); err != nil {

@@ -86,7 +86,7 @@ func (d *Driver) start(ctx context.Context, spec hypervisor.Spec, f facts) (m *m
 	}
 	socket, err := watchSocket(l.place.dir)
 	if err != nil {
-		return nil, errdefs.Wrap(err, "watch for the VMM's socket")
+		return nil, launchError(fmt.Errorf("watch for the VMM's socket: %w", err))
 	}
 	defer socket.close()
 	if err := l.run(); err != nil {
@@ -140,12 +140,11 @@ func (l *launch) close() {
 func (l *launch) undo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
+	var h hypervisor.Handle
 	if l.proc != nil {
-		if err := l.proc.Kill(ctx); err != nil {
-			return err // its files stay: Cleanup finds it by them
-		}
+		h.PID, h.StartTime = l.proc.PID, l.proc.StartTime
 	}
-	return errors.Join(remove(l.spec.Dir), removeCgroup(l.spec.Dir))
+	return l.d.cleanup(ctx, l.spec.Dir, h) // what we started may have started another
 }
 
 // openFiles makes the logs and the bell.
@@ -279,10 +278,13 @@ func (l *launch) bringUp(ctx context.Context, socket *socketWatch, calls []call)
 		return errdefs.Wrap(context.Cause(ctx), "start Firecracker")
 	}
 	var fault *fcapi.Fault
-	if errors.As(err, &fault) {
+	switch {
+	case errors.As(err, &fault):
 		return explain(fault.Message, l.facts)
+	case !hungUp(err):
+		return launchError(err)
 	}
-	// It hung up, so it is about to end; what it says comes before that.
+	// It is about to end; what it says comes before that.
 	select {
 	case <-l.proc.Done():
 		return l.endedEarly()
