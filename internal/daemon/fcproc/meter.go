@@ -35,7 +35,7 @@ type metered struct {
 
 const (
 	maxLine   = 1 << 20   // bytes of one flush; one of today has some 10 kB
-	maxUnread = 64 << 20  // bytes; a daemon that was away for a week finds less
+	maxUnread = 512 << 20 // bytes; a daemon that was away for a month finds less
 	keepEvery = 256 << 10 // bytes; less than is left of the metrics when they are cut
 )
 
@@ -61,7 +61,7 @@ func (m *meter) read(ctx context.Context, f *os.File) (metered, error) {
 		return metered{}, context.Cause(ctx)
 	}
 	defer func() { m.turn <- struct{}{} }()
-	if err := m.advance(f); err != nil {
+	if err := m.advance(ctx, f); err != nil {
 		return metered{}, err
 	}
 	if m.sum.Offset-m.kept >= keepEvery {
@@ -72,7 +72,8 @@ func (m *meter) read(ctx context.Context, f *os.File) (metered, error) {
 	return m.sum, nil
 }
 
-func (m *meter) advance(f *os.File) error {
+// advance reads to the end, or as far as ctx allows; the rest is read the next time.
+func (m *meter) advance(ctx context.Context, f *os.File) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err
@@ -82,6 +83,9 @@ func (m *meter) advance(f *os.File) error {
 	}
 	buf := make([]byte, min(maxLine, st.Size()-m.sum.Offset))
 	for m.sum.Offset < st.Size() && !m.sum.Broken {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		n, err := f.ReadAt(buf[:min(int64(len(buf)), st.Size()-m.sum.Offset)], m.sum.Offset)
 		if n == 0 {
 			return err

@@ -1,6 +1,8 @@
 package fcproc_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -80,6 +82,25 @@ func TestMeterRemembers(t *testing.T) {
 	}
 	m.write(fmt.Sprintf(flush, 5))
 	m.reads(fcproc.NewMeter(m.dir), int64(lines)+5)
+}
+
+// A daemon that was away for a week adds up all of it; one that is ended meanwhile
+// does not hold anybody up, and leaves the rest to the next.
+func TestMeterAfterAnAbsence(t *testing.T) {
+	m := newMetrics(t)
+	line := fmt.Sprintf(flush, 1)
+	line = line[:len(line)-1] + strings.Repeat(" ", 1<<20-len(line)) + "\n"
+	const lines = 7 * 24 * 60 * 10_000 >> 20
+	for range lines {
+		m.write(line)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	by := fcproc.NewMeter(m.dir)
+	if _, _, err := by.Read(ended, m.f); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	m.reads(by, lines)
 }
 
 // A VMM that was taken over may write what it likes.
