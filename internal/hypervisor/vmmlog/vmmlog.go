@@ -97,31 +97,18 @@ func (l Log) Open() (*os.File, error) {
 
 // Bound keeps logs short until one of the channels closes. It wakes only when a
 // log was written to, and then not again for a while. A host that has no inotify
-// left is no reason to let a guest fill its disk: then it looks now and then.
+// left, or for a moment no descriptor for a log, is no reason to let a guest fill its
+// disk: then it looks now and then.
 func Bound(list []Log, ended, released <-chan struct{}, log *slog.Logger) {
-	var logs []*os.File
-	cuts := make(map[*os.File]func(*os.File) error)
-	looks := make(map[*os.File]func(*os.File))
-	for _, l := range list {
-		f, err := l.Open()
-		if err != nil {
-			log.Warn("log is not bounded", logkey.Log, l.Name, logkey.Err, err)
-			continue
-		}
-		defer f.Close()
-		logs = append(logs, f)
-		cuts[f], looks[f] = cut, l.Look
-		if l.Sparse {
-			cuts[f] = punch
-		}
-	}
-	if len(logs) == 0 {
-		return
+	logs := make([]*bounded, len(list))
+	for i, l := range list {
+		logs[i] = &bounded{Log: l, log: log}
+		defer logs[i].close()
 	}
 	written := make(chan struct{}, 1)
 	w, err := watchWrites(written)
 	if err != nil {
-		log.Warn("writes to logs go unnoticed, looking now and then", logkey.Log, logs[0].Name(), logkey.Err, err)
+		log.Warn("writes to logs go unnoticed, looking now and then", logkey.Err, err)
 	} else {
 		defer w.close()
 	}
@@ -137,14 +124,13 @@ func Bound(list []Log, ended, released <-chan struct{}, log *slog.Logger) {
 		}
 		// First the watch, then the look: what is written in between is seen by one of
 		// them. That a cut wakes us once more is the price.
-		blind := w == nil || w.arm(logs) != nil
-		for _, f := range logs {
-			if look := looks[f]; look != nil {
-				look(f)
-			}
-			if err := cuts[f](f); err != nil {
-				log.Warn("cut log", logkey.Log, f.Name(), logkey.Err, err)
-			}
+		open := true
+		for _, l := range logs {
+			open = l.open() && open
+		}
+		blind := !open || w == nil || w.arm(logs) != nil
+		for _, l := range logs {
+			l.look()
 		}
 		if blind {
 			rest.Reset(logBlind)
@@ -158,6 +144,53 @@ func Bound(list []Log, ended, released <-chan struct{}, log *slog.Logger) {
 		case <-written:
 			rest.Reset(logRest)
 		}
+	}
+}
+
+// bounded is a log that is kept short.
+type bounded struct {
+	Log
+	log    *slog.Logger
+	file   *os.File // nil: it could not be opened yet
+	warned bool
+}
+
+// open opens the log, unless it is open.
+func (b *bounded) open() bool {
+	if b.file != nil {
+		return true
+	}
+	f, err := b.Open()
+	if err != nil {
+		if !b.warned {
+			b.log.Warn("log is not bounded until it can be opened", logkey.Log, b.Name, logkey.Err, err)
+		}
+		b.warned = true
+		return false
+	}
+	b.file = f
+	return true
+}
+
+func (b *bounded) look() {
+	if b.file == nil {
+		return
+	}
+	if b.Look != nil {
+		b.Look(b.file)
+	}
+	shorten := cut
+	if b.Sparse {
+		shorten = punch
+	}
+	if err := shorten(b.file); err != nil {
+		b.log.Warn("cut log", logkey.Log, b.file.Name(), logkey.Err, err)
+	}
+}
+
+func (b *bounded) close() {
+	if b.file != nil {
+		_ = b.file.Close()
 	}
 }
 
@@ -197,15 +230,15 @@ func (w *writeWatch) close() {
 
 // arm asks for one event on the next write to any of the logs. One, because a
 // console is written byte by byte.
-func (w *writeWatch) arm(logs []*os.File) error {
+func (w *writeWatch) arm(logs []*bounded) error {
 	raw, err := w.file.SyscallConn()
 	if err != nil {
 		return err
 	}
-	for _, f := range logs {
+	for _, l := range logs {
 		var addErr error
 		err := raw.Control(func(fd uintptr) {
-			_, addErr = unix.InotifyAddWatch(int(fd), f.Name(), unix.IN_MODIFY|unix.IN_ONESHOT|unix.IN_DONT_FOLLOW)
+			_, addErr = unix.InotifyAddWatch(int(fd), l.file.Name(), unix.IN_MODIFY|unix.IN_ONESHOT|unix.IN_DONT_FOLLOW)
 		})
 		if err = errors.Join(err, addErr); err != nil {
 			return err
@@ -235,10 +268,10 @@ func cut(f *os.File) error {
 }
 
 // punch frees the disk under all but the last bytes of a log whose writer does not
-// append.
+// append. What it reserved behind its end is no log.
 func punch(f *os.File) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Blocks*512 <= Limit {
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Blocks*512 <= Limit || st.Size <= Keep {
 		return err
 	}
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, st.Size-Keep)

@@ -125,6 +125,77 @@ func TestLogsStayBoundedWithoutEvents(t *testing.T) {
 	<-done
 }
 
+// A log that cannot be opened at first is bounded as soon as it can.
+func TestLogIsOpenedLater(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path, other := filepath.Join(dir, paths.VMMLog), filepath.Join(t.TempDir(), "other")
+	for _, err := range []error{
+		os.WriteFile(filepath.Join(dir, paths.ConsoleLog), nil, 0o600),
+		os.WriteFile(path, make([]byte, vmmlog.Limit+1), 0o600),
+		os.Link(path, other), // two names are one too many
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	events, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch := os.NewFile(uintptr(events), "inotify")
+	defer watch.Close()
+	if _, err := unix.InotifyAddWatch(events, path, unix.IN_OPEN|unix.IN_MODIFY); err != nil {
+		t.Fatal(err)
+	}
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		vmmlog.Bound([]vmmlog.Log{{Dir: dir, Name: paths.ConsoleLog}, {Dir: dir, Name: paths.VMMLog}}, ended, nil, slog.New(slog.DiscardHandler))
+	}()
+	defer func() { close(ended); <-done }()
+	buf := make([]byte, 4096)
+	if _, err := watch.Read(buf); err != nil { // it was tried
+		t.Fatal(err)
+	}
+	if err := os.Remove(other); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Size() <= vmmlog.Limit {
+			return
+		}
+		if _, err := watch.Read(buf); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What is reserved behind the end of a log is no reason to complain.
+func TestPunchOfAReservation(t *testing.T) {
+	dir := t.TempDir()
+	writer, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	if err := unix.Fallocate(int(writer.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, vmmlog.Limit+vmmlog.Keep); err != nil {
+		t.Skip(err)
+	}
+	for _, size := range []int{1, vmmlog.Keep - 1} {
+		if _, err := writer.Write(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		if err := vmmlog.Punch(writer); err != nil {
+			t.Errorf("%d bytes more: %v", size, err)
+		}
+	}
+}
+
 // A writer that does not append goes on where it was; the disk under what is old
 // is given back all the same.
 func TestPunch(t *testing.T) {
