@@ -183,9 +183,6 @@ func (p *Proc) Done() <-chan struct{} { return p.done }
 // closed any more, and the process cannot be signalled.
 func (p *Proc) Release() error { return p.pidfd.Close() }
 
-// State is how it ended; nil when it was not our child. Valid after Done.
-func (p *Proc) State() *os.ProcessState { return p.state }
-
 // Exit is how a process ended.
 type Exit struct {
 	Known        bool // false: it was not our child

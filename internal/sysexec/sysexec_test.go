@@ -90,11 +90,11 @@ func TestDetachedIsWatchedAndFoundAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	if p.State() == nil || p.State().Success() {
-		t.Errorf("state %v", p.State())
+	if e := p.Exit(); e != (sysexec.Exit{Known: true, Code: -1, Signal: int(unix.SIGKILL)}) {
+		t.Errorf("exit %+v", e)
 	}
-	if again.State() != nil {
-		t.Error("the found process has a state it cannot know")
+	if e := again.Exit(); e != (sysexec.Exit{}) {
+		t.Errorf("the found process has an exit it cannot know: %+v", e)
 	}
 	if _, err := sysexec.Find(p.PID, p.StartTime); !errors.Is(err, sysexec.ErrGone) {
 		t.Errorf("after the end: %v", err)
@@ -110,8 +110,8 @@ func TestDetachedThatEndsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	if p.State().ExitCode() != 7 {
-		t.Errorf("state %v", p.State())
+	if e := p.Exit(); e != (sysexec.Exit{Known: true, Code: 7}) {
+		t.Errorf("exit %+v", e)
 	}
 }
 

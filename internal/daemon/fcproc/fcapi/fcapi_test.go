@@ -70,7 +70,7 @@ func TestCalls(t *testing.T) {
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	if i != (fcapi.Instance{State: fcapi.Running, Version: "1.16.1"}) {
+	if i != (fcapi.Instance{State: "Running", Version: "1.16.1"}) {
 		t.Errorf("got %+v", i)
 	}
 }

@@ -22,12 +22,8 @@ type Instance struct {
 	Version string `json:"vmm_version"`
 }
 
-// The states of an instance.
-const (
-	NotStarted = "Not started"
-	Running    = "Running"
-	Paused     = "Paused"
-)
+// NotStarted is the state of an instance whose CPUs have never run.
+const NotStarted = "Not started"
 
 // Machine is the shape of the VM.
 type Machine struct {
@@ -88,19 +84,11 @@ type Balloon struct {
 	StatsSeconds int   `json:"stats_polling_interval_s"`
 }
 
-// BalloonSize is the balloon's new size.
-type BalloonSize struct {
-	MiB int64 `json:"amount_mib"`
-}
-
 // BalloonStats is what the guest told of its memory; fields are zero when it did not.
 type BalloonStats struct {
-	TargetMiB int64 `json:"target_mib"`
-	ActualMiB int64 `json:"actual_mib"`
 	Free      int64 `json:"free_memory"` // bytes, as the rest
 	Total     int64 `json:"total_memory"`
 	Available int64 `json:"available_memory"`
-	Caches    int64 `json:"disk_caches"`
 }
 
 // Metrics names the file that metrics go to.
