@@ -3,7 +3,6 @@ package fcproc
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,6 +11,7 @@ import (
 
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/paths"
 )
 
@@ -93,7 +93,7 @@ func (p *place) name(path string, readOnly bool) (string, error) {
 	}
 	f, err := os.OpenFile(path, mode, 0)
 	if err != nil {
-		return "", missing(err)
+		return "", vmproc.OpenError(err)
 	}
 	p.files = append(p.files, f)
 	return "/proc/self/fd/" + strconv.Itoa(firstFile+len(p.files)-1), nil
@@ -102,7 +102,7 @@ func (p *place) name(path string, readOnly bool) (string, error) {
 func (p *place) link(path string) (string, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return "", missing(err)
+		return "", vmproc.OpenError(err)
 	}
 	name := fmt.Sprintf("file%d", p.links)
 	if err := os.Link(real, filepath.Join(p.dir, name)); err != nil {
@@ -110,18 +110,10 @@ func (p *place) link(path string) (string, error) {
 			return "", errdefs.Precondition("%s is on another file system than the jail %s", real, p.dir).
 				WithHint("bring it there: kernel import and image pull make copies; or do without a jail: firecracker.jail: false in the config")
 		}
-		return "", missing(err)
+		return "", vmproc.OpenError(err)
 	}
 	p.links++
 	return name, nil
-}
-
-func missing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return errdefs.Precondition("a file of the VM is missing: %w", err).
-			WithHint("pull its image and kernel again: banger image pull --force, banger kernel pull --force")
-	}
-	return fmt.Errorf("open a file of the VM: %w", err)
 }
 
 func (p *place) close() {

@@ -1,21 +1,17 @@
 package fcproc
 
 import (
-	"net"
-	"path/filepath"
 	"regexp"
 	"strings"
 
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/vmproc"
 )
 
-// Bounds of a Firecracker VM.
-const (
-	maxDisks = 8
-	maxCPUs  = 32
-)
+// maxCPUs is how many a Firecracker VM has at most.
+const maxCPUs = 32
 
 // bootArgs are the kernel parameters every machine of ours needs: the serial
 // console and its only port, a panic that ends the VM, at once, by a reset through
@@ -41,26 +37,20 @@ func Cmdline(disks []hypervisor.Disk, extra string) string {
 	return line
 }
 
-var (
-	serialPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,20}$`)
-	tapPattern    = regexp.MustCompile(`^[A-Za-z0-9._-]{1,15}$`)
-)
+var tapPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,15}$`)
 
 // checkSpec refuses what Firecracker would refuse late, or take for something else.
 func checkSpec(s hypervisor.Spec) error {
+	if err := vmproc.CheckSpec(s); err != nil {
+		return err
+	}
 	switch {
-	case !filepath.IsAbs(s.Dir):
-		return errdefs.Invalid("VM directory %q is not absolute", s.Dir)
 	case s.CPUs < 1 || s.CPUs > maxCPUs:
 		return errdefs.Invalid("%d CPUs: a Firecracker VM has 1 to %d", s.CPUs, maxCPUs).
 			WithHint("choose --cpus in that range, or --driver qemu")
-	case s.MemoryMiB < 32:
-		return errdefs.Invalid("%d MiB of memory: a VM needs 32 at least", s.MemoryMiB)
 	case s.Machine != machineType || s.CPUModel != cpuModel:
 		return errdefs.Unsupported("this Firecracker driver cannot be a %s with CPU %s", s.Machine, s.CPUModel).
 			WithHint("make the VM anew")
-	case len(s.Disks) > maxDisks:
-		return errdefs.Invalid("%d disks: a VM has %d at most", len(s.Disks), maxDisks)
 	case s.Vmlinux == "":
 		return errdefs.Precondition("Firecracker boots an uncompressed kernel, and there is none").
 			WithHint("pull or import the kernel again")
@@ -70,23 +60,11 @@ func checkSpec(s hypervisor.Spec) error {
 		return errdefs.Unsupported("Firecracker's network card needs a tap, and there is none").
 			WithHint("do without a network (--net none), or choose --driver qemu")
 	}
-	seen := make(map[string]bool, len(s.Disks))
 	for _, d := range s.Disks {
-		switch {
-		case !serialPattern.MatchString(d.Serial):
-			return errdefs.Invalid("disk serial %q: use 1 to 20 of A-Z, a-z, 0-9, '_' and '-'", d.Serial)
-		case seen[d.Serial]:
-			return errdefs.Invalid("two disks have serial %q", d.Serial)
-		case d.Format != hypervisor.FormatRaw:
+		if d.Format != hypervisor.FormatRaw {
 			return errdefs.Unsupported("disk %s has format %q: Firecracker takes raw disks only", d.Serial, d.Format).
 				WithHint("make the VM anew, or choose --driver qemu")
-		case d.Limit.BytesPerSecond < 0 || d.Limit.OpsPerSecond < 0:
-			return errdefs.Invalid("disk %s has a negative limit", d.Serial)
 		}
-		seen[d.Serial] = true
-	}
-	if _, err := net.ParseMAC(s.MAC); err != nil {
-		return errdefs.Invalid("MAC address %q: %w", s.MAC, err)
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package qemuproc
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,6 +13,7 @@ import (
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/tsc"
+	"banger/internal/hypervisor/vmproc"
 )
 
 // Where the devices are. A memory snapshot restores only into the same places, so
@@ -26,7 +26,6 @@ const (
 	slotDisk0  = 0x08 // to 0x0f: one per disk
 	slotPorts  = 0x10 // spare root ports, one function each, for what is added later
 
-	maxDisks   = 8
 	sparePorts = 2
 )
 
@@ -88,45 +87,32 @@ func Cmdline(accel hypervisor.Accel, extra string) string {
 func translationMiB(memoryMiB int64) int64 { return min(128, max(32, memoryMiB/8)) }
 
 var (
-	serialPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,20}$`)
-	wordPattern   = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+	wordPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 	// A model, and features it is to be without or to have besides.
 	modelPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}(,[-+][a-z0-9._-]{1,24}){0,24}$`)
 )
 
 // checkSpec refuses what would turn into other options than meant.
 func checkSpec(s hypervisor.Spec) error {
+	if err := vmproc.CheckSpec(s); err != nil {
+		return err
+	}
 	switch {
-	case !filepath.IsAbs(s.Dir):
-		return errdefs.Invalid("VM directory %q is not absolute", s.Dir)
 	case s.CPUs < 1 || s.CPUs > 255:
 		return errdefs.Invalid("%d CPUs: a VM has 1 to 255", s.CPUs)
-	case s.MemoryMiB < 32:
-		return errdefs.Invalid("%d MiB of memory: a VM needs 32 at least", s.MemoryMiB)
 	case !wordPattern.MatchString(s.VMID):
 		return errdefs.Invalid("VM id %q is not one", s.VMID)
 	case !wordPattern.MatchString(s.Machine):
 		return errdefs.Invalid("machine type %q is not one", s.Machine)
 	case !modelPattern.MatchString(s.CPUModel):
 		return errdefs.Invalid("CPU model %q is not one", s.CPUModel)
-	case len(s.Disks) > maxDisks:
-		return errdefs.Invalid("%d disks: a VM has %d at most", len(s.Disks), maxDisks)
 	case s.Vmlinux == "" && s.BzImage == "":
 		return errdefs.Invalid("no kernel to boot")
 	}
 	for _, d := range s.Disks {
-		if !serialPattern.MatchString(d.Serial) {
-			return errdefs.Invalid("disk serial %q: use 1 to 20 of A-Z, a-z, 0-9, '_' and '-'", d.Serial)
-		}
 		if d.Format != hypervisor.FormatRaw && d.Format != hypervisor.FormatQcow2 {
 			return errdefs.Invalid("disk %s has unknown format %q", d.Serial, d.Format)
 		}
-		if d.Limit.BytesPerSecond < 0 || d.Limit.OpsPerSecond < 0 {
-			return errdefs.Invalid("disk %s has a negative limit", d.Serial)
-		}
-	}
-	if _, err := net.ParseMAC(s.MAC); err != nil {
-		return errdefs.Invalid("MAC address %q: %w", s.MAC, err)
 	}
 	return nil
 }

@@ -183,8 +183,11 @@ func TestLaunchErrors(t *testing.T) {
 			errdefs.ClassUnsupported, "pc-q35-99.0"},
 		{"unknown processor", func(_ *testing.T, s *hypervisor.Spec) { s.CPUModel = "Z80-v1" },
 			errdefs.ClassUnsupported, "Z80-v1"},
-		{"two disks of one serial", func(_ *testing.T, s *hypervisor.Spec) { s.Disks = append(s.Disks, s.Disks[0]) },
-			errdefs.ClassFailedPrecondition, "lock"},
+		{"one file as two disks", func(_ *testing.T, s *hypervisor.Spec) {
+			again := s.Disks[0]
+			again.Serial = "again"
+			s.Disks = append(s.Disks, again)
+		}, errdefs.ClassFailedPrecondition, "lock"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()

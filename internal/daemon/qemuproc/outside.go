@@ -1,13 +1,11 @@
 package qemuproc
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 
-	"banger/internal/errdefs"
+	"banger/internal/hypervisor/vmproc"
 )
 
 // outside are the files a VMM needs that do not lie in its directory. We open
@@ -56,12 +54,8 @@ func (o *outside) open(path string, readOnly bool) (int, error) {
 		mode = os.O_RDONLY
 	}
 	f, err := os.OpenFile(path, mode, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, errdefs.Precondition("a file of the VM is missing: %w", err).
-			WithHint("pull its image and kernel again: banger image pull --force, banger kernel pull --force")
-	}
 	if err != nil {
-		return 0, fmt.Errorf("open a file of the VM: %w", err)
+		return 0, vmproc.OpenError(err)
 	}
 	o.files = append(o.files, f)
 	return firstOutside + len(o.files) - 1, nil
