@@ -21,7 +21,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"time"
 
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
@@ -82,12 +81,6 @@ func (d *Driver) Info(context.Context) (hypervisor.Info, error) {
 	}, nil
 }
 
-// limits of a launch: until the child answers, and until its remains are gone.
-const (
-	launchTime = 30 * time.Second
-	undoTime   = 10 * time.Second
-)
-
 // Start implements hypervisor.Driver.
 func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Machine, error) {
 	knobs, err := readKnobs(spec.Dir)
@@ -109,7 +102,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	if err := served.NotRunning(ctx, spec.Dir); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, launchTime)
+	ctx, cancel := context.WithTimeout(ctx, vmproc.LaunchTime)
 	defer cancel()
 	proc, log, err := d.launch(spec)
 	if err != nil {
@@ -121,7 +114,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	if err = m.begin(ctx, spec.LinkUp); err == nil {
 		return m, nil
 	}
-	undo, cancelUndo := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	undo, cancelUndo := context.WithTimeout(context.WithoutCancel(ctx), vmproc.UndoTime)
 	defer cancelUndo()
 	if kerr := proc.Kill(undo); kerr != nil {
 		return nil, errors.Join(err, kerr) // the sockets stay: Cleanup finds it by them
@@ -184,13 +177,14 @@ var served = vmproc.Served{Driver: Name, Name: "the fake VM", Greet: func(ctx co
 
 // Attach implements hypervisor.Driver.
 func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.Handle) (hypervisor.Machine, error) {
-	proc, err := vmproc.Find("the fake VM", h)
-	if err != nil {
-		return nil, err
-	}
+	return vmproc.Attach("the fake VM", h, func(proc *sysexec.Proc) (hypervisor.Machine, error) {
+		return attach(ctx, spec, proc, h)
+	})
+}
+
+func attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec.Proc, h hypervisor.Handle) (*fakeMachine, error) {
 	log, err := vmmlog.Log{Dir: spec.Dir, Name: paths.VMMLog}.Open()
 	if err != nil {
-		_ = proc.Release()
 		return nil, errdefs.Wrap(err, "open the fake VM's log")
 	}
 	m := newFakeMachine(spec, h, proc, log)

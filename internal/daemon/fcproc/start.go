@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,14 +25,6 @@ import (
 	"banger/internal/sysexec"
 )
 
-// launchTime bounds the launch where the caller does not: the socket is there some
-// 10 ms after the start, a hundred times that on a host that drowns.
-const launchTime = time.Minute
-
-// undoTime bounds how long a failed Start may take to remove what it made. The
-// caller's context may be over by then.
-const undoTime = 10 * time.Second
-
 // guestCID is the guest's address on its vsock; each Firecracker has a vsock of its own.
 const guestCID = 3
 
@@ -46,7 +37,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
-	ctx, cancelLaunch := context.WithTimeout(ctx, launchTime)
+	ctx, cancelLaunch := context.WithTimeout(ctx, vmproc.LaunchTime)
 	defer cancelLaunch()
 	f, err := d.look(ctx)
 	if err != nil {
@@ -138,7 +129,7 @@ func (l *launch) close() {
 
 // undo removes all that a failed start has made.
 func (l *launch) undo(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), vmproc.UndoTime)
 	defer cancel()
 	var h hypervisor.Handle
 	if l.proc != nil {

@@ -25,16 +25,9 @@ var served = vmproc.Served{Driver: Name, Name: "QEMU", Greet: func(ctx context.C
 
 // Attach implements hypervisor.Driver.
 func (d *Driver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.Handle) (hypervisor.Machine, error) {
-	proc, err := vmproc.Find("QEMU", h)
-	if err != nil {
-		return nil, err
-	}
-	m, err := d.attach(ctx, spec, proc, h)
-	if err != nil {
-		_ = proc.Release()
-		return nil, err
-	}
-	return m, nil
+	return vmproc.Attach("QEMU", h, func(proc *sysexec.Proc) (hypervisor.Machine, error) {
+		return d.attach(ctx, spec, proc, h)
+	})
 }
 
 func (d *Driver) attach(ctx context.Context, spec hypervisor.Spec, proc *sysexec.Proc, h hypervisor.Handle) (*machine, error) {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,20 +23,12 @@ import (
 	"banger/internal/sysexec"
 )
 
-// launchTime bounds the launch where the caller does not: QEMU greets some 40 ms
-// after it was started, a hundred times that on a host that drowns.
-const launchTime = time.Minute
-
-// undoTime bounds how long a failed Start may take to remove what it made. The
-// caller's context may be over by then.
-const undoTime = 10 * time.Second
-
 // Start implements hypervisor.Driver.
 func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Machine, error) {
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
-	ctx, cancelLaunch := context.WithTimeout(ctx, launchTime)
+	ctx, cancelLaunch := context.WithTimeout(ctx, vmproc.LaunchTime)
 	defer cancelLaunch()
 	binary, accel, facts, err := d.look(ctx)
 	if err != nil {
@@ -73,7 +64,7 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	if err == nil {
 		return m, nil
 	}
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), vmproc.UndoTime)
 	defer cancel()
 	if kerr := proc.Kill(undo); kerr != nil {
 		err = errors.Join(err, kerr) // the sockets stay: Cleanup finds it by them

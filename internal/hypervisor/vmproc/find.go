@@ -14,6 +14,15 @@ import (
 	"banger/internal/sysexec"
 )
 
+// Bounds of a start. LaunchTime is for the launch, where the caller sets none:
+// Firecracker answers some 10 ms after it was started, QEMU 40, and a hundred times that
+// on a host that drowns. UndoTime is for the removal of what a failed one made: the
+// caller's context may be over by then.
+const (
+	LaunchTime = time.Minute
+	UndoTime   = 10 * time.Second
+)
+
 // AnswerTime bounds how long a live VMM may take to answer. Its main loop does so at
 // once unless the process is stopped or the host is drowning.
 const AnswerTime = 10 * time.Second
@@ -39,9 +48,9 @@ func While(ctx context.Context, proc *sysexec.Proc) (during context.Context, can
 	return during, func() { end(nil) }
 }
 
-// Find opens the process of a handle, for Driver.Attach. name is the program's, for
-// people.
-func Find(name string, h hypervisor.Handle) (*sysexec.Proc, error) {
+// Attach opens the process of a handle and has a machine made of it, for Driver.Attach.
+// Where that fails the process is let go of. name is the program's, for people.
+func Attach(name string, h hypervisor.Handle, machine func(*sysexec.Proc) (hypervisor.Machine, error)) (hypervisor.Machine, error) {
 	proc, err := sysexec.Find(h.PID, h.StartTime)
 	if errors.Is(err, sysexec.ErrGone) {
 		return nil, errdefs.NotFound("find %s (pid %d): %w", name, h.PID, err)
@@ -49,7 +58,12 @@ func Find(name string, h hypervisor.Handle) (*sysexec.Proc, error) {
 	if err != nil {
 		return nil, errdefs.Unavailable("find %s (pid %d): %w", name, h.PID, err)
 	}
-	return proc, nil
+	m, err := machine(proc)
+	if err != nil {
+		_ = proc.Release()
+		return nil, err
+	}
+	return m, nil
 }
 
 // End kills the process of a handle, if it still is that process.

@@ -141,17 +141,27 @@ func TestCloseWhileDialing(t *testing.T) {
 	}
 }
 
-func TestFindAndEnd(t *testing.T) {
+func TestAttachAndEnd(t *testing.T) {
 	p := watch(t, endless, nil)
 	h := p.Handle()
 	h.StartTime++
-	if _, err := vmproc.Find("the VMM", h); !errors.Is(err, errdefs.ErrNotFound) {
+	if _, err := vmproc.Attach("the VMM", h, nil); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("another process of that pid: %v", err)
 	}
 	if err := vmproc.End(t.Context(), h.PID, h.StartTime); err != nil || p.Ended() {
 		t.Errorf("another process was ended: %v", err)
 	}
-	proc, err := vmproc.Find("the VMM", p.Handle())
+	var proc *sysexec.Proc
+	if _, err := vmproc.Attach("the VMM", p.Handle(), func(found *sysexec.Proc) (hypervisor.Machine, error) {
+		proc = found
+		return nil, io.ErrNoProgress
+	}); !errors.Is(err, io.ErrNoProgress) {
+		t.Errorf("a machine that cannot be made: %v", err)
+	}
+	if err := proc.Signal(0); !errors.Is(err, sysexec.ErrGone) {
+		t.Errorf("its process was not let go of: %v", err)
+	}
+	proc, err := sysexec.Find(p.Handle().PID, p.Handle().StartTime)
 	if err != nil {
 		t.Fatal(err)
 	}
