@@ -282,6 +282,7 @@ type stat struct {
 }
 
 // readStat errors with ErrGone for a process that has ended and is not waited for yet.
+// One whose first thread has ended lives on in the others.
 func readStat(pid int) (st stat, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -290,18 +291,18 @@ func readStat(pid int) (st stat, err error) {
 	// The name in parentheses may hold anything; fields count from the last ')', after
 	// which comes the third.
 	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	const first, terminal, user, system, started, resident = 3, 7, 14, 15, 22, 24
+	const first, terminal, user, system, threads, started, resident = 3, 7, 14, 15, 20, 22, 24
 	if len(f) <= resident-first {
 		return st, errors.New("short stat line")
-	}
-	if f[0][0] == 'Z' {
-		return st, ErrGone
 	}
 	field := func(n int) (v uint64) {
 		if err == nil {
 			v, err = strconv.ParseUint(string(f[n-first]), 10, 64)
 		}
 		return v
+	}
+	if f[0][0] == 'Z' && field(threads) <= 1 {
+		return st, ErrGone
 	}
 	st = stat{
 		terminal: string(f[terminal-first]) != "0",

@@ -1,6 +1,7 @@
 package sysexec
 
 import (
+	"errors"
 	"os"
 	"strconv"
 
@@ -43,7 +44,11 @@ func Identify(pid int, match func(pid int) bool) (start uint64, ok bool) {
 func WorksIn(pid int, dir string) bool {
 	var cwd, want, who unix.Stat_t
 	proc := "/proc/" + strconv.Itoa(pid)
-	if unix.Stat(proc+"/cwd", &cwd) != nil || unix.Stat(dir, &want) != nil || cwd.Dev != want.Dev || cwd.Ino != want.Ino {
+	err := unix.Stat(proc+"/cwd", &cwd)
+	if errors.Is(err, unix.ENOENT) {
+		err = statThread(proc, &cwd) // its first thread has ended
+	}
+	if err != nil || unix.Stat(dir, &want) != nil || cwd.Dev != want.Dev || cwd.Ino != want.Ino {
 		return false
 	}
 	if unix.Stat(proc, &who) != nil {
@@ -51,4 +56,18 @@ func WorksIn(pid int, dir string) bool {
 	}
 	st, err := readStat(pid)
 	return err == nil && (!st.terminal || int(who.Uid) != os.Geteuid())
+}
+
+// statThread looks at the working directory of a thread that has one.
+func statThread(proc string, cwd *unix.Stat_t) error {
+	threads, err := os.ReadDir(proc + "/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		if err = unix.Stat(proc+"/task/"+t.Name()+"/cwd", cwd); err == nil {
+			return nil
+		}
+	}
+	return err
 }

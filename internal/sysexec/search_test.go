@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -13,6 +14,71 @@ import (
 
 	"banger/internal/sysexec"
 )
+
+// leaderEnv makes the test binary a program whose first thread ends, and no other.
+const leaderEnv = "BANGER_TEST_LEADERLESS"
+
+// leaderless is made while packages are, as only that is sure to run in the first thread.
+var leaderless = endFirstThread()
+
+func endFirstThread() bool {
+	if os.Getenv(leaderEnv) == "" {
+		return false
+	}
+	go func() {
+		first := fmt.Sprintf("/proc/self/task/%d/cwd", os.Getpid())
+		for {
+			if _, err := os.Stat(first); err != nil {
+				fmt.Println("gone")
+				select {}
+			}
+			runtime.Gosched()
+		}
+	}()
+	_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
+	return true
+}
+
+// A program that was taken over may end its first thread, by which processes are known.
+func TestFirstThreadEnds(t *testing.T) {
+	if leaderless {
+		t.Fatal("the first thread lives on")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	dir := t.TempDir()
+	p, err := sysexec.StartDetached(sysexec.Detached{Path: self, Dir: dir, Env: []string{leaderEnv + "=1"}, Stdout: w})
+	_ = w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Kill(context.Background()) })
+	if _, err := r.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+	works := func(pid int) bool { return sysexec.WorksIn(pid, dir) }
+	if pid, start, err := sysexec.Search(works); pid != p.PID || start != p.StartTime || err != nil {
+		t.Errorf("found %d since %d, %v; want %d since %d", pid, start, err, p.PID, p.StartTime)
+	}
+	again, err := sysexec.Find(p.PID, p.StartTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	<-p.Done()
+	if pid, _, err := sysexec.Search(works); pid != 0 || err != nil {
+		t.Errorf("found %d, %v, after its end", pid, err)
+	}
+}
 
 func TestSearch(t *testing.T) {
 	dir := t.TempDir()
