@@ -188,7 +188,7 @@ func (l *lab) fire(ctx context.Context, t fireTemplate, dir string) (took time.D
 	go func() {
 		_ = cmd.Wait()
 		close(exited)
-		cancel(errors.New("Firecracker ended"))
+		cancel(errors.New("it ended"))
 	}()
 	defer func() {
 		_ = cmd.Process.Kill()
@@ -278,7 +278,7 @@ func reach(ctx context.Context, dir string) (*guest.Session, error) {
 		}
 	}
 	if !strings.HasPrefix(line.String(), "OK ") {
-		return nil, errors.Join(fmt.Errorf("Firecracker answers %q", line.String()), conn.Close())
+		return nil, errors.Join(fmt.Errorf("answered with %q", line.String()), conn.Close())
 	}
 	return guest.Connect(ctx, conn)
 }
