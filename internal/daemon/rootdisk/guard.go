@@ -2,6 +2,7 @@ package rootdisk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -54,13 +55,24 @@ const (
 	latest  = time.Second
 )
 
+// kernel is what a guard needs of a host: see dmsnap.
+type kernel interface {
+	Hold(v dmsnap.Volume) error
+	Thaw(v dmsnap.Volume) error
+	Sound(v dmsnap.Volume) error
+	Watch(ctx context.Context, look func()) error
+}
+
 // guard watches all disks by device-mapper of a host. The kernel announces neither
 // that space gets scarce nor, before it is too late, that a layer fills; so it looks
 // at the space, once for all disks, and the oftener the less there is.
 type guard struct {
-	host *dmsnap.Host
+	host kernel
 	log  *slog.Logger
 	free func(dir string) (int64, error)
+	// anew holds a token when a disk has begun, or may have begun, to be written: until
+	// when nobody had to look was said without it.
+	anew chan struct{}
 
 	mu     sync.Mutex // a leaf; guards the fields below
 	disks  map[*watch]struct{}
@@ -82,8 +94,8 @@ type watch struct {
 	closed bool
 }
 
-func newGuard(host *dmsnap.Host, log *slog.Logger) *guard {
-	return &guard{host: host, log: log, free: freeSpace, disks: make(map[*watch]struct{})}
+func newGuard(host kernel, log *slog.Logger) *guard {
+	return &guard{host: host, log: log, free: freeSpace, anew: make(chan struct{}, 1), disks: make(map[*watch]struct{})}
 }
 
 func freeSpace(dir string) (int64, error) {
@@ -94,19 +106,27 @@ func freeSpace(dir string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// watch begins to watch a disk. An earlier daemon may have left it suspended, which
-// this one is to judge anew.
+// watch begins to watch a disk. An earlier daemon may have left it suspended, with
+// writes that wait: they are let through only where they have room, by somebody who
+// watches already.
 func (g *guard) watch(d Disk, v dmsnap.Volume) (Watch, error) {
-	if err := g.host.Thaw(v); err != nil {
-		return nil, err
+	w := &watch{guard: g, disk: d, volume: v, turn: make(chan struct{}, 1)} // ours until it is judged
+	g.add(w)
+	err := w.judge()
+	w.release()
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
 	}
-	w := &watch{guard: g, disk: d, volume: v, turn: make(chan struct{}, 1)}
-	w.turn <- struct{}{}
+	return w, nil
+}
+
+// add enters a disk, the first of which begins the watching.
+func (g *guard) add(w *watch) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.disks[w] = struct{}{}
 	if g.cancel != nil {
-		return w, nil
+		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.cancel = cancel
@@ -117,7 +137,29 @@ func (g *guard) watch(d Disk, v dmsnap.Volume) (Watch, error) {
 			g.log.Error("watch device-mapper", logkey.Err, err)
 		}
 	}()
-	return w, nil
+}
+
+// judge holds a new disk, or lets it go on, by the space there is now. Its turn is the
+// caller's.
+func (w *watch) judge() error {
+	free, err := w.guard.free(w.disk.Dir)
+	if err != nil {
+		return err
+	}
+	if free < holdSpace {
+		return w.suspend()
+	}
+	return w.guard.host.Thaw(w.volume)
+}
+
+// release gives the turn back after which the disk may run: the time until somebody
+// looks was reckoned without it.
+func (w *watch) release() {
+	w.turn <- struct{}{}
+	select {
+	case w.guard.anew <- struct{}{}:
+	default:
+	}
 }
 
 func (g *guard) all() []*watch {
@@ -143,6 +185,7 @@ func (g *guard) watchSpace(ctx context.Context) {
 		}
 		select {
 		case <-time.After(wait):
+		case <-g.anew:
 		case <-ctx.Done():
 			return
 		}
@@ -161,11 +204,17 @@ func (w *watch) hold() {
 	if since, _ := w.Stalled(); !since.IsZero() || w.isClosed() {
 		return
 	}
-	if err := w.guard.host.Hold(w.volume); err != nil {
+	if err := w.suspend(); err != nil {
 		w.guard.log.Error("hold a disk for which there is no space", logkey.VM, w.disk.VMID, logkey.Err, err)
-		return
+	}
+}
+
+func (w *watch) suspend() error {
+	if err := w.guard.host.Hold(w.volume); err != nil {
+		return err
 	}
 	w.Set(true)
+	return nil
 }
 
 // Continue implements Watch.
@@ -175,7 +224,7 @@ func (w *watch) Continue(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	defer func() { w.turn <- struct{}{} }()
+	defer w.release()
 	if since, _ := w.Stalled(); since.IsZero() || w.isClosed() {
 		return nil
 	}

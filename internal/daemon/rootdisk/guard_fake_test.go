@@ -1,0 +1,192 @@
+package rootdisk
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"banger/internal/daemon/dmsnap"
+)
+
+// fakeKernel stands for device-mapper, with a disk that many write: what waits when a
+// volume goes on without space is lost with its layer.
+type fakeKernel struct {
+	mu    sync.Mutex
+	space int64
+	// suspended are the volumes that are, by name; waiting those with a write that waits.
+	suspended, waiting, lost map[string]bool
+	// stuck are the volumes whose I/O ends only when their channel closes.
+	stuck map[string]chan struct{}
+}
+
+func newFakeKernel(space int64) *fakeKernel {
+	return &fakeKernel{
+		space: space, suspended: map[string]bool{}, waiting: map[string]bool{}, lost: map[string]bool{},
+		stuck: map[string]chan struct{}{},
+	}
+}
+
+func (k *fakeKernel) free(string) (int64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.space, nil
+}
+
+func (k *fakeKernel) leave(space int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.space = space
+}
+
+func (k *fakeKernel) isSuspended(name string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.suspended[name]
+}
+
+func (k *fakeKernel) Hold(v dmsnap.Volume) error {
+	k.mu.Lock()
+	stuck := k.stuck[v.Name]
+	k.mu.Unlock()
+	if stuck != nil {
+		<-stuck
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.suspended[v.Name] = true
+	return nil
+}
+
+func (k *fakeKernel) Thaw(v dmsnap.Volume) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.lost[v.Name] = k.lost[v.Name] || k.suspended[v.Name] && k.waiting[v.Name] && k.space == 0
+	delete(k.suspended, v.Name)
+	return nil
+}
+
+func (k *fakeKernel) Sound(v dmsnap.Volume) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lost[v.Name] {
+		return errors.New("lost")
+	}
+	return nil
+}
+
+func (k *fakeKernel) Watch(ctx context.Context, look func()) error {
+	look()
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// guarding runs a test with a guard of a fake kernel, in a time of its own.
+func guarding(t *testing.T, space int64, test func(t *testing.T, g *guard, k *fakeKernel)) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel(space)
+		g := newGuard(k, slog.New(slog.DiscardHandler))
+		g.free = k.free
+		test(t, g, k)
+	})
+}
+
+// watched watches a disk until the test ends.
+func watched(t *testing.T, g *guard, name string) Watch {
+	t.Helper()
+	w, err := g.watch(Disk{VMID: name, Dir: name}, dmsnap.Volume{Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+func isHeld(w Watch) bool {
+	since, _ := w.Stalled()
+	return !since.IsZero()
+}
+
+// elapse lets time pass, and whoever waited for that do what they will.
+func elapse(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+// A disk that an earlier daemon has left held, with a write that waits, stays held while
+// there is no space for it.
+func TestWatchedAgainWithoutSpace(t *testing.T) {
+	guarding(t, 0, func(t *testing.T, g *guard, k *fakeKernel) {
+		k.suspended["a"], k.waiting["a"] = true, true
+		w := watched(t, g, "a")
+		elapse(time.Minute)
+		if err := w.Continue(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !isHeld(w) || !k.isSuspended("a") || w.Lost() != "" {
+			t.Errorf("held %v, suspended %v, lost %q", isHeld(w), k.isSuspended("a"), w.Lost())
+		}
+		k.leave(goOnSpace)
+		if err := w.Continue(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if isHeld(w) || k.isSuspended("a") || w.Lost() != "" {
+			t.Errorf("with space: held %v, suspended %v, lost %q", isHeld(w), k.isSuspended("a"), w.Lost())
+		}
+	})
+	// What a crash in Freeze left suspended goes on by the watching alone.
+	guarding(t, goOnSpace, func(t *testing.T, g *guard, k *fakeKernel) {
+		k.suspended["a"] = true
+		if w := watched(t, g, "a"); isHeld(w) || k.isSuspended("a") {
+			t.Errorf("held %v, suspended %v", isHeld(w), k.isSuspended("a"))
+		}
+	})
+	guarding(t, 0, func(t *testing.T, g *guard, _ *fakeKernel) {
+		boom := errors.New("boom")
+		g.free = func(string) (int64, error) { return 0, boom }
+		if _, err := g.watch(Disk{}, dmsnap.Volume{}); !errors.Is(err, boom) || len(g.all()) > 0 {
+			t.Errorf("space that cannot be measured: %v, watched are %d", err, len(g.all()))
+		}
+	})
+}
+
+// A disk that begins to be written while nobody had to look for a while is looked at
+// as soon as its space asks for.
+func TestLookedAtAtOnce(t *testing.T) {
+	guarding(t, 0, func(t *testing.T, g *guard, k *fakeKernel) {
+		first := watched(t, g, "first")
+		elapse(2*latest + latest/4) // the next look is far away
+		k.leave(holdSpace + mebi)
+		second := watched(t, g, "second")
+		if isHeld(second) {
+			t.Fatal("held with enough space")
+		}
+		synctest.Wait()
+		k.leave(0)
+		elapse(soonest)
+		if !isHeld(second) {
+			t.Error("a further disk was written unwatched")
+		}
+		elapse(2 * latest)
+		k.leave(goOnSpace)
+		if err := first.Continue(t.Context()); err != nil || isHeld(first) {
+			t.Fatal(err, isHeld(first))
+		}
+		synctest.Wait()
+		k.leave(0)
+		elapse(soonest)
+		if !isHeld(first) {
+			t.Error("a disk that was let go on was written unwatched")
+		}
+	})
+}
+
+const mebi = 1 << 20
+
