@@ -178,7 +178,7 @@ func (g *guard) watchSpace(ctx context.Context) {
 				continue // its directory is about to go
 			}
 			if free < holdSpace {
-				w.hold()
+				go w.hold() // which waits for what was begun, and must not keep others from it
 				continue
 			}
 			wait = min(wait, lookAgain(free))
@@ -198,8 +198,14 @@ func lookAgain(free int64) time.Duration {
 	return max(soonest, time.Duration(spare)*time.Second/fastest)
 }
 
+// hold leaves a disk alone whose turn somebody has: who does makes the guard look again,
+// or holds it just now.
 func (w *watch) hold() {
-	<-w.turn
+	select {
+	case <-w.turn:
+	default:
+		return
+	}
 	defer func() { w.turn <- struct{}{} }()
 	if since, _ := w.Stalled(); !since.IsZero() || w.isClosed() {
 		return

@@ -188,5 +188,34 @@ func TestLookedAtAtOnce(t *testing.T) {
 	})
 }
 
+// When space gets scarce all disks are held at once, whatever one of them waits for.
+func TestHeldTogether(t *testing.T) {
+	guarding(t, goOnSpace, func(t *testing.T, g *guard, k *fakeKernel) {
+		stuck := make(chan struct{})
+		all := map[string]Watch{}
+		for _, name := range []string{"a", "b", "c", "d"} {
+			all[name] = watched(t, g, name)
+			if name != "d" {
+				k.stuck[name] = stuck
+			}
+		}
+		synctest.Wait()
+		k.leave(0)
+		elapse(latest)
+		if !isHeld(all["d"]) || isHeld(all["a"]) {
+			t.Errorf("held: d %v, a %v", isHeld(all["d"]), isHeld(all["a"]))
+		}
+		further := watched(t, g, "further")
+		if !isHeld(further) {
+			t.Error("a further disk is not held")
+		}
+		close(stuck)
+		synctest.Wait()
+		if !isHeld(all["a"]) || !isHeld(all["b"]) || !isHeld(all["c"]) {
+			t.Error("not held in the end")
+		}
+	})
+}
+
 const mebi = 1 << 20
 
