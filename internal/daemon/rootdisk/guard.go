@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/daemon/dmsnap"
+	"banger/internal/errdefs"
 	"banger/internal/hypervisor/vmproc"
 	"banger/internal/logkey"
 )
@@ -37,7 +38,9 @@ type Watch interface {
 	Continue(ctx context.Context) error
 	// Lost says why the disk is lost, for people; empty: it is not.
 	Lost() string
-	// Close ends the watch and leaves the disk as it is, held or not.
+	// Close ends the watch and leaves the disk as it is, held or not. It waits a moment
+	// for what holds it just now, and says with class unavailable when that takes longer;
+	// the watch has ended all the same. Closing it again waits again.
 	Close() error
 }
 
@@ -53,6 +56,8 @@ const (
 	fastest = 4 << 30
 	soonest = 20 * time.Millisecond
 	latest  = time.Second
+	// closeTime bounds how long what was begun on a disk may take.
+	closeTime = 10 * time.Second
 )
 
 // kernel is what a guard needs of a host: see dmsnap.
@@ -274,8 +279,17 @@ func (w *watch) isClosed() bool {
 	return w.closed
 }
 
-// Close implements Watch.
-func (w *watch) Close() error {
+// Close implements Watch. What holds the disk just now comes to its end first: who
+// releases the disk next must find it held or running, not on the way from one to the
+// other.
+func (w *watch) Close() (err error) {
+	select {
+	case <-w.turn:
+		defer func() { w.turn <- struct{}{} }()
+	case <-time.After(closeTime):
+		err = errdefs.Unavailable("the disk of vm %s is still being held, as what was written to it before does not end", w.disk.VMID).
+			WithHint("see what is wrong with the host's disk (its kernel log), and try again")
+	}
 	w.mu.Lock()
 	w.closed = true
 	w.mu.Unlock()
@@ -287,5 +301,5 @@ func (w *watch) Close() error {
 		g.cancel()
 		g.cancel = nil
 	}
-	return nil
+	return err
 }

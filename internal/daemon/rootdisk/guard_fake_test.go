@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"banger/internal/daemon/dmsnap"
+	"banger/internal/errdefs"
 )
 
 // fakeKernel stands for device-mapper, with a disk that many write: what waits when a
@@ -214,6 +215,43 @@ func TestHeldTogether(t *testing.T) {
 		if !isHeld(all["a"]) || !isHeld(all["b"]) || !isHeld(all["c"]) {
 			t.Error("not held in the end")
 		}
+	})
+}
+
+// A watch that ends while its disk is being held ends when it is held: who releases the
+// disk then finds it so. One that is never held ends as well, and says so.
+func TestCloseWhileHolding(t *testing.T) {
+	guarding(t, goOnSpace, func(t *testing.T, g *guard, k *fakeKernel) {
+		stuck := make(chan struct{})
+		k.stuck["a"] = stuck
+		w := watched(t, g, "a")
+		synctest.Wait()
+		k.leave(0)
+		elapse(latest)
+		closed := make(chan error, 1)
+		go func() { closed <- w.Close() }()
+		synctest.Wait()
+		select {
+		case err := <-closed:
+			t.Fatalf("closed (%v) before the disk was held", err)
+		default:
+		}
+		close(stuck)
+		if err := <-closed; err != nil || !k.isSuspended("a") {
+			t.Errorf("closed: %v; suspended: %v", err, k.isSuspended("a"))
+		}
+	})
+	guarding(t, goOnSpace, func(t *testing.T, g *guard, k *fakeKernel) {
+		stuck := make(chan struct{})
+		k.stuck["a"] = stuck
+		w := watched(t, g, "a")
+		synctest.Wait()
+		k.leave(0)
+		elapse(latest)
+		if err := w.Close(); !errors.Is(err, errdefs.ErrUnavailable) || errdefs.HintOf(err) == "" || len(g.all()) > 0 {
+			t.Errorf("closed: %v; watched are %d", err, len(g.all()))
+		}
+		close(stuck)
 	})
 }
 
