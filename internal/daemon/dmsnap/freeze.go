@@ -16,7 +16,9 @@ import (
 // nil the volume must be brought up with the new layer as its last. When it fails, or
 // Freeze does otherwise, the volume is as before.
 //
-// A crash may leave the volume suspended; Thaw mends that.
+// A crash, or an error when it is to go on, may leave the volume suspended; Thaw mends
+// that. After commit, what is written then still goes to the old layer: the stack holds
+// all of it, but the layer is not what it was when it was frozen.
 func (h *Host) Freeze(ctx context.Context, v Volume, file string, commit func() error) (err error) {
 	c, err := openControl(h.dev)
 	if err != nil {

@@ -250,6 +250,37 @@ func (w *watch) Continue(ctx context.Context) error {
 	return nil
 }
 
+// freeze runs do, which freezes a disk that a VMM uses, while nobody holds the disk or
+// lets it go on. One that do leaves suspended goes on as it was before, or counts as
+// held, to be let go on later.
+func (g *guard) freeze(ctx context.Context, d Disk, do func() error) error {
+	all := g.all()
+	i := slices.IndexFunc(all, func(w *watch) bool { return w.disk.Dir == d.Dir })
+	if i < 0 {
+		return errdefs.Internal("disk of vm %s is used, and nobody watches it", d.VMID)
+	}
+	w := all[i]
+	select {
+	case <-w.turn:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer w.release()
+	if since, _ := w.Stalled(); !since.IsZero() {
+		return errdefs.Exhausted("the disk is held, as the host has no space for what it writes").
+			WithHint("make room, then try again")
+	}
+	err := do()
+	if err == nil {
+		return nil
+	}
+	if thaw := g.host.Thaw(w.volume); thaw != nil {
+		w.Set(true)
+		return errors.Join(err, thaw)
+	}
+	return err
+}
+
 // lookForLost finds disks of which the kernel has given a layer up.
 func (g *guard) lookForLost() {
 	for _, w := range g.all() {

@@ -22,6 +22,8 @@ type fakeKernel struct {
 	suspended, waiting, lost map[string]bool
 	// stuck are the volumes whose I/O ends only when their channel closes.
 	stuck map[string]chan struct{}
+	// thawFails is what Thaw says, if anything.
+	thawFails error
 }
 
 func newFakeKernel(space int64) *fakeKernel {
@@ -65,6 +67,9 @@ func (k *fakeKernel) Hold(v dmsnap.Volume) error {
 func (k *fakeKernel) Thaw(v dmsnap.Volume) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.thawFails != nil {
+		return k.thawFails
+	}
 	k.lost[v.Name] = k.lost[v.Name] || k.suspended[v.Name] && k.waiting[v.Name] && k.space == 0
 	delete(k.suspended, v.Name)
 	return nil
@@ -255,5 +260,56 @@ func TestCloseWhileHolding(t *testing.T) {
 	})
 }
 
-const mebi = 1 << 20
+// A disk is not frozen while it is held, nor held while it is frozen, and is looked at
+// afterwards. One that cannot go on counts as held, until it can.
+func TestFreezeUnderGuard(t *testing.T) {
+	guarding(t, 0, func(t *testing.T, g *guard, k *fakeKernel) {
+		w := watched(t, g, "a")
+		never := func() error { t.Error("frozen"); return nil }
+		if err := g.freeze(t.Context(), Disk{Dir: "a"}, never); !errors.Is(err, errdefs.ErrExhausted) || errdefs.HintOf(err) == "" || !k.isSuspended("a") {
+			t.Errorf("freeze of a held disk: %v", err)
+		}
+		if err := g.freeze(t.Context(), Disk{Dir: "b"}, never); err == nil {
+			t.Error("freeze of a disk that is used unwatched")
+		}
+		k.leave(goOnSpace)
+		if err := w.Continue(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		err := g.freeze(t.Context(), Disk{Dir: "a"}, func() error {
+			k.leave(0)
+			elapse(2 * latest)
+			if k.isSuspended("a") {
+				t.Error("held while it is frozen")
+			}
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := g.freeze(ended, Disk{Dir: "a"}, never); !errors.Is(err, context.Canceled) {
+				t.Errorf("frozen by two: %v", err)
+			}
+			return nil
+		})
+		synctest.Wait()
+		if err != nil || !isHeld(w) {
+			t.Errorf("freeze: %v; held afterwards: %v", err, isHeld(w))
+		}
+	})
+	guarding(t, goOnSpace, func(t *testing.T, g *guard, k *fakeKernel) {
+		w := watched(t, g, "a")
+		boom := errors.New("boom")
+		suspends := func() error { return errors.Join(boom, k.Hold(dmsnap.Volume{Name: "a"})) }
+		if err := g.freeze(t.Context(), Disk{Dir: "a"}, suspends); !errors.Is(err, boom) || isHeld(w) || k.isSuspended("a") {
+			t.Errorf("a freeze that leaves a disk suspended: %v; held %v", err, isHeld(w))
+		}
+		k.thawFails = boom
+		if err := g.freeze(t.Context(), Disk{Dir: "a"}, suspends); !errors.Is(err, boom) || !isHeld(w) {
+			t.Errorf("a disk that cannot go on: %v; held %v", err, isHeld(w))
+		}
+		k.thawFails = nil
+		if err := w.Continue(t.Context()); err != nil || isHeld(w) || k.isSuspended("a") {
+			t.Errorf("it goes on later: %v; held %v", err, isHeld(w))
+		}
+	})
+}
 
+const mebi = 1 << 20

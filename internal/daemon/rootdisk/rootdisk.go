@@ -72,7 +72,8 @@ type Method interface {
 	// the file system of d.Dir. What was flushed before is in it, and it never changes.
 	// It is whole when Freeze returns nil; into is the caller's to remove, in any case.
 	// running says that a VMM uses the disk, which goes on after a moment; a method
-	// that needs it to stand still refuses with class unsupported.
+	// that needs it to stand still refuses with class unsupported, one whose disk is held
+	// for want of space with class exhausted.
 	Freeze(ctx context.Context, d Disk, into string, running bool) error
 	// Clone makes the disk from what Freeze has put into a directory. Image must be the
 	// frozen disk's. It is otherwise as Create.

@@ -247,6 +247,11 @@ func TestFreezeRunning(t *testing.T) {
 		frozen := false
 		w.use(d, func(u *used) {
 			u.write(0, mib, 'a')
+			if m, ok := w.m.(rootdisk.Watcher); ok {
+				watch, err := m.Watch(d)
+				w.must(err)
+				defer func() { w.must(watch.Close()) }()
+			}
 			err := w.m.Freeze(w.Context(), d, into, true)
 			if frozen = w.place.shares() || w.m.Name() == "dmsnap"; !frozen {
 				if !errors.Is(err, errdefs.ErrUnsupported) || errdefs.HintOf(err) == "" {

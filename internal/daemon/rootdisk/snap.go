@@ -222,7 +222,7 @@ func (s *snap) Freeze(ctx context.Context, d Disk, into string, running bool) er
 		return syncDir(d.Dir)
 	}
 	if running {
-		err = s.host.Freeze(ctx, s.volume(d, files), staged, commit)
+		err = s.guard.freeze(ctx, d, func() error { return s.host.Freeze(ctx, s.volume(d, files), staged, commit) })
 	} else {
 		err = commit()
 	}
