@@ -96,12 +96,15 @@ func (g *guarded) Close() error {
 	return errors.Join(g.disk.Close(), g.Machine.Close())
 }
 
-// unguarded is the driver's own machine.
-func (l *live) unguarded() hypervisor.Machine {
-	if g, ok := l.machine.(*guarded); ok {
-		return g.Machine
+// as is the driver's own machine as one that can do more, if it can: a guarded one shows
+// only what all can.
+func as[T any](l *live) (T, bool) {
+	m := l.machine
+	if g, ok := m.(*guarded); ok {
+		m = g.Machine
 	}
-	return l.machine
+	t, ok := m.(T)
+	return t, ok
 }
 
 // unguard lets a VMM be ended that may wait for its disk. l may be nil.

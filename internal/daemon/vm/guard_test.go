@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"connectrpc.com/connect"
+
+	"banger/internal/api/bangerv1"
 	"banger/internal/model"
 )
 
@@ -79,4 +82,14 @@ func TestLostDisk(t *testing.T) {
 	}
 	f.must(f.kill("dev"))
 	f.checkLegal()
+}
+
+// A VM whose disk is watched says what it uses like any other.
+func TestStatsOfAWatchedDisk(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	resp, err := w.svc.Handlers().Stats(t.Context(), connect.NewRequest(&bangerv1.VMRef{Ref: "dev"}))
+	if err != nil || resp.Msg.MemoryBytes <= 0 {
+		t.Errorf("got %v, %v", resp, err)
+	}
 }

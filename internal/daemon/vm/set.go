@@ -103,7 +103,7 @@ func (s *Service) growsRunning(r *reshaping) error {
 		return err
 	}
 	var ok bool
-	if r.grow, ok = r.live.unguarded().(hypervisor.Resizer); ok && m.GrowsInUse() {
+	if r.grow, ok = as[hypervisor.Resizer](r.live); ok && m.GrowsInUse() {
 		return nil
 	}
 	return errdefs.Unsupported("a disk by %s on driver %q does not grow while it is used", m.Name(), v.Spec.Driver).

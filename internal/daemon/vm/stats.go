@@ -34,7 +34,7 @@ func (s *Service) stats(ctx context.Context, ref string) (*bangerv1.VMStats, err
 	if err != nil {
 		return nil, err
 	}
-	sampler, ok := l.machine.(hypervisor.Sampler)
+	sampler, ok := as[hypervisor.Sampler](l)
 	if !ok {
 		return nil, errdefs.Unsupported("driver %q does not say what a VM uses", v.Spec.Driver)
 	}
