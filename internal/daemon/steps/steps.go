@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"banger/internal/errdefs"
@@ -59,7 +60,8 @@ var ErrCrash = errors.New("simulated crash")
 const undoTimeout = 30 * time.Second
 
 // Run does the steps in order. When one fails, it and those before it are undone
-// in reverse and the step's error is returned, joined with those of the undos.
+// in reverse and the step's error is returned, joined with that of an undo that fails.
+// That ends the undoing: what was done before stays, as the record of what is left.
 func Run[M any](ctx context.Context, r Runner, m M, list []Step[M]) error {
 	log := r.Log
 	if log == nil {
@@ -105,18 +107,20 @@ func do[M any](ctx context.Context, r Runner, m M, s Step[M]) error {
 }
 
 func undo[M any](ctx context.Context, log *slog.Logger, m M, list []Step[M]) error {
-	var errs []error
-	for i := len(list) - 1; i >= 0; i-- {
-		s := list[i]
+	for _, s := range slices.Backward(list) {
 		if s.Undo == nil {
 			continue
 		}
-		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-		if err := s.Undo(uctx, m); err != nil {
+		if err := undoOne(ctx, m, s); err != nil {
 			log.ErrorContext(ctx, "undo", logkey.Step, s.Name, logkey.Err, err)
-			errs = append(errs, fmt.Errorf("undo %s: %w", s.Name, err))
+			return fmt.Errorf("undo %s: %w", s.Name, err)
 		}
-		cancel()
 	}
-	return errors.Join(errs...)
+	return nil
+}
+
+func undoOne[M any](ctx context.Context, m M, s Step[M]) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	return s.Undo(ctx, m)
 }

@@ -95,17 +95,18 @@ func TestFaultBeforeAStep(t *testing.T) {
 	}
 }
 
-func TestFailedUndoDoesNotStopTheOthers(t *testing.T) {
+// What comes before an undo that failed is what is left of the change, and stays.
+func TestFailedUndoIsTheLast(t *testing.T) {
 	w := &world{}
 	boom, bang := errors.New("boom"), errors.New("bang")
-	all := list(3)
-	all[2].Do = func(context.Context, *world) error { return boom }
+	all := list(4)
+	all[3].Do = func(context.Context, *world) error { return boom }
 	all[1].Undo = func(context.Context, *world) error { return bang }
 	err := steps.Run(context.Background(), steps.Runner{}, w, all)
 	if !errors.Is(err, boom) || !errors.Is(err, bang) {
 		t.Errorf("error %v", err)
 	}
-	if want := []string{"do0", "do1", "undo2", "undo0"}; !reflect.DeepEqual(w.log, want) {
+	if want := []string{"do0", "do1", "do2", "undo3", "undo2"}; !reflect.DeepEqual(w.log, want) {
 		t.Errorf("ran %v, want %v", w.log, want)
 	}
 }

@@ -227,7 +227,8 @@ func parseEnv(list []string) (map[string]string, error) {
 	return env, nil
 }
 
-// create makes the VM and starts it if asked. When it fails, nothing is left.
+// create makes the VM and starts it if asked. When it fails, nothing is left; where that
+// fails too, the row is, for delete or the next daemon.
 func (s *Service) create(ctx context.Context, v *model.VM, req *bangerv1.CreateRequest, p model.Progress) error {
 	ctx, held, err := s.claim(ctx, v.ID, "create")
 	if err != nil {
@@ -255,6 +256,7 @@ func (s *Service) create(ctx context.Context, v *model.VM, req *bangerv1.CreateR
 			return s.setState(ctx, c.held, c.vm, model.StateStopped)
 		}, Undo: s.unmarkStarting})
 	}
+	defer s.endTurn(c)
 	if err := steps.Run(ctx, s.runner(v, "create", p), c, list); err != nil {
 		return errdefs.Wrap(err, "create vm %q", v.Name)
 	}

@@ -17,7 +17,8 @@ import (
 // ended. It assumes:
 //
 //  1. The row is written before anything is made and removed after everything is
-//     gone, so whatever a VM has can be found from its row.
+//     gone, so whatever a VM has can be found from its row. Where undoing fails, it
+//     ends, and the row stays as it was meanwhile.
 //  2. VMMs outlive the daemon. One is ours only if its pid has the recorded start
 //     time and its API socket answers; handles.json is a hint, and when it is lost,
 //     damaged or stale Driver.Find knows the VMM by its socket.

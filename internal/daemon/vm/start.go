@@ -73,6 +73,7 @@ func (s *Service) startHeld(ctx context.Context, c *creation, p model.Progress) 
 	if c.kernel, err = s.Store.KernelByID(ctx, c.vm.KernelID); err != nil {
 		return err
 	}
+	defer s.endTurn(c)
 	if err := steps.Run(ctx, s.runner(c.vm, "start", p), c, s.startSteps(c.vm)); err != nil {
 		return errdefs.Wrap(err, "start vm %q", c.vm.Name)
 	}
@@ -83,7 +84,7 @@ func (s *Service) startHeld(ctx context.Context, c *creation, p model.Progress) 
 func (s *Service) startSteps(v *model.VM) []steps.Step[*creation] {
 	return slices.Concat([]steps.Step[*creation]{
 		{Name: "prepare", Do: s.markStarting, Undo: s.unmarkStarting},
-		{Name: "turn", Do: s.awaitTurn, Undo: s.endTurn},
+		{Name: "turn", Do: s.awaitTurn}, // who runs the steps ends it, whatever becomes of them
 		{Name: "attach disk", Do: s.attachDisk, Undo: s.unattachDisk},
 	}, steps.On(s.Caps.PrepareSteps(v), (*creation).of), []steps.Step[*creation]{
 		{Name: "machine", Do: s.planMachine},
@@ -137,12 +138,11 @@ func (s *Service) awaitTurn(ctx context.Context, c *creation) error {
 	}
 }
 
-func (s *Service) endTurn(_ context.Context, c *creation) error {
+func (s *Service) endTurn(c *creation) {
 	if c.boot != nil && c.boot.turn {
 		c.boot.turn = false
 		s.slots <- struct{}{}
 	}
-	return nil
 }
 
 // spec is the same for every start of a VM: snapshots depend on it.
@@ -214,8 +214,10 @@ func (s *Service) endVMM(ctx context.Context, d hypervisor.Driver, v *model.VM, 
 		h = l.machine.Handle()
 		errs = append(errs, l.machine.Kill(ctx))
 	}
-	errs = append(errs, d.Cleanup(ctx, dir, h), removeHandles(dir))
-	return errors.Join(errs...)
+	if err := errors.Join(append(errs, d.Cleanup(ctx, dir, h))...); err != nil {
+		return err // it may live: whoever tries next needs its handle
+	}
+	return removeHandles(dir)
 }
 
 // awaitAgent waits for the agent's ready event, the end of the VMM, a stall, or the
@@ -298,7 +300,7 @@ func (s *Service) markRunning(ctx context.Context, c *creation) error {
 		return err
 	}
 	s.adopt(c.vm, c.boot.live)
-	return s.endTurn(ctx, c)
+	return nil
 }
 
 // lastLines returns the last lines of a log, made safe to print: guests are hostile.

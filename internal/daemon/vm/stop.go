@@ -224,6 +224,9 @@ func (s *Service) kill(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	if v.State == model.StateCreating || v.State == model.StateDeleting {
+		return s.deleteHeld(ctx, held, &v) // nobody is at it, as we hold it: it is what a failure left
+	}
 	if l := s.lookup(id); l != nil || v.State.Live() {
 		v.LastError = ""
 		if err := s.settle(ctx, &ending{held: held, vm: &v, from: v.State, live: l}); err != nil {

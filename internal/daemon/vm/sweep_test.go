@@ -257,3 +257,82 @@ func crashAtEveryStep(t *testing.T, verbs []verb) {
 		w.checkLegal()
 	})
 }
+
+// undoes makes a verb fail at the point last, and with it the undoing at one of the
+// points that this passes.
+type undoes struct {
+	recorder
+	last   point
+	undone []point // passed after the verb has failed
+}
+
+func (u *undoes) hit(p point) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.over {
+		if u.over = p == u.last; u.over {
+			return errInjected
+		}
+		return nil
+	}
+	u.undone = append(u.undone, p)
+	if u.at == len(u.undone)-1 {
+		return errInjected
+	}
+	return nil
+}
+
+// A verb that has done all but its last step fails, and so does the undoing, at each of
+// its points: the VM is still known by its row, as whatever is left is found from that,
+// and a kill and a delete, or the next daemon, brings all to an end.
+func TestFailAtEveryUndo(t *testing.T) {
+	for _, v := range verbs() {
+		if v.final != (point{}) || v.name == "create" || v.name == "create without start" {
+			continue // it undoes next to nothing, or less than another does
+		}
+		t.Run(v.name, func(t *testing.T) {
+			t.Parallel()
+			fail := func(t *testing.T, at int) (*world, *undoes) {
+				w := newSweptWorld(t, v)
+				v.before(w)
+				u := &undoes{recorder: recorder{at: at}, last: point{v.commit.step, v.commit.call, false}}
+				w.injectAt(u.hit)
+				if v.do(w) == nil {
+					t.Fatal("the verb succeeded")
+				}
+				w.inject(nil)
+				return w, u
+			}
+			_, all := fail(t, -1)
+			if len(all.undone) < 4 {
+				t.Fatalf("undoing passes only %v: the sweep would prove nothing", all.undone)
+			}
+			for i, p := range all.undone {
+				for name, settle := range map[string]func(w *world){
+					"delete": func(w *world) { w.must(w.delete("dev", true)) },
+					"kill":   func(w *world) { w.must(w.kill("dev")) },
+					"daemon": func(w *world) { w.restart() },
+				} {
+					t.Run(fmt.Sprintf("%d %s, %s", i, p, name), func(t *testing.T) {
+						w, u := fail(t, i)
+						if len(u.undone) <= i || !slices.Equal(u.undone[:i+1], all.undone[:i+1]) {
+							t.Fatalf("undoing passed %v, undisturbed %v", u.undone, all.undone)
+						}
+						if len(w.vms()) == 0 {
+							w.checkLegal() // the last undo removes the row, and did
+							return
+						}
+						settle(w)
+						w.checkLegal()
+						if len(w.vms()) > 0 {
+							w.must(w.start("dev"))
+							w.checkLegal()
+						} else {
+							w.must(w.create("dev", true))
+						}
+					})
+				}
+			}
+		})
+	}
+}
