@@ -21,7 +21,9 @@ import (
 // Watcher is implemented by methods whose disks must be watched while they are used.
 type Watcher interface {
 	Method
-	// Watch watches over an active disk until the Watch is closed.
+	// Watch watches over an active disk until the Watch is closed. One that an earlier
+	// daemon left held goes on if there is space. That the disk is not active, as the
+	// host has booted since, is no error.
 	Watch(d Disk) (Watch, error)
 	// Release lets a VMM be ended that waits for a disk which is held: what it waits
 	// for fails. A disk that is not held, or not active, is left alone.

@@ -92,6 +92,12 @@ func (d *watchedDriver) Start(ctx context.Context, spec hypervisor.Spec) (m hype
 }
 
 func (d *watchedDriver) Attach(ctx context.Context, spec hypervisor.Spec, h hypervisor.Handle) (hypervisor.Machine, error) {
+	if held, _ := d.w.disks.suspended.Load(spec.VMID); held == true {
+		// As one that serves its disk and its API in one thread.
+		if _, err := d.Find(ctx, spec.Dir); err == nil {
+			return nil, errdefs.Unavailable("the VMM waits for its disk")
+		}
+	}
 	m, err := d.Driver.Attach(ctx, spec, h)
 	if err == nil {
 		d.last.Store(&m)
@@ -152,6 +158,10 @@ type disks struct {
 	devices map[string]bool
 	// held is the disk that was watched last, released the VMs whose VMM was to end.
 	held *heldDisk
+	// suspended says by the VM's id whether a disk is, in the kernel; full that the host
+	// has no space for any.
+	suspended sync.Map
+	full      atomic.Bool
 	// growsInUse is what the method says of itself.
 	growsInUse bool
 	released   []string
@@ -209,18 +219,27 @@ func (d *disks) Remove(ctx context.Context, disk rootdisk.Disk) error {
 // heldDisk is the disk of a VM that the host has space for, or not.
 type heldDisk struct {
 	vmproc.Stall
-	full atomic.Bool
-	lost atomic.Pointer[string]
+	id     string
+	of     *disks
+	full   *atomic.Bool
+	lost   atomic.Pointer[string]
+	closed atomic.Bool
 }
 
 func (h *heldDisk) hold() {
 	h.full.Store(true)
-	h.Set(true)
+	h.judge()
+}
+
+func (h *heldDisk) judge() {
+	full := h.full.Load()
+	h.of.suspended.Store(h.id, full)
+	h.Set(full)
 }
 
 func (h *heldDisk) Continue(context.Context) error {
 	if !h.full.Load() {
-		h.Set(false)
+		h.judge()
 	}
 	return nil
 }
@@ -232,17 +251,21 @@ func (h *heldDisk) Lost() string {
 	return ""
 }
 
-func (h *heldDisk) Close() error { return nil }
+func (h *heldDisk) Close() error {
+	h.closed.Store(true)
+	return nil
+}
 
-// Watch fails for a disk that is not active; the space there is for it outlives a
-// daemon.
+// Watch fails for a disk that is used and not active; that it is held, and the space
+// there is for it, outlive a daemon.
 func (d *disks) Watch(disk rootdisk.Disk) (rootdisk.Watch, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.active[disk.VMID] {
-		return nil, errors.New("a disk is watched that is not active")
+	if !d.active[disk.VMID] && slices.Contains(d.w.processes(), disk.VMID) {
+		return nil, errors.New("a disk is watched that is used and not active")
 	}
-	d.held = &heldDisk{}
+	d.held = &heldDisk{id: disk.VMID, of: d, full: &d.full}
+	d.held.judge()
 	return d.held, d.w.around("WatchDisk", func() error { return nil })
 }
 
@@ -251,6 +274,7 @@ func (d *disks) Release(disk rootdisk.Disk) error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.released = append(d.released, disk.VMID)
+		d.suspended.Delete(disk.VMID)
 		return nil
 	})
 }

@@ -27,21 +27,34 @@ type guarded struct {
 	watcher sync.WaitGroup
 }
 
-// guard watches the disk of a machine that has just been started or found, if that is
-// needed.
+// guard watches the disk of a machine that has just been started, if that is needed.
 func (s *Service) guard(v *model.VM, l *live) error {
+	disk, err := s.watchDisk(v)
+	if err == nil && disk != nil {
+		l.guard(disk)
+	}
+	return err
+}
+
+// watchDisk begins to watch the disk of a VM, which is judged by it, or takes over who
+// does; nil: it needs no watching.
+func (s *Service) watchDisk(v *model.VM) (rootdisk.Watch, error) {
+	if disk := s.takeStray(v.ID); disk != nil {
+		return disk, nil
+	}
 	watcher, err := s.watcher(v)
 	if watcher == nil {
-		return err
+		return nil, err
 	}
-	watch, err := watcher.Watch(s.disk(v, ""))
-	if err != nil {
-		return errdefs.Wrap(err, "watch the root disk")
-	}
-	g := &guarded{Machine: l.machine, disk: watch, over: make(chan struct{})}
+	disk, err := watcher.Watch(s.disk(v, ""))
+	return disk, errdefs.Wrap(err, "watch the root disk")
+}
+
+// guard puts a machine under the watch of its disk. l is not shared yet.
+func (l *live) guard(disk rootdisk.Watch) {
+	g := &guarded{Machine: l.machine, disk: disk, over: make(chan struct{})}
 	g.watcher.Go(g.follow)
 	l.machine = g
-	return nil
 }
 
 // watcher watches the disk of a VM; nil: it is of a kind that needs none, or an error.
@@ -113,10 +126,14 @@ func (s *Service) unguard(v *model.VM, l *live) error {
 	if watcher == nil {
 		return err
 	}
+	disk := s.takeStray(v.ID)
 	if l != nil {
-		if g, ok := l.machine.(*guarded); ok { // or it would be held again
-			err = g.disk.Close()
+		if g, ok := l.machine.(*guarded); ok {
+			disk = g.disk
 		}
+	}
+	if disk != nil {
+		err = disk.Close() // or it would be held again
 	}
 	return errors.Join(err, watcher.Release(s.disk(v, "")))
 }

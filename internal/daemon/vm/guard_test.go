@@ -1,14 +1,17 @@
 package vm_test
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
 	"banger/internal/api/bangerv1"
+	"banger/internal/errdefs"
 	"banger/internal/model"
 )
 
@@ -52,6 +55,7 @@ func TestHeldDiskLetsAVMMEnd(t *testing.T) {
 		func() error { return f.kill("dev") },
 		func() error { f.refused("stop", f.stop("dev")); return nil },
 	} {
+		f.disks.full.Store(false)
 		f.must(f.start("dev"))
 		f.held().hold()
 		f.bell()
@@ -92,4 +96,64 @@ func TestStatsOfAWatchedDisk(t *testing.T) {
 	if err != nil || resp.Msg.MemoryBytes <= 0 {
 		t.Errorf("got %v, %v", resp, err)
 	}
+}
+
+// A daemon that comes after one that held a disk lets it go on, before it asks the VMM
+// anything: one that waits for its disk does not answer.
+func TestHeldDiskOutlivesADaemon(t *testing.T) {
+	f := newFull(t)
+	f.must(f.start("dev"))
+	f.held().hold()
+	f.bell()
+	f.close()
+	f.disks.full.Store(false)
+	f.open()
+	f.must(f.svc.Restore(t.Context()))
+	if got := <-f.exec("echo runs"); got != "runs\n" {
+		t.Errorf("the guest said %q", got)
+	}
+	f.checkLegal()
+}
+
+// A VMM that does not answer, as there is still no space for its disk, is found when
+// there is; until then it can be ended.
+func TestVMMIsFoundWhenItsDiskGoesOn(t *testing.T) {
+	f := newFull(t)
+	for _, end := range []bool{false, true} {
+		f.must(f.start("dev"))
+		f.held().hold()
+		f.bell()
+		f.restart()
+		b := f.bell()
+		if err := f.start("dev"); !errors.Is(err, errdefs.ErrUnavailable) {
+			t.Errorf("start: %v", err)
+		}
+		f.checkLegal()
+		b.over() // no space yet
+		b = f.bell()
+		if end {
+			f.must(f.kill("dev"))
+			f.checkLegal()
+			if !f.held().closed.Load() {
+				t.Error("the disk of a VM that has ended is still watched")
+			}
+			continue
+		}
+		f.disks.full.Store(false)
+		b.over()
+		for over := time.After(30 * time.Second); f.start("dev") != nil; { // it runs, or is lost
+			select {
+			case <-over:
+				t.Fatal("the VM is not found again")
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+		if got := <-f.exec("echo runs"); got != "runs\n" {
+			t.Errorf("the guest said %q", got)
+		}
+		f.checkLegal()
+		f.must(f.stop("dev"))
+	}
+	f.disks.full.Store(false)
+	f.must(f.start("dev"))
 }

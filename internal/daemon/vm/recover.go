@@ -27,7 +27,8 @@ import (
 //  4. starting: it was there before, and nobody was told that it runs, so its VMM
 //     is ended and it is stopped.
 //  5. running, stopping: if the VMM lives it runs on. A stop that was in progress
-//     either ends the guest, which the watcher sees, or was never acknowledged.
+//     either ends the guest, which the watcher sees, or was never acknowledged. One
+//     that does not answer is left alone, and looked for again when its disk was held.
 //  6. deleting: finished now.
 //  7. A VM that was to vanish with its client (auto_remove) has lost it: the
 //     client's stream ended with the old daemon. It is deleted.
@@ -81,25 +82,29 @@ func (s *Service) restore(ctx context.Context, v *model.VM) error {
 		if v.State == model.StateStarting {
 			return s.settle(ctx, &ending{held: held, vm: v, from: v.State})
 		}
-		l, err := s.reattach(ctx, v)
-		switch {
-		case errors.Is(err, errdefs.ErrNotFound):
-			if v.State != model.StateStopping { // then it was to go
-				v.LastError = "the VMM was gone when the daemon started"
-			}
-			return s.settle(ctx, &ending{held: held, vm: v, from: v.State})
-		case err != nil:
-			return err
-		default:
-			v.State = model.StateRunning
-			if err := s.Store.UpdateVM(ctx, v); err != nil {
-				return err
-			}
-			s.adopt(v, l)
-			s.Log.InfoContext(ctx, "found a running vm again", logkey.VM, v.ID, logkey.PID, l.machine.Handle().PID)
-		}
-		return nil
+		return s.rejoin(ctx, held, v)
 	})
+}
+
+// rejoin makes a VM whose row says that it runs one that is live, or settles it.
+func (s *Service) rejoin(ctx context.Context, held *vmlock.Held, v *model.VM) error {
+	l, err := s.reattach(ctx, v)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		if v.State != model.StateStopping { // then it was to go
+			v.LastError = "the VMM was gone when the daemon started"
+		}
+		return s.settle(ctx, &ending{held: held, vm: v, from: v.State})
+	}
+	if err != nil {
+		return err
+	}
+	v.State = model.StateRunning
+	if err := s.Store.UpdateVM(ctx, v); err != nil {
+		return errors.Join(err, l.close())
+	}
+	s.adopt(v, l)
+	s.Log.InfoContext(ctx, "found a running vm again", logkey.VM, v.ID, logkey.PID, l.machine.Handle().PID)
+	return nil
 }
 
 func (s *Service) underClaim(ctx context.Context, v *model.VM, fn func(context.Context, *vmlock.Held, *model.VM) error) error {
@@ -111,9 +116,34 @@ func (s *Service) underClaim(ctx context.Context, v *model.VM, fn func(context.C
 	return fn(ctx, held, v)
 }
 
-// reattach finds the VMM of a VM again: by its handle, else by its socket.
-// ErrNotFound: it is gone.
+// reattach finds the VMM of a VM again. Its disk is watched first: a VMM whose disk is
+// held may not answer, and nobody else lets it go on. ErrNotFound: it is gone.
 func (s *Service) reattach(ctx context.Context, v *model.VM) (*live, error) {
+	disk, werr := s.watchDisk(v)
+	m, err := s.attach(ctx, v)
+	switch {
+	case errors.Is(err, errdefs.ErrNotFound):
+		if disk != nil {
+			err = errors.Join(err, disk.Close())
+		}
+		return nil, err // there is nothing to watch, whatever came of it
+	case err != nil:
+		if disk != nil {
+			s.goneAstray(v.ID, disk)
+		}
+		return nil, errors.Join(err, werr)
+	case werr != nil:
+		return nil, errors.Join(werr, m.Close())
+	}
+	l := newLive(m)
+	if disk != nil {
+		l.guard(disk)
+	}
+	return l, nil
+}
+
+// attach finds a VMM by its handle, else by its socket.
+func (s *Service) attach(ctx context.Context, v *model.VM) (hypervisor.Machine, error) {
 	d, err := s.driver(v)
 	if err != nil {
 		return nil, err
@@ -131,7 +161,7 @@ func (s *Service) reattach(ctx context.Context, v *model.VM) (*live, error) {
 	h := readHandles(dir).VMM
 	m, err := d.Attach(ctx, spec, h)
 	if err == nil {
-		return s.found(v, m)
+		return m, nil
 	}
 	found, ferr := d.Find(ctx, dir)
 	switch {
@@ -147,14 +177,5 @@ func (s *Service) reattach(ctx context.Context, v *model.VM) (*live, error) {
 	if err := writeHandles(dir, handles{BootID: v.BootID, VMM: m.Handle()}); err != nil {
 		s.Log.WarnContext(ctx, "record a found vmm", logkey.VM, v.ID, logkey.Err, err) // found again the same way
 	}
-	return s.found(v, m)
-}
-
-// found makes a VM of a VMM that runs.
-func (s *Service) found(v *model.VM, m hypervisor.Machine) (*live, error) {
-	l := newLive(m)
-	if err := s.guard(v, l); err != nil {
-		return nil, errors.Join(err, m.Close())
-	}
-	return l, nil
+	return m, nil
 }

@@ -10,6 +10,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -113,6 +115,7 @@ type Service struct {
 
 	mu      sync.Mutex               // a leaf (rank 40); guards the maps below
 	live    map[string]*live         // running VMs: the handle cache
+	strays  map[string]*stray        // VMs that run, but whose VMM does not answer
 	changed map[string]chan struct{} // closed when the VM's state changes; made by waiters
 	uses    map[use]int              // how often clients do what now
 }
@@ -129,7 +132,7 @@ func New(d Deps) *Service {
 	}
 	return &Service{
 		Deps: d, slots: slots, ctx: ctx, cancel: cancel, pending: make(map[string]bool),
-		live: make(map[string]*live), changed: make(map[string]chan struct{}), uses: make(map[use]int),
+		live: make(map[string]*live), strays: make(map[string]*stray), changed: make(map[string]chan struct{}), uses: make(map[use]int),
 	}
 }
 
@@ -147,6 +150,14 @@ func (s *Service) Close() error {
 		errs = append(errs, l.close())
 	}
 	s.wg.Wait()
+	s.mu.Lock()
+	strays := slices.Collect(maps.Keys(s.strays))
+	s.mu.Unlock()
+	for _, id := range strays {
+		if disk := s.takeStray(id); disk != nil {
+			errs = append(errs, disk.Close())
+		}
+	}
 	return errors.Join(errs...)
 }
 
