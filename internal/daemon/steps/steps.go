@@ -19,6 +19,18 @@ type Step[M any] struct {
 	Name string
 	Do   func(ctx context.Context, m M) error
 	Undo func(ctx context.Context, m M) error
+	// Limit bounds how long Do may take; 0: nothing does but the change's context. What
+	// one step takes longer costs no other its time.
+	Limit time.Duration
+}
+
+// Limit returns steps that are bounded each.
+func Limit[M any](list []Step[M], each time.Duration) []Step[M] {
+	out := slices.Clone(list)
+	for i := range out {
+		out[i].Limit = each
+	}
+	return out
 }
 
 // On turns steps on N into steps on an M that has one.
@@ -31,7 +43,7 @@ func On[M, N any](list []Step[N], of func(M) N) []Step[M] {
 	}
 	out := make([]Step[M], 0, len(list))
 	for _, s := range list {
-		out = append(out, Step[M]{Name: s.Name, Do: on(s.Do), Undo: on(s.Undo)})
+		out = append(out, Step[M]{Name: s.Name, Do: on(s.Do), Undo: on(s.Undo), Limit: s.Limit})
 	}
 	return out
 }
@@ -94,6 +106,11 @@ func Run[M any](ctx context.Context, r Runner, m M, list []Step[M]) error {
 }
 
 func do[M any](ctx context.Context, r Runner, m M, s Step[M]) error {
+	if s.Limit != 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, s.Limit, errdefs.New(errdefs.ClassTimeout, "%s takes longer than %s", s.Name, s.Limit))
+		defer cancel()
+	}
 	if r.Faults == nil {
 		return s.Do(ctx, m)
 	}

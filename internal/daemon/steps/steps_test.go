@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"banger/internal/daemon/steps"
 	"banger/internal/errdefs"
@@ -141,4 +144,36 @@ func TestOn(t *testing.T) {
 	if want := []string{"do0", "do1", "undo0"}; !reflect.DeepEqual(w.part.log, want) {
 		t.Errorf("got %v, want %v", w.part.log, want)
 	}
+}
+
+// The limit of a step ends what it waits for, and nothing else: one that takes longer
+// all the same, and does what it is to do, has done so.
+func TestLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var part []steps.Step[*world]
+		for range 2 {
+			part = append(part, steps.Step[*world]{Name: "slow", Do: func(context.Context, *world) error {
+				<-time.After(2 * time.Minute)
+				return nil
+			}})
+		}
+		all := steps.On(steps.Limit(part, time.Minute), func(w *world) *world { return w })
+		all = append(all, steps.Step[*world]{Name: "last", Do: func(ctx context.Context, _ *world) error {
+			if _, bounded := ctx.Deadline(); bounded {
+				t.Error("a step without a limit has one")
+			}
+			return nil
+		}})
+		if err := steps.Run(t.Context(), steps.Runner{}, &world{}, all); err != nil {
+			t.Errorf("slow steps: %v", err)
+		}
+		all[1].Do = func(ctx context.Context, _ *world) error {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+		err := steps.Run(t.Context(), steps.Runner{}, &world{}, all)
+		if errdefs.ClassOf(err) != errdefs.ClassTimeout || !strings.Contains(err.Error(), "slow takes longer than 1m0s") {
+			t.Errorf("a step that waits: %v", err)
+		}
+	})
 }

@@ -44,12 +44,12 @@ func (s *Service) remove(ctx context.Context, id string, force bool) error {
 // deleteHeld removes everything a VM has, its row last. A delete that fails half
 // way leaves the VM in deleting, for the next delete or recovery to finish.
 func (s *Service) deleteHeld(ctx context.Context, held *vmlock.Held, v *model.VM) error {
-	ctx, cancel := cleanupContext(ctx)
-	defer cancel()
+	ctx = untilSeized(ctx, held)
 	e := &ending{held: held, vm: v, from: v.State, live: s.lookup(v.ID)}
 	list := slices.Concat([]steps.Step[*ending]{
-		{Name: "mark", Do: s.markDeleting, Undo: s.unmarkDeleting},
+		{Name: "mark", Do: s.markDeleting, Undo: s.unmarkDeleting, Limit: stepTime},
 	}, s.settleSteps(v), []steps.Step[*ending]{
+		// This takes as long as the file system does, which nothing ends.
 		{Name: "remove files", Do: func(ctx context.Context, e *ending) error {
 			e.gone = true
 			if err := s.removeDisk(ctx, e.vm); err != nil {
@@ -60,8 +60,8 @@ func (s *Service) deleteHeld(ctx context.Context, held *vmlock.Held, v *model.VM
 			}
 			return nil
 		}},
-	}, steps.On(s.Caps.ReleaseSteps(v), (*ending).of), []steps.Step[*ending]{
-		{Name: "remove row", Do: func(ctx context.Context, e *ending) error {
+	}, steps.Limit(steps.On(s.Caps.ReleaseSteps(v), (*ending).of), stepTime), []steps.Step[*ending]{
+		{Name: "remove row", Limit: stepTime, Do: func(ctx context.Context, e *ending) error {
 			if err := s.Store.DeleteVM(ctx, e.vm.ID); err != nil {
 				return err
 			}
@@ -134,7 +134,7 @@ func (s *Service) rename(ctx context.Context, ref, name string) (model.VM, error
 		}
 		if err != nil {
 			v.Name = old
-			uctx, cancelUndo := cleanupContext(ctx)
+			uctx, cancelUndo := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
 			defer cancelUndo()
 			return v, errors.Join(errdefs.Wrap(err, "rename vm %q in its guest", old), s.Store.UpdateVM(uctx, &v))
 		}

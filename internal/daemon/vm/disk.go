@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"time"
 
 	"banger/internal/daemon/rootdisk"
 	"banger/internal/hypervisor"
@@ -65,13 +64,8 @@ func (s *Service) unattachDisk(ctx context.Context, c *creation) error {
 	return c.method.Deactivate(ctx, s.disk(c.vm, c.image.Path))
 }
 
-// detachTime bounds how long somebody else may have the disk open.
-const detachTime = 30 * time.Second
-
 // detachDisk takes down the disk of a VM whose VMM has ended.
 func (s *Service) detachDisk(ctx context.Context, e *ending) error {
-	ctx, cancel := context.WithTimeout(ctx, detachTime)
-	defer cancel()
 	m, err := s.method(e.vm)
 	if err != nil {
 		return err

@@ -154,6 +154,8 @@ type disks struct {
 	w      *world
 	mu     sync.Mutex
 	active map[string]bool // by the VM's id
+	// bounded says of the calls whether the last one had a deadline.
+	bounded map[string]bool
 	// devices are the VMs that ever had something in device-mapper.
 	devices map[string]bool
 	// held is the disk that was watched last, released the VMs whose VMM was to end.
@@ -189,6 +191,7 @@ func (d *disks) Activate(ctx context.Context, disk rootdisk.Disk) error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.active[disk.VMID], d.devices[disk.VMID] = true, true
+		_, d.bounded["Activate"] = ctx.Deadline()
 		return d.inner.Activate(ctx, disk)
 	})
 }
@@ -201,6 +204,7 @@ func (d *disks) Deactivate(ctx context.Context, disk rootdisk.Disk) error {
 			return errors.New("the disk is taken from a VMM that runs")
 		}
 		delete(d.active, disk.VMID)
+		_, d.bounded["Deactivate"] = ctx.Deadline()
 		return d.inner.Deactivate(ctx, disk)
 	})
 }
@@ -212,6 +216,7 @@ func (d *disks) Remove(ctx context.Context, disk rootdisk.Disk) error {
 		if d.active[disk.VMID] {
 			return errors.New("an active disk is removed")
 		}
+		_, d.bounded["Remove"] = ctx.Deadline()
 		return d.inner.Remove(ctx, disk)
 	})
 }

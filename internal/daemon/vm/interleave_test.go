@@ -3,6 +3,7 @@ package vm_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"sync"
 	"syscall"
@@ -234,5 +235,16 @@ func TestVMMCannotChangeItsDirectory(t *testing.T) {
 	sys := st.Sys().(*syscall.Stat_t)
 	if v.VMMUID == 0 || sys.Uid != 0 || int(sys.Gid) != v.VMMUID || st.Mode().Perm() != 0o710 {
 		t.Errorf("the directory of a VMM with uid %d belongs to %d:%d, mode %o", v.VMMUID, sys.Uid, sys.Gid, st.Mode().Perm())
+	}
+}
+
+// What may wait for others has a deadline of its own; removing files has none, nor do
+// they share one.
+func TestStepsAreBoundedEach(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", true))
+	w.must(w.delete("dev", true))
+	if want := map[string]bool{"Activate": true, "Deactivate": true, "Remove": false}; !maps.Equal(w.disks.bounded, want) {
+		t.Errorf("bounded are %v, want %v", w.disks.bounded, want)
 	}
 }

@@ -256,7 +256,10 @@ func (s *Service) runner(v *model.VM, verb string, p model.Progress) steps.Runne
 	return r
 }
 
-// cleanupContext is for work that must happen although ctx has ended.
-func cleanupContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+// stepTime bounds a step that waits for the kernel, a VMM, or whoever has a disk open.
+const stepTime = 30 * time.Second
+
+// untilSeized is for work that must happen although ctx has ended.
+func untilSeized(ctx context.Context, _ *vmlock.Held) context.Context {
+	return context.WithoutCancel(ctx)
 }

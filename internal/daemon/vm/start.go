@@ -85,7 +85,7 @@ func (s *Service) startSteps(v *model.VM) []steps.Step[*creation] {
 	return slices.Concat([]steps.Step[*creation]{
 		{Name: "prepare", Do: s.markStarting, Undo: s.unmarkStarting},
 		{Name: "turn", Do: s.awaitTurn}, // who runs the steps ends it, whatever becomes of them
-		{Name: "attach disk", Do: s.attachDisk, Undo: s.unattachDisk},
+		{Name: "attach disk", Do: s.attachDisk, Undo: s.unattachDisk, Limit: stepTime},
 	}, steps.On(s.Caps.PrepareSteps(v), (*creation).of), []steps.Step[*creation]{
 		{Name: "machine", Do: s.planMachine},
 		{Name: "vmm", Do: s.launch, Undo: s.unlaunch},

@@ -174,7 +174,7 @@ func (s *Service) flush(ctx context.Context, l *live) error {
 // settleSteps bring a VM whose VMM has ended, or must end now, to stopped. They
 // have no undo: when one fails, the watcher or the next verb does them again.
 func (s *Service) settleSteps(v *model.VM) []steps.Step[*ending] {
-	return slices.Concat([]steps.Step[*ending]{
+	return steps.Limit(slices.Concat([]steps.Step[*ending]{
 		{Name: "end vmm", Do: s.endStep},
 		{Name: "detach disk", Do: s.detachDisk},
 	}, steps.On(s.Caps.CleanUpSteps(v), (*ending).of), []steps.Step[*ending]{
@@ -190,7 +190,7 @@ func (s *Service) settleSteps(v *model.VM) []steps.Step[*ending] {
 			}
 			return nil
 		}},
-	})
+	}), stepTime)
 }
 
 func (s *Service) endStep(ctx context.Context, e *ending) error {
@@ -202,10 +202,9 @@ func (s *Service) endStep(ctx context.Context, e *ending) error {
 	return s.endVMM(ctx, d, e.vm, e.live)
 }
 
-// settle runs the settle steps on a context of their own: they must happen.
+// settle runs the settle steps, which must happen, whoever asked for them or left.
 func (s *Service) settle(ctx context.Context, e *ending) error {
-	ctx, cancel := cleanupContext(ctx)
-	defer cancel()
+	ctx = untilSeized(ctx, e.held)
 	return steps.Run(ctx, s.runner(e.vm, "settle", nil), e, s.settleSteps(e.vm))
 }
 

@@ -89,7 +89,7 @@ func newWorldWith(t *testing.T, option func(*world)) *world {
 	w := &world{t: t, layout: layout, max: 100, boots: 4, mode: model.NetUser}
 	w.net = &network{w: w, attached: map[string]bool{}}
 	w.bridge = &bridge{w: w, names: map[string]string{}}
-	w.disks = &disks{inner: diskMethod(t, layout), w: w, active: map[string]bool{}, devices: map[string]bool{}}
+	w.disks = &disks{inner: diskMethod(t, layout), w: w, active: map[string]bool{}, bounded: map[string]bool{}, devices: map[string]bool{}}
 	option(w)
 	w.open()
 	rootfs := filepath.Join(layout.State, "rootfs.ext4")
