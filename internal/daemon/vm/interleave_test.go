@@ -16,6 +16,7 @@ import (
 	"banger/internal/api/bangerv1"
 	"banger/internal/daemon/fakevm"
 	"banger/internal/daemon/vm"
+	"banger/internal/daemon/vmcap"
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/model"
@@ -235,6 +236,65 @@ func TestVMMCannotChangeItsDirectory(t *testing.T) {
 	sys := st.Sys().(*syscall.Stat_t)
 	if v.VMMUID == 0 || sys.Uid != 0 || int(sys.Gid) != v.VMMUID || st.Mode().Perm() != 0o710 {
 		t.Errorf("the directory of a VMM with uid %d belongs to %d:%d, mode %o", v.VMMUID, sys.Uid, sys.Gid, st.Mode().Perm())
+	}
+}
+
+// hanging is a capability that hangs the first time a hook of it is called, until its
+// context ends.
+type hanging struct {
+	hook    string
+	once    sync.Once
+	reached chan struct{}
+}
+
+func (h *hanging) hooks(*world) vmcap.Capability {
+	hang := func(ctx context.Context, _ *model.VM) (err error) {
+		h.once.Do(func() {
+			close(h.reached)
+			<-ctx.Done()
+			err = context.Cause(ctx)
+		})
+		return err
+	}
+	if h.hook == "CleanUp" {
+		return vmcap.Capability{Name: "hanging", CleanUp: hang}
+	}
+	return vmcap.Capability{Name: "hanging", Release: hang}
+}
+
+func (*hanging) state() string             { return "" }
+func (*hanging) legal(_, _ []string) error { return nil }
+
+// Kill and forced delete take over from who settles a VM that ended by itself, and from
+// a delete, at once: they do the same anew.
+func TestKillDoesNotQueueBehindASettling(t *testing.T) {
+	for _, c := range []struct {
+		hook string
+		end  func(w *world) error
+		over func(w *world) error
+	}{
+		{"CleanUp", func(w *world) error { return unix.Kill(w.pid("dev"), unix.SIGKILL) }, func(w *world) error { return w.kill("dev") }},
+		{"CleanUp", func(w *world) error { return unix.Kill(w.pid("dev"), unix.SIGKILL) }, func(w *world) error { return w.delete("dev", true) }},
+		{"Release", func(w *world) error {
+			err := w.stop("dev")
+			go func() { _ = w.delete("dev", false) }()
+			return err
+		}, func(w *world) error { return w.delete("dev", true) }},
+	} {
+		h := &hanging{hook: c.hook, reached: make(chan struct{})}
+		w := newWorldWith(t, func(w *world) { w.more = append(w.more, h) })
+		w.must(w.create("dev", true))
+		w.must(c.end(w))
+		<-h.reached
+		over := make(chan error, 1)
+		go func() { over <- c.over(w) }()
+		select {
+		case err := <-over:
+			w.must(err)
+		case <-time.After(20 * time.Second):
+			t.Fatalf("queued behind what hangs in %s", c.hook)
+		}
+		w.checkLegal()
 	}
 }
 

@@ -250,11 +250,12 @@ func (s *Service) tryReap(id string, l *live) error {
 	if s.lookup(id) != l {
 		return nil
 	}
-	v, err := s.Store.GetVM(s.ctx, id)
+	ctx := h.Context(s.ctx)
+	v, err := s.Store.GetVM(ctx, id)
 	if err != nil {
 		return err
 	}
-	return s.bury(s.ctx, h, &v, l)
+	return s.bury(ctx, h, &v, l)
 }
 
 // bury settles a VM whose VMM has ended, and deletes one that was not to outlive it.

@@ -259,7 +259,8 @@ func (s *Service) runner(v *model.VM, verb string, p model.Progress) steps.Runne
 // stepTime bounds a step that waits for the kernel, a VMM, or whoever has a disk open.
 const stepTime = 30 * time.Second
 
-// untilSeized is for work that must happen although ctx has ended.
-func untilSeized(ctx context.Context, _ *vmlock.Held) context.Context {
-	return context.WithoutCancel(ctx)
+// untilSeized is for work that must happen although ctx has ended. It ends when the
+// claim is taken away: whoever does that does the work anew.
+func untilSeized(ctx context.Context, held *vmlock.Held) context.Context {
+	return held.Context(context.WithoutCancel(ctx))
 }
