@@ -166,3 +166,25 @@ func TestRegistryForgetsEndedOnly(t *testing.T) {
 		t.Error("a forgotten operation is found")
 	}
 }
+
+// nosy is an operation that looks into its registry whenever it is asked something.
+type nosy struct{ r *opstate.Registry[nosy] }
+
+func (nosy) OpID() string { return "nosy" }
+
+func (n nosy) Ended() bool {
+	n.r.List()
+	return true
+}
+
+// Operations have locks of their own: nothing is asked of them under the registry's.
+func TestOperationsAreAskedUnlocked(t *testing.T) {
+	r := &opstate.Registry[nosy]{}
+	done := make(chan struct{})
+	go func() { r.Insert(nosy{r}); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the registry asks with its lock held")
+	}
+}

@@ -4,6 +4,8 @@
 package opstate
 
 import (
+	"cmp"
+	"slices"
 	"sync"
 )
 
@@ -28,36 +30,37 @@ const defaultKeep = 256
 // Insert adds op and prunes.
 func (r *Registry[T]) Insert(op T) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.byID == nil {
 		r.byID = make(map[string]T)
 	}
 	r.byID[op.OpID()] = op
 	r.order = append(r.order, op.OpID())
-	keep := r.Keep
-	if keep == 0 {
-		keep = defaultKeep
-	}
-	ended := 0
-	for _, id := range r.order {
-		if r.byID[id].Ended() {
-			ended++
+	r.mu.Unlock()
+	r.prune()
+}
+
+// prune forgets the oldest ended operations. They have locks of their own, so they are
+// asked outside of ours; one that has ended stays so.
+func (r *Registry[T]) prune() {
+	var ended []string
+	for _, op := range r.List() {
+		if op.Ended() {
+			ended = append(ended, op.OpID())
 		}
 	}
-	if ended <= keep {
+	extra := len(ended) - cmp.Or(r.Keep, defaultKeep)
+	if extra <= 0 {
 		return
 	}
-	kept := r.order[:0]
-	for _, id := range r.order {
-		if ended > keep && r.byID[id].Ended() {
-			delete(r.byID, id)
-			ended--
-			continue
-		}
-		kept = append(kept, id)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range ended[:extra] {
+		delete(r.byID, id)
 	}
-	clear(r.order[len(kept):])
-	r.order = kept
+	r.order = slices.DeleteFunc(r.order, func(id string) bool {
+		_, known := r.byID[id]
+		return !known
+	})
 }
 
 // Get returns the operation with that id.

@@ -29,7 +29,7 @@ type Service struct {
 	cancel context.CancelCauseFunc
 	ops    Registry[*Operation]
 
-	mu     sync.Mutex // guards closed against a Begin that races with Close
+	mu     sync.Mutex // a leaf; guards closed against a Begin that races with Close
 	closed bool
 	wg     sync.WaitGroup
 }
@@ -51,14 +51,14 @@ func (s *Service) Begin(kind, subject string, fn func(ctx context.Context, p mod
 	s.ops.Insert(op)
 	rec, _ := op.Snapshot()
 
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	if !s.enter() {
 		op.end("", errClosing)
+		cancel(errClosing)
 		rec, _ = op.Snapshot()
 		return rec
 	}
-	s.wg.Go(func() {
+	go func() {
+		defer s.wg.Done()
 		defer cancel(nil)
 		began := time.Now()
 		result, err := s.guard(ctx, op, fn)
@@ -69,8 +69,18 @@ func (s *Service) Begin(kind, subject string, fn func(ctx context.Context, p mod
 		op.end(result, err)
 		s.log.InfoContext(ctx, "operation ended", logkey.Kind, kind, logkey.Subject, subject,
 			logkey.Ms, time.Since(began).Milliseconds(), logkey.Err, err)
-	})
+	}()
 	return rec
+}
+
+// enter counts one more operation that runs, unless Close waits for them already.
+func (s *Service) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.wg.Add(1)
+	}
+	return !s.closed
 }
 
 // guard turns a panic of one operation into its failure.

@@ -19,10 +19,9 @@ type guarded struct {
 	hypervisor.Machine
 	disk rootdisk.Watch
 
-	mu    sync.Mutex // a leaf; makes one of looking and saying
-	stall vmproc.Stall
-
-	over    chan struct{} // closed by Close
+	stall   vmproc.Stall       // set by follow alone
+	looks   chan chan struct{} // asks follow to look now; it closes what it is sent
+	over    chan struct{}      // closed by Close
 	once    sync.Once
 	watcher sync.WaitGroup
 }
@@ -52,7 +51,7 @@ func (s *Service) watchDisk(v *model.VM) (rootdisk.Watch, error) {
 
 // guard puts a machine under the watch of its disk. l is not shared yet.
 func (l *live) guard(disk rootdisk.Watch) {
-	g := &guarded{Machine: l.machine, disk: disk, over: make(chan struct{})}
+	g := &guarded{Machine: l.machine, disk: disk, looks: make(chan chan struct{}), over: make(chan struct{})}
 	g.watcher.Go(g.follow)
 	l.machine = g
 }
@@ -69,25 +68,33 @@ func (s *Service) watcher(v *model.VM) (rootdisk.Watcher, error) {
 
 // follow keeps what Stalled says true.
 func (g *guarded) follow() {
+	var asked chan struct{} // by look, for the look that comes next
 	for {
-		_, machine := g.Machine.Stalled()
-		_, disk := g.disk.Stalled()
-		g.look()
+		machine, machineChanged := g.Machine.Stalled()
+		disk, diskChanged := g.disk.Stalled()
+		g.stall.Set(!machine.IsZero() || !disk.IsZero())
+		if asked != nil {
+			close(asked)
+			asked = nil
+		}
 		select {
-		case <-machine:
-		case <-disk:
+		case <-machineChanged:
+		case <-diskChanged:
+		case asked = <-g.looks:
 		case <-g.over:
 			return
 		}
 	}
 }
 
+// look makes what Stalled says true now.
 func (g *guarded) look() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	machine, _ := g.Machine.Stalled()
-	disk, _ := g.disk.Stalled()
-	g.stall.Set(!machine.IsZero() || !disk.IsZero())
+	looked := make(chan struct{})
+	select {
+	case g.looks <- looked:
+		<-looked
+	case <-g.over:
+	}
 }
 
 // Stalled implements hypervisor.Machine.
