@@ -27,7 +27,7 @@ type VM struct {
 	Spec      VMSpec
 	VMMUID    int    // uid its VMM runs as when the daemon is root; 0: the daemon's own
 	BootID    string // random, new at every start; empty when never started
-	LastError string // why State is StateError, for people
+	LastError string // what went wrong last, for people
 	Ports     []Port // to be forwarded to one that is made; not kept in its row
 	CreatedAt time.Time
 	UpdatedAt time.Time

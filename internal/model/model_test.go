@@ -42,7 +42,7 @@ func TestNear(t *testing.T) {
 func TestTransitions(t *testing.T) {
 	all := []model.State{
 		model.StateCreating, model.StateStarting, model.StateRunning, model.StateStopping,
-		model.StateStopped, model.StateDeleting, model.StateError,
+		model.StateStopped, model.StateDeleting,
 	}
 	for _, s := range all {
 		if got, want := s.CanBecome(model.StateDeleting), s != model.StateDeleting; got != want {

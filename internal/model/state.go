@@ -13,10 +13,8 @@ import "banger/internal/errdefs"
 //	                      └──────────────────────────────────┘
 //
 // A VM that is made and started in one go is creating until it runs: before that
-// nobody knows of it, so a crash undoes it. error is for a VM of which a step
-// failed and that is kept for post-mortem. Any state may be deleted; deleting
-// removes the row last, so a crash half way leaves a row in deleting that recovery
-// finishes.
+// nobody knows of it, so a crash undoes it. Any state may be deleted; deleting removes
+// the row last, so a crash half way leaves a row in deleting that recovery finishes.
 type State string
 
 // The states.
@@ -27,17 +25,15 @@ const (
 	StateStopping State = "stopping"
 	StateStopped  State = "stopped"
 	StateDeleting State = "deleting"
-	StateError    State = "error"
 )
 
 // transitions is the table that code and tests both use.
 var transitions = map[State][]State{
-	StateCreating: {StateRunning, StateStopped, StateError, StateDeleting},
-	StateStarting: {StateRunning, StateStopped, StateError, StateDeleting},
-	StateRunning:  {StateStopping, StateStopped, StateError, StateDeleting},
-	StateStopping: {StateStopped, StateError, StateDeleting},
+	StateCreating: {StateRunning, StateStopped, StateDeleting},
+	StateStarting: {StateRunning, StateStopped, StateDeleting},
+	StateRunning:  {StateStopping, StateStopped, StateDeleting},
+	StateStopping: {StateStopped, StateDeleting},
 	StateStopped:  {StateStarting, StateDeleting},
-	StateError:    {StateStarting, StateStopped, StateDeleting},
 	StateDeleting: {},
 }
 
