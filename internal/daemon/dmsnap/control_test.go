@@ -1,8 +1,11 @@
 package dmsnap
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -77,5 +80,24 @@ func TestLayerSize(t *testing.T) {
 		if got := LayerSize(size) / bytes; got < need || got > need+2 {
 			t.Errorf("for %d bytes a layer has %d chunks; %d are needed", size, got, need)
 		}
+	}
+}
+
+// A new layer begins as the kernel's dm-snap-persistent.c would have made it, and holds
+// nothing else.
+func TestMakeLayer(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "layer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := MakeLayer(f, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(f.Name())
+	want := make([]byte, LayerSize(1<<20))
+	copy(want, "SnAp\x01\x00\x00\x00\x01\x00\x00\x00\x08\x00\x00\x00")
+	if err != nil || !bytes.Equal(b, want) {
+		t.Errorf("a new layer has %d bytes, %q, %v", len(b), b[:min(32, len(b))], err)
 	}
 }

@@ -19,6 +19,7 @@ package dmsnap
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -67,6 +68,22 @@ func (v Volume) layer(n int) string { return v.Name + "-" + strconv.Itoa(n) }
 func (v Volume) uuid(name string) string {
 	sum := sha256.Sum256([]byte(v.Owner))
 	return "banger-" + hex.EncodeToString(sum[:8]) + "-" + name
+}
+
+// header is what the file of a layer begins with, all of it little endian: "SnAp", that
+// it is valid, the version, and the size of a chunk. A file of zeros would do for a layer
+// that is written first: the kernel makes its header then. One that is never written, as
+// the disk was frozen before, would be refused.
+var header = [4]uint32{0x70416e53, 1, 1, chunk}
+
+// MakeLayer makes of an empty file that of a layer in which nothing was written, for a
+// volume of size bytes. It does not sync it.
+func MakeLayer(f *os.File, size int64) error {
+	b, err := binary.Append(nil, binary.LittleEndian, header)
+	if err == nil {
+		_, err = f.WriteAt(b, 0)
+	}
+	return errors.Join(err, f.Truncate(LayerSize(size)))
 }
 
 // LayerSize is how large the file of a layer must be for a volume of size bytes: for

@@ -53,8 +53,9 @@ func volume(t *testing.T, h *dmsnap.Host, size int64) (v dmsnap.Volume, image []
 // layer makes the file of a layer.
 func layer(t *testing.T, path string, size int64) {
 	t.Helper()
-	must(t, os.WriteFile(path, nil, 0o600))
-	must(t, os.Truncate(path, dmsnap.LayerSize(size)))
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	must(t, err)
+	must(t, errors.Join(dmsnap.MakeLayer(f, size), f.Close()))
 }
 
 func must(t *testing.T, err error) {
@@ -217,6 +218,24 @@ func TestFreeze(t *testing.T) {
 	}
 	if err := h.Freeze(t.Context(), v, next(), func() error { return nil }); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Errorf("freeze of a volume that is down: %v", err)
+	}
+}
+
+// Layers in which nothing was ever written are layers like others, below the newest too.
+func TestEmptyLayers(t *testing.T) {
+	h := host(t)
+	v, image := volume(t, h, 8*mib)
+	for _, name := range []string{".1", ".2"} {
+		layer(t, v.Layers[0]+name, v.Size)
+		v.Layers = append(v.Layers, v.Layers[0]+name)
+	}
+	for range 2 {
+		f := up(t, h, v)
+		if !bytes.Equal(content(t, f, v.Size), image) {
+			t.Error("the volume differs from its image")
+		}
+		must(t, f.Close())
+		down(t, h, v)
 	}
 }
 

@@ -9,8 +9,8 @@ import (
 	"banger/internal/errdefs"
 )
 
-// Freeze ends the newest layer of a volume that is up: from now on file, new and
-// empty, takes what is written. Whoever uses the volume goes on with the same device
+// Freeze ends the newest layer of a volume that is up: from now on file, which MakeLayer
+// has made, takes what is written. Whoever uses the volume goes on with the same device
 // after a moment, in which everything written before is brought down to the old layer,
 // and commit is called. It is to record that the stack has grown: from when it returns
 // nil the volume must be brought up with the new layer as its last. When it fails, or

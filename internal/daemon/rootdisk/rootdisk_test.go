@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"banger/internal/daemon/dmsnap"
 	"banger/internal/daemon/rootdisk"
 	"banger/internal/disktest"
 	"banger/internal/errdefs"
@@ -234,6 +236,56 @@ func TestFreezeAndClone(t *testing.T) {
 		}
 		w.only(none.Dir)
 	})
+}
+
+// A disk is frozen before it was ever used, and once more before it was used again: it
+// and its clones are what it was made as.
+func TestFreezeUnused(t *testing.T) {
+	each(t, func(w *world) {
+		d := w.made(8 * mib)
+		disks := []rootdisk.Disk{d}
+		for _, name := range []string{"first", "second"} {
+			into := filepath.Join(w.dir, name)
+			w.must(os.Mkdir(into, 0o700))
+			w.must(w.m.Freeze(w.Context(), d, into, false))
+			c := w.disk(8 * mib)
+			w.must(w.m.Clone(w.Context(), into, c))
+			disks = append(disks, c)
+		}
+		for _, d := range disks {
+			for i := range 2 {
+				w.use(d, func(u *used) {
+					w.same("frozen unused", u.content(), filled(w.noise, mib, int64(i)*4096, 'a'))
+					u.write(mib, 4096, 'a')
+				})
+			}
+		}
+	})
+}
+
+// The files of a disk by device-mapper are whole before the kernel sees one: each layer
+// has the header by which it is known.
+func TestLayersAreWhole(t *testing.T) {
+	w := &world{T: t, m: rootdisk.DMSnap(dmsnap.New(t.TempDir()), slog.New(slog.DiscardHandler)), dir: t.TempDir()}
+	w.image = filepath.Join(w.dir, "image")
+	w.must(os.WriteFile(w.image, make([]byte, mib), 0o600))
+	d, into := w.made(mib), filepath.Join(w.dir, "into")
+	w.must(os.Mkdir(into, 0o700))
+	w.must(w.m.Freeze(t.Context(), d, into, false))
+	w.must(w.m.Freeze(t.Context(), d, t.TempDir(), false))
+	c := w.disk(mib)
+	w.must(w.m.Clone(t.Context(), into, c))
+	w.only(c.Dir, "root.cow", "root.cow.0")
+	files, _ := filepath.Glob(w.dir + "/*/root.cow*")
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil || !strings.HasPrefix(string(b), "SnAp\x01") || int64(len(b)) != dmsnap.LayerSize(mib) {
+			t.Errorf("%s has %d bytes, %q, %v", f, len(b), b[:min(16, len(b))], err)
+		}
+	}
+	if len(files) != 6 {
+		t.Errorf("the layers are %q", files)
+	}
 }
 
 // A disk in use is frozen as well, or that is refused, and it goes on in any case.

@@ -79,7 +79,7 @@ func (s *snap) Create(_ context.Context, d Disk) error {
 		return errdefs.Invalid("image %s is no block device's: it has %d bytes, not a multiple of %d", d.Image, st.Size(), sector).
 			WithHint("set root_disk: auto in the config")
 	}
-	err = publish(s.cow(d), 0, func(f *os.File) error { return f.Truncate(dmsnap.LayerSize(d.Size)) })
+	err = publish(s.cow(d), 0, func(f *os.File) error { return dmsnap.MakeLayer(f, d.Size) })
 	return wrap(err, "make root disk")
 }
 
@@ -240,9 +240,10 @@ func (s *snap) newLayer(d Disk, path string) error {
 	if err != nil {
 		return err
 	}
-	st, err := os.Stat(s.cow(d))
-	if err == nil {
-		err = f.Truncate(max(st.Size(), dmsnap.LayerSize(round(d.Size))))
+	err = dmsnap.MakeLayer(f, round(d.Size))
+	st, serr := os.Stat(s.cow(d))
+	if err = errors.Join(err, serr); err == nil && st.Size() > dmsnap.LayerSize(round(d.Size)) {
+		err = f.Truncate(st.Size())
 	}
 	return errors.Join(err, f.Sync(), f.Close())
 }
