@@ -120,6 +120,34 @@ func TestHeldIsReleased(t *testing.T) {
 	w.must(w.m.Deactivate(t.Context(), d))
 }
 
+// A daemon that finds a disk held, and a host without any space, leaves it so: what
+// waits to be written is let through when there is space.
+func TestHeldByTheNextToo(t *testing.T) {
+	w, d, watch, leave := held(t)
+	leave(64 * mib)
+	awaitStall(t, watch, true)
+	wrote := writer(w, d)
+	w.must(watch.Close())
+	leave(0)
+	next, err := rootdisk.DMSnap(dmsnap.New("/dev"), slog.New(slog.DiscardHandler)).Watch(d)
+	w.must(err)
+	defer func() { w.must(next.Close()) }()
+	if since, _ := next.Stalled(); since.IsZero() {
+		t.Error("the disk is not held")
+	}
+	select {
+	case err := <-wrote:
+		t.Fatalf("a held disk was written: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	leave(400 * mib)
+	w.must(next.Continue(t.Context()))
+	w.must(<-wrote)
+	if text := next.Lost(); text != "" {
+		t.Errorf("lost: %s", text)
+	}
+}
+
 // A layer that the kernel has given up is reported while it is used, and when it is to
 // be used again, and can be removed.
 func TestLostLayer(t *testing.T) {
