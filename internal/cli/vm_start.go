@@ -26,7 +26,7 @@ func newStartCmd(a *app) *cobra.Command {
 		Example: `  banger vm start calm-otter
   banger vm start --wait system calm-otter brave-fox`,
 		Args:              needVMs,
-		ValidArgsFunction: a.completeVMs("stopped", "error"),
+		ValidArgsFunction: a.completeVMs("stopped"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.refs = args
 			return runStart(cmd.Context(), a, opts)
