@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"banger/internal/daemon/nat"
 	"banger/internal/daemon/tapdev"
 	"banger/internal/nettest"
 )
@@ -30,6 +31,11 @@ func (w *world) wire(vm VM) *wire {
 	w.t.Cleanup(func() { _ = f.Close() })
 	nettest.AwaitUp(w.t, a.Tap)
 	return &wire{T: w.t, Attachment: a, f: f, gw: w.s.current().mac}
+}
+
+// all is every address that its VM may use.
+func (x *wire) all() []netip.Addr {
+	return []netip.Addr{x.Addresses[0].Addr(), x.Addresses[1].Addr(), nat.LinkLocal(x.MAC)}
 }
 
 func (x *wire) send(frames ...[]byte) {
@@ -156,21 +162,35 @@ func TestSpoofedFramesAreDropped(t *testing.T) {
 }
 
 // Frames from tap to tap: none between strangers, and within a network only
-// what bears the sender's name.
+// what bears the sender's name, whichever of its addresses it goes to and whether the
+// bridge carries it or the host sends it back to where it came from.
 func TestFramesBetweenTaps(t *testing.T) {
 	w := newWorld(t)
-	a := w.wire(VM{ID: "a"})
+	a, n := w.wire(VM{ID: "a"}), w.wire(VM{ID: "n", Isolated: true})
 	c, d := w.wire(VM{ID: "c", Network: "lab"}), w.wire(VM{ID: "d", Network: "lab"})
 	x := w.wire(VM{ID: "x", Network: "other"})
 	everybody := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	to := at(netip.MustParseAddr("255.255.255.255"), 9)
-	all := []*wire{a, c, d, x}
+	all := []*wire{a, n, c, d, x}
+	link, err := netlink.LinkByName(w.deps.Bridge)
+	w.must(err)
+	for _, g := range all {
+		for _, own := range g.all() {
+			w.must(netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: own.AsSlice(), HardwareAddr: g.MAC}))
+		}
+	}
 	for _, g := range all {
 		text := "from " + g.Tap
 		g.send(nettest.UDP(everybody, g.MAC, to, at(g.Addresses[0].Addr(), 9), text+" to all"))
 		for _, o := range all {
-			g.send(nettest.UDP(o.MAC, g.MAC, at(o.Addresses[0].Addr(), 9), at(g.Addresses[0].Addr(), 9), text+" to "+o.Tap))
-			g.send(nettest.UDP(g.gw, g.MAC, at(o.Addresses[0].Addr(), 9), at(g.Addresses[0].Addr(), 9), text+" by way of the host"))
+			for _, its := range o.all() {
+				for _, own := range g.all() {
+					if its.Is4() == own.Is4() {
+						g.send(nettest.UDP(o.MAC, g.MAC, at(its, 9), at(own, 9), text+" to "+its.String()),
+							nettest.UDP(g.gw, g.MAC, at(its, 9), at(own, 9), text+" by way of the host"))
+					}
+				}
+			}
 		}
 	}
 	// d claims the gateway's addresses within its network.
@@ -178,25 +198,25 @@ func TestFramesBetweenTaps(t *testing.T) {
 	d.send(nettest.ARP(c.MAC, d.MAC, 2, d.MAC, c.Gateways[0], c.Addresses[0].Addr()),
 		nettest.ICMP6(c.MAC, d.MAC, c.Addresses[1].Addr(), d.Addresses[1].Addr(), claim6))
 	gateway, gateway6 := string(append(append([]byte{}, d.MAC...), c.Gateways[0].AsSlice()...)), string(claim6[8:])
-	link, err := netlink.LinkByName(w.deps.Bridge)
-	w.must(err)
 	for _, g := range all {
-		w.must(netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: g.Addresses[0].Addr().AsSlice(), HardwareAddr: g.MAC}))
 		conn, err := net.Dial("udp", at(g.Addresses[0].Addr(), 9).String())
 		w.must(err)
 		defer func() { _ = conn.Close() }()
 		_, err = conn.Write([]byte("the end"))
 		w.must(err)
 	}
-	a.until("the end", "from "+c.Tap, "from "+d.Tap, "from "+x.Tap)
-	x.until("the end", "from "+a.Tap, "from "+c.Tap, "from "+d.Tap)
-	c.until("from "+d.Tap+" to all", "from "+a.Tap, "from "+x.Tap)
-	c.until("from "+d.Tap+" to "+c.Tap, "from "+a.Tap, "from "+x.Tap)
-	c.until("the end", "from "+a.Tap, "from "+x.Tap, gateway, gateway6)
+	a.until("the end", "from "+n.Tap, "from "+c.Tap, "from "+d.Tap, "from "+x.Tap)
+	n.until("the end", "from "+a.Tap, "from "+c.Tap, "from "+d.Tap, "from "+x.Tap)
+	x.until("the end", "from "+a.Tap, "from "+n.Tap, "from "+c.Tap, "from "+d.Tap)
+	c.until("from "+d.Tap+" to all", "from "+a.Tap, "from "+n.Tap, "from "+x.Tap)
+	for _, own := range c.all() {
+		c.until("from "+d.Tap+" to "+own.String(), "from "+a.Tap, "from "+n.Tap, "from "+x.Tap)
+	}
+	c.until("the end", "from "+a.Tap, "from "+n.Tap, "from "+x.Tap, gateway, gateway6)
 	for _, g := range all {
 		_ = g.f.Close()
 	}
-	for _, id := range []string{"a", "c", "d", "x"} {
+	for _, id := range []string{"a", "n", "c", "d", "x"} {
 		w.must(w.s.Release(t.Context(), id))
 	}
 }

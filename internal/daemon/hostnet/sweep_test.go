@@ -91,7 +91,7 @@ func (w *world) legal() {
 			w.t.Errorf("set %s has %d elements for %d VMs", set, n, guests)
 		}
 	}
-	for set, each := range map[string]int{"outside4": 1, "outside6": 1, "network4": 1, "members6": 1} {
+	for set, each := range map[string]int{"outside4": 1, "outside6": 1, "network4": 1, "network6": 2, "members6": 2} {
 		if n := w.elements(nftables.TableFamilyINet, set); n != each*guests {
 			w.t.Errorf("set %s has %d elements for %d VMs", set, n, guests)
 		}

@@ -78,11 +78,11 @@ func (e elements) state(st State) {
 
 // guest adds all that the rules know of a guest.
 func (e elements) guest(g Guest) {
-	tap := ifname(g.Tap)
+	tap, linkLocal := ifname(g.Tap), LinkLocal(g.MAC).AsSlice()
 	e.add(setSource, tap, g.MAC)
 	e.add(setSource4, tap, g.IPv4.AsSlice())
 	e.add(setSource6, tap, g.IPv6.AsSlice())
-	e.add(setSource6, tap, LinkLocal(g.MAC).AsSlice())
+	e.add(setSource6, tap, linkLocal)
 	if g.Outbound {
 		e.add(setOutside4, g.IPv4.AsSlice())
 		e.add(setOutside6, g.IPv6.AsSlice())
@@ -91,9 +91,11 @@ func (e elements) guest(g Guest) {
 		e.mapTo(mapNetwork, g.Network, tap)
 		e.mapTo(mapNetwork4, g.Network, g.IPv4.AsSlice())
 		e.mapTo(mapNetwork6, g.Network, g.IPv6.AsSlice())
+		e.mapTo(mapNetwork6, g.Network, linkLocal)
 		e.add(setMembers, mark(g.Network), tap)
 		e.add(setMembers4, mark(g.Network), g.IPv4.AsSlice())
 		e.add(setMembers6, mark(g.Network), g.IPv6.AsSlice())
+		e.add(setMembers6, mark(g.Network), linkLocal)
 	}
 	ports := slices.Clone(g.Ports)
 	slices.Sort(ports)

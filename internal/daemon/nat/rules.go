@@ -254,10 +254,10 @@ func (r *refs) siblings() {
 	v4, v6 := ofVersion(unix.NFPROTO_IPV4), ofVersion(unix.NFPROTO_IPV6)
 	network := loadMeta(expr.MetaKeyMARK, 0)
 	r.chain(nftables.Chain{Table: r.inet, Name: "siblings"},
-		// What is for many, or for a link-local address, can only have been bridged; the
-		// bridge table has judged it.
+		// What is for many can only have been bridged; the bridge table has judged it.
+		// Everything else, link-local addresses too, may be sent to the host's own hardware
+		// address: the kernel sends it back out of the bridge as a router would.
 		join(loadMeta(expr.MetaKeyPKTTYPE, 0), isNot(unix.PACKET_HOST), setMark(Mark), accept),
-		join(v6, loadPayload(expr.PayloadBaseNetworkHeader, 24, 2, 0), is(0xfe, 0x80), setMark(Mark), accept),
 		join(setMark(0)),
 		join(v4, ip4Source(0), markFrom(r.sets[mapNetwork4])),
 		join(v6, ip6Source(0), markFrom(r.sets[mapNetwork6])),
