@@ -2,13 +2,16 @@ package hostnet
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/daemon/nat"
 	"banger/internal/daemon/tapdev"
@@ -217,6 +220,34 @@ func TestFramesBetweenTaps(t *testing.T) {
 		_ = g.f.Close()
 	}
 	for _, id := range []string{"a", "n", "c", "d", "x"} {
+		w.must(w.s.Release(t.Context(), id))
+	}
+}
+
+// A guest that asks as multicast routers do who wants which group does not make the
+// bridge keep from the others what they did not ask for: how they find each other.
+func TestMulticastQuerierChangesNothing(t *testing.T) {
+	w := newWorld(t)
+	c, d := w.wire(VM{ID: "c", Network: "lab"}), w.wire(VM{ID: "d", Network: "lab"})
+	everybody, allNodes := net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, netip.MustParseAddr("ff02::1")
+	query := append([]byte{130, 0, 0, 0, 0, 1, 0, 0}, make([]byte, 16)...) // to be answered within 1 ms
+	query = nettest.ICMP6(everybody, d.MAC, allNodes, nat.LinkLocal(d.MAC), query)[14+40:]
+	alert := []byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0}
+	d.send(nettest.Ethernet(everybody, d.MAC, unix.ETH_P_IPV6, nettest.IP(allNodes, nat.LinkLocal(d.MAC), 0, append(alert, query...))))
+
+	own := c.Addresses[1].Addr().As16()
+	node := netip.MustParseAddr("ff02::1:ff00:0").As16()
+	copy(node[13:], own[13:])
+	group := net.HardwareAddr{0x33, 0x33, 0xff, own[13], own[14], own[15]}
+	solicit := append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, own[:]...)
+	// It would believe so after that millisecond only: this takes many.
+	for i := range 1000 {
+		text := fmt.Sprintf("who is there, %d?", i)
+		d.send(nettest.ICMP6(group, d.MAC, netip.AddrFrom16(node), d.Addresses[1].Addr(), append(slices.Clone(solicit), text...)))
+		c.until(text)
+	}
+	for id, g := range map[string]*wire{"c": c, "d": d} {
+		_ = g.f.Close()
 		w.must(w.s.Release(t.Context(), id))
 	}
 }

@@ -49,6 +49,11 @@ func EnsureBridge(spec BridgeSpec) error {
 	if err := netlink.LinkSetMTU(link, spec.MTU); err != nil {
 		return fmt.Errorf("set the MTU of bridge %s: %w", spec.Name, err)
 	}
+	// A bridge that listens to who wants which multicast can be told by any port that
+	// it wants nothing: then neighbours no longer find each other.
+	if err := snoop(spec.Name, false); err != nil {
+		return fmt.Errorf("let bridge %s carry all multicast: %w", spec.Name, err)
+	}
 	if err := setAddresses(link, spec.Addrs); err != nil {
 		return err
 	}
@@ -56,6 +61,14 @@ func EnsureBridge(spec BridgeSpec) error {
 		return fmt.Errorf("switch on bridge %s: %w", spec.Name, err)
 	}
 	return nil
+}
+
+// snoop switches that listening. It takes a name because a link that was read, with
+// all that was read of it, is refused as a change.
+func snoop(bridge string, on bool) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = bridge
+	return netlink.BridgeSetMcastSnoop(&netlink.Bridge{LinkAttrs: attrs}, on)
 }
 
 // setAddresses makes want the bridge's addresses, apart from its link-local one.

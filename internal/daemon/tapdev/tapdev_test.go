@@ -48,7 +48,7 @@ func TestBridgeIsAdoptedAndCompleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Somebody has meddled with it, and the prefix has changed.
-	if err := errors.Join(netlink.LinkSetDown(link), netlink.LinkSetMTU(link, 1500)); err != nil {
+	if err := errors.Join(netlink.LinkSetDown(link), netlink.LinkSetMTU(link, 1500), netlink.BridgeSetMcastSnoop(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "tt0", TxQLen: -1}}, true)); err != nil {
 		t.Fatal(err)
 	}
 	spec.Addrs[0] = netip.MustParsePrefix("10.2.0.1/16")
@@ -62,6 +62,9 @@ func TestBridgeIsAdoptedAndCompleted(t *testing.T) {
 	a := again.Attrs()
 	if a.Index != link.Attrs().Index || a.MTU != 1400 || a.Flags&net.FlagUp == 0 || a.Alias != "test" {
 		t.Errorf("bridge is %+v", a)
+	}
+	if snoops := again.(*netlink.Bridge).MulticastSnooping; snoops == nil || *snoops {
+		t.Error("the bridge believes its ports about who wants which multicast")
 	}
 	addrs, err := netlink.AddrList(again, netlink.FAMILY_ALL)
 	var have []string
