@@ -10,6 +10,7 @@ import (
 	"banger/internal/daemon/steps"
 	"banger/internal/daemon/tapdev"
 	"banger/internal/errdefs"
+	"banger/internal/logkey"
 )
 
 // attach is one Attach, Detach or adoption under way.
@@ -177,6 +178,7 @@ func (s *Service) attachSteps() []steps.Step[*attach] {
 func (s *Service) detachSteps() []steps.Step[*attach] {
 	return []steps.Step[*attach]{
 		{Name: "forbid", Do: s.forbid},
+		{Name: "forget", Do: s.forget},
 		{Name: "shut", Do: s.shut},
 		{Name: "let go", Do: s.letGo},
 	}
@@ -265,6 +267,18 @@ func (a *attach) rules(network uint32) nat.Guest {
 
 func (s *Service) forbid(ctx context.Context, a *attach) error {
 	return s.setRules(ctx, a.plan, a.vm.ID, nil)
+}
+
+// forget ends what the VM had under way: its address may be another's next. A kernel
+// that does not let us leaves that to its own timeouts.
+func (s *Service) forget(ctx context.Context, a *attach) error {
+	if a.tap == "" || !a.addr.IsValid() { // it was done before the tap was let go
+		return nil
+	}
+	if err := nat.Forget(a.addr, a.plan.ip6(a.addr)); err != nil {
+		s.Log.WarnContext(ctx, "connections of a vm may be answered to the next one with its address", logkey.VM, a.vm.ID, logkey.Err, err)
+	}
+	return nil
 }
 
 // Detach takes the VM off the network; its address stays leased. One that is not

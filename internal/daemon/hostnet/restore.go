@@ -14,9 +14,10 @@ import (
 //  1. A tap of ours bears our alias from before it can outlive the process that makes
 //     it. So all of them are found by it, whatever else was lost.
 //  2. A lease names its VM's tap before anything passes through it, and until nothing
-//     does. So a tap that no running VM's lease names serves nobody, whoever may
-//     still hold it open, and is deleted. Warm taps are among those: new ones cost a
-//     millisecond, and nobody has to know which was warm.
+//     does and its connections are forgotten. So a tap that no running VM's lease names
+//     serves nobody, whoever may still hold it open, and is deleted; where a lease names
+//     one that no running VM has, there are connections to forget. Warm taps are deleted
+//     too: new ones cost a millisecond, and nobody has to know which was warm.
 //  3. The firewall is a function of the running VMs. It is written anew as a whole, so
 //     no element of another VM is left.
 //  4. Settings are written down before they are changed. One that was written down
@@ -66,7 +67,8 @@ func (s *Service) Restore(ctx context.Context, running []VM) (lost []string, err
 	}
 	for _, l := range leases {
 		if l.Tap != "" && !slices.ContainsFunc(adopted, func(a *attach) bool { return a.vm.ID == l.VMID }) {
-			errs = append(errs, s.setTap(ctx, l.VMID, ""))
+			a := &attach{plan: p, vm: VM{ID: l.VMID}, addr: l.Addr, tap: l.Tap}
+			errs = append(errs, s.forget(ctx, a), s.unbind(ctx, a))
 		}
 	}
 	return lost, errors.Join(errs...)

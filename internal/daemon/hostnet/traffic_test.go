@@ -2,13 +2,20 @@ package hostnet
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"banger/internal/nettest"
 )
 
 // Where clouds keep what a machine may do, and an address beside one of those.
@@ -234,4 +241,135 @@ func (c *talk) hearsNot(text string) {
 	if heard, err := c.say(text, patience); err == nil {
 		c.t.Errorf("%s heard %q", c.peer.LocalAddr(), heard)
 	}
+}
+
+// The next VM with an address is not sent what the one before it asked for.
+func TestAddressIsGivenAwayWithoutItsConnections(t *testing.T) {
+	w := newWorld(t)
+	for i, end := range []struct {
+		name string
+		of   func(old *guest)
+	}{
+		{"released", func(old *guest) { w.must(w.s.Release(t.Context(), "old")) }},
+		{"lost while no daemon ran", func(old *guest) {
+			w.restart()
+			w.must(w.s.Release(t.Context(), "old"))
+		}},
+	} {
+		t.Run(end.name, func(t *testing.T) {
+			old := w.boot(VM{ID: "old"})
+			var late []func(string)
+			for _, to := range []netip.Addr{far4, far6} {
+				late = append(late, w.ask(old, at(to, uint16(9000+i))))
+			}
+			kept := len(connections(t, old.all()))
+			old.Close()
+			end.of(old)
+			if left := connections(t, old.all()); kept < 2 || len(left) > 0 {
+				t.Errorf("the kernel keeps %v, kept %d at first", left, kept)
+			}
+			next := w.boot(VM{ID: "new"})
+			if next.ip4() != old.ip4() {
+				t.Fatalf("the next VM is at %s, the one before was at %s", next.ip4(), old.ip4())
+			}
+			nettest.AwaitUp(t, next.Tap)
+			for n, own := range next.Addresses {
+				conn := w.listen(next, at(own.Addr(), uint16(9000+i)))
+				late[n]("for the one before")
+				if text := w.tell(conn, "the end"); text != "the end" {
+					t.Errorf("the next VM hears %q", text)
+				}
+			}
+			next.Close()
+			w.must(w.s.Release(t.Context(), "new"))
+		})
+	}
+}
+
+// connections lists those that the kernel knows with one of the addresses.
+func connections(t *testing.T, addrs []netip.Addr) (found []string) {
+	t.Helper()
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		all, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range all {
+			for _, ip := range []net.IP{f.Forward.SrcIP, f.Forward.DstIP, f.Reverse.SrcIP, f.Reverse.DstIP} {
+				if a, ok := netip.AddrFromSlice(ip); ok && slices.Contains(addrs, a.Unmap()) {
+					found = append(found, f.String())
+					break
+				}
+			}
+		}
+	}
+	return found
+}
+
+// listen opens a port of a guest's.
+func (w *world) listen(g *guest, on netip.AddrPort) (conn net.PacketConn) {
+	w.t.Helper()
+	w.must(g.Do(func() (err error) {
+		conn, err = net.ListenPacket("udp", on.String())
+		return err
+	}))
+	w.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// tell sends a datagram from the host to a guest's port, again while it is lost, and
+// returns what the guest hears there first.
+func (w *world) tell(to net.PacketConn, text string) (heard string) {
+	w.t.Helper()
+	conn, err := net.Dial("udp", to.LocalAddr().String())
+	w.must(err)
+	defer func() { _ = conn.Close() }()
+	for range 20 {
+		_, err = io.WriteString(conn, text)
+		w.must(err)
+		if heard, err = hear(to, patience); !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+	}
+	w.must(err)
+	return heard
+}
+
+func hear(conn net.PacketConn, wait time.Duration) (string, error) {
+	_ = conn.SetReadDeadline(time.Now().Add(wait))
+	b := make([]byte, 100)
+	n, _, err := conn.ReadFrom(b)
+	return string(b[:n]), err
+}
+
+// ask sends a datagram from a guest to the other machine, which answers; answer sends
+// another one by the same way.
+func (w *world) ask(g *guest, to netip.AddrPort) (answer func(text string)) {
+	w.t.Helper()
+	var far, near net.PacketConn
+	w.must(w.uplink.Do(func() (err error) {
+		far, err = net.ListenPacket("udp", to.String())
+		return err
+	}))
+	w.t.Cleanup(func() { _ = far.Close() })
+	w.must(g.Do(func() (err error) {
+		if near, err = net.ListenPacket("udp", fmt.Sprintf(":%d", to.Port())); err != nil {
+			return err
+		}
+		_, err = near.WriteTo([]byte("a question"), net.UDPAddrFromAddrPort(to))
+		return err
+	}))
+	defer func() { _ = near.Close() }()
+	_ = far.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, from, err := far.ReadFrom(make([]byte, 100))
+	w.must(err)
+	answer = func(text string) {
+		_, err := far.WriteTo([]byte(text), from)
+		w.must(err)
+	}
+	answer("an answer")
+	if heard, err := hear(near, 10*time.Second); heard != "an answer" {
+		w.t.Errorf("%s heard %q, %v", g.vm.ID, heard, err)
+	}
+	return answer
 }

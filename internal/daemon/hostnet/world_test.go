@@ -223,6 +223,8 @@ type guest struct {
 func (g *guest) ip4() netip.Addr { return g.Addresses[0].Addr() }
 func (g *guest) ip6() netip.Addr { return g.Addresses[1].Addr() }
 
+func (g *guest) all() []netip.Addr { return []netip.Addr{g.ip4(), g.ip6()} }
+
 // patience is how long a connection that must not come about is waited for: most
 // are refused, and those that are dropped take this long.
 const patience = 500 * time.Millisecond
