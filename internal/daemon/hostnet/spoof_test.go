@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"testing"
 	"time"
 
@@ -239,11 +238,10 @@ func TestMulticastQuerierChangesNothing(t *testing.T) {
 	node := netip.MustParseAddr("ff02::1:ff00:0").As16()
 	copy(node[13:], own[13:])
 	group := net.HardwareAddr{0x33, 0x33, 0xff, own[13], own[14], own[15]}
-	solicit := append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, own[:]...)
 	// It would believe so after that millisecond only: this takes many.
 	for i := range 1000 {
 		text := fmt.Sprintf("who is there, %d?", i)
-		d.send(nettest.ICMP6(group, d.MAC, netip.AddrFrom16(node), d.Addresses[1].Addr(), append(slices.Clone(solicit), text...)))
+		d.send(nettest.ICMP6(group, d.MAC, netip.AddrFrom16(node), d.Addresses[1].Addr(), append(solicit(c.Addresses[1].Addr()), text...)))
 		c.until(text)
 	}
 	for id, g := range map[string]*wire{"c": c, "d": d} {
@@ -256,4 +254,9 @@ func TestMulticastQuerierChangesNothing(t *testing.T) {
 func advert(target netip.Addr, mac net.HardwareAddr) []byte {
 	m := append([]byte{136, 0, 0, 0, 0x60, 0, 0, 0}, target.AsSlice()...)
 	return append(append(m, 2, 1), mac...)
+}
+
+// solicit is an ICMPv6 message that asks where target is.
+func solicit(target netip.Addr) []byte {
+	return append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, target.AsSlice()...)
 }

@@ -181,3 +181,14 @@ func sourcePort(v uint16) phrase {
 func icmpType(v byte) phrase {
 	return append(loadPayload(expr.PayloadBaseTransportHeader, 0, 1, 0), is(v)...)
 }
+
+// neighborTarget is the address that a neighbour solicitation or advertisement is about.
+func neighborTarget(reg uint32) phrase {
+	return loadPayload(expr.PayloadBaseTransportHeader, 8, 16, reg)
+}
+
+// fragment tests for the header of a part of an IPv6 packet.
+var fragment = phrase{
+	&expr.Exthdr{DestRegister: word(0), Type: unix.IPPROTO_FRAGMENT, Len: 1, Flags: unix.NFT_EXTHDR_F_PRESENT, Op: expr.ExthdrOpIpv6},
+	&expr.Cmp{Op: expr.CmpOpEq, Register: word(0), Data: []byte{1}},
+}

@@ -167,15 +167,19 @@ func (r *refs) spoofing() {
 			iif, loadPayload(expr.PayloadBaseNetworkHeader, 14, 4, ifnameWords), in(r.sets[setSource4]), accept),
 
 		// A guest is no router, and says of no address but its own that it is there.
+		// Parts of such a message could hide what it says; nobody else sends it in parts.
+		join(icmp6, fragment, drop),
 		join(icmp6, icmpType(icmp6RouterAdvert), drop),
 		join(icmp6, icmpType(icmp6Redirect), drop),
-		join(icmp6, icmpType(icmp6NeighborAdvert), iif,
-			loadPayload(expr.PayloadBaseTransportHeader, 8, 16, ifnameWords), notIn(r.sets[setSource6]), drop),
+		join(icmp6, icmpType(icmp6NeighborAdvert), iif, neighborTarget(ifnameWords), in(r.sets[setSource6]),
+			ip6Source(ifnameWords), in(r.sets[setSource6]), accept),
+		join(icmp6, icmpType(icmp6NeighborAdvert), drop),
+		// It asks whether somebody has its address before it has one.
+		join(icmp6, icmpType(icmp6NeighborSol), ip6Source(0), is(netip.IPv6Unspecified().AsSlice()...),
+			iif, neighborTarget(ifnameWords), in(r.sets[setSource6]), accept),
 		// What it holds must be known: behind fragments of headers, where no rule can
 		// see it, all of the above could hide. No comparison holds then, this one either.
 		join(v6, loadMeta(expr.MetaKeyL4PROTO, 0), isNot(unix.IPPROTO_RAW), iif, ip6Source(ifnameWords), in(r.sets[setSource6]), accept),
-		// It asks whether somebody has its address before it has one.
-		join(icmp6, icmpType(icmp6NeighborSol), ip6Source(0), is(netip.IPv6Unspecified().AsSlice()...), accept),
 
 		join(drop),
 	)
