@@ -129,6 +129,36 @@ func TestRefusalsChangeNothing(t *testing.T) {
 	}
 }
 
+// A prefix that somebody is reached in is refused on a host that is set up already, too.
+func TestOverlappingPrefixIsRefusedLater(t *testing.T) {
+	w := newWorld(t)
+	w.attach(VM{ID: "old"})
+	w.must(w.s.Release(t.Context(), "old"))
+	before := w.addresses()
+	w.deps.Prefix = netip.MustParsePrefix("192.0.2.0/25")
+	w.must(w.s.Close())
+	w.s = New(w.deps)
+	_, err := w.s.Attach(t.Context(), VM{ID: "a"})
+	for _, err := range []error{err, w.s.Check(t.Context())} {
+		if !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "192.0.2.0/24") {
+			t.Errorf("an overlapping prefix: %v", err)
+		}
+	}
+	if after := w.addresses(); after != before || w.mem.record.Prefix4 == w.deps.Prefix {
+		t.Errorf("the bridge has %s, had %s; kept %+v", after, before, w.mem.record)
+	}
+}
+
+// addresses lists those of the host on the bridge.
+func (w *world) addresses() string {
+	w.t.Helper()
+	link, err := netlink.LinkByName(w.deps.Bridge)
+	w.must(err)
+	list, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	w.must(err)
+	return fmt.Sprint(list)
+}
+
 // Who is not root is told so.
 func TestNotRoot(t *testing.T) {
 	w := newWorld(t)

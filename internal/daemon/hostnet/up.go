@@ -72,7 +72,8 @@ func (s *Service) prepare(ctx context.Context) (*plan, error) {
 			return nil, err
 		}
 	}
-	if p.fresh {
+	// With a bridge that is up, and VMs on it, what the prefix is was decided before.
+	if p.fresh || !s.serving() {
 		err = checkPrefix(p.Prefix4, routes, s.Bridge)
 	}
 	return p, err
