@@ -139,13 +139,13 @@ func (s *Service) Addresses(ctx context.Context) (map[string][]netip.Addr, error
 		return nil, err
 	}
 	p := planOf(r, s.Bridge)
-	all := make(map[string][]netip.Addr, len(leases))
+	all, six := make(map[string][]netip.Addr, len(leases)), s.hasIPv6()
 	for _, l := range leases {
 		if !l.Addr.IsValid() {
 			continue
 		}
 		all[l.VMID] = []netip.Addr{l.Addr}
-		if hasIPv6() {
+		if six {
 			all[l.VMID] = append(all[l.VMID], p.ip6(l.Addr))
 		}
 	}
@@ -157,7 +157,7 @@ func (s *Service) attachment(a *attach) Attachment {
 		Tap: a.tap, MAC: guestMAC(a.addr), MTU: s.MTU,
 		Addresses: a.plan.addresses(a.addr), Gateways: a.plan.gateways(),
 	}
-	if !hasIPv6() {
+	if !s.hasIPv6() {
 		at.Addresses, at.Gateways = at.Addresses[:1], at.Gateways[:1]
 	}
 	return at

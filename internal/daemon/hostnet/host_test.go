@@ -149,6 +149,27 @@ func TestOverlappingPrefixIsRefusedLater(t *testing.T) {
 	}
 }
 
+// A host without IPv6 has guests without it, whichever way it is kept from it.
+func TestHostWithoutIPv6(t *testing.T) {
+	w := newWorld(t)
+	set := func(value string) {
+		t.Helper()
+		for _, name := range []string{"all", "default"} {
+			w.must(os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte(value), 0))
+		}
+	}
+	t.Cleanup(func() { set("0") })
+	set("1")
+	w.serve(w.uplink, 80)
+	a := w.boot(VM{ID: "a"})
+	if all, err := w.s.Addresses(t.Context()); err != nil || len(a.Addresses) != 1 || len(a.Gateways) != 1 || len(all["a"]) != 1 {
+		t.Errorf("attached at %+v, known at %v, %v", a.Attachment, all, err)
+	}
+	a.reaches("the world", at(far4, 80))
+	a.Close()
+	w.must(w.s.Release(t.Context(), "a"))
+}
+
 // addresses lists those of the host on the bridge.
 func (w *world) addresses() string {
 	w.t.Helper()

@@ -60,7 +60,7 @@ func (s *Service) Gateways(ctx context.Context, forAll bool) []netip.Addr {
 	if err != nil {
 		return nil // which is another check's to say
 	}
-	if !hasIPv6() {
+	if !s.hasIPv6() {
 		return p.gateways()[:1]
 	}
 	return p.gateways()

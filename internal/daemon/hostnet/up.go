@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"banger/internal/daemon/nat"
 	"banger/internal/daemon/steps"
@@ -143,15 +145,22 @@ func (s *Service) undoSettings(ctx context.Context, p *plan) error {
 
 func (s *Service) makeBridge(_ context.Context, p *plan) error {
 	spec := tapdev.BridgeSpec{Name: s.Bridge, MAC: p.mac, Alias: p.alias, MTU: s.MTU, Addrs: p.addresses(p.gateways()[0])}
-	if !hasIPv6() {
+	if !s.hasIPv6() {
 		spec.Addrs = spec.Addrs[:1]
 	}
 	return tapdev.EnsureBridge(spec)
 }
 
-func hasIPv6() bool {
-	_, err := os.Stat("/proc/sys/net/ipv6")
-	return err == nil
+// hasIPv6 reports whether the bridge takes IPv6 addresses, or one that is made now
+// would: hosts are told to do without IPv6 in more than one way.
+func (s *Service) hasIPv6() bool {
+	for _, name := range []string{s.Bridge, "default"} {
+		off, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6"))
+		if err == nil {
+			return strings.TrimSpace(string(off)) == "0"
+		}
+	}
+	return false
 }
 
 func (s *Service) undoBridge(_ context.Context, p *plan) error {
