@@ -93,6 +93,9 @@ func (s *Service) doctorForwarding(context.Context) doctor.Result {
 	}
 	var keys []string
 	for _, m := range missing {
+		if m.Was == m.Want {
+			continue // as it is to be
+		}
 		keys = append(keys, "net/"+m.Key+"="+m.Want)
 	}
 	return doctor.Pass("off; the first VM sets %s, and after the last one it is put back", strings.Join(keys, ", "))

@@ -324,7 +324,7 @@ func TestSettingsArePutBackOnlyIfOurs(t *testing.T) {
 	if v, _ := os.ReadFile(key); string(v) != "1\n" {
 		t.Errorf("ip_forward is %q; it was on before", v)
 	}
-	w.must(os.WriteFile(key, []byte("0"), 0))
+	w.careful()
 	list, err := nat.MissingSettings()
 	w.must(err)
 	if !slices.ContainsFunc(list, func(s nat.Setting) bool { return s.Key == "ipv6/conf/up0/accept_ra" && s.Want == "2" }) {

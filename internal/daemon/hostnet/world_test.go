@@ -18,6 +18,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 
+	"banger/internal/daemon/nat"
 	"banger/internal/daemon/tapdev"
 	"banger/internal/nettest"
 )
@@ -105,8 +106,7 @@ func newWorld(t *testing.T) *world {
 	nettest.Require(t)
 	w := &world{t: t, mem: &memory{leases: map[string]Lease{}}, uplink: nettest.NewNS(t)}
 	nettest.Own(t).Wire("up0", []string{"192.0.2.1/24", "2001:db8::1/64"}, w.uplink, "eth0", []string{"192.0.2.2/24", "2001:db8::2/64"})
-	// Some hosts pass this on to namespaces.
-	w.must(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0))
+	w.careful()
 	before := w.traces()
 	w.deps = Deps{Memory: w.mem, Leases: w.mem, Bridge: DefaultBridge, MTU: 1400, Pool: 2}
 	w.s = New(w.deps)
@@ -121,6 +121,18 @@ func newWorld(t *testing.T) *world {
 		}
 	})
 	return w
+}
+
+// careful makes the host one that does not forward, though by one device, and believes
+// no redirects. Some hosts pass other settings on to namespaces.
+func (w *world) careful() {
+	w.t.Helper()
+	for _, s := range []nat.Setting{
+		{Key: "ipv4/ip_forward", Want: "0"}, {Key: "ipv4/conf/all/accept_redirects", Want: "0"},
+		{Key: "ipv4/conf/up0/forwarding", Want: "1"}, {Key: "ipv6/conf/up0/forwarding", Want: "1"},
+	} {
+		w.must(os.WriteFile("/proc/sys/net/"+s.Key, []byte(s.Want), 0))
+	}
 }
 
 // restart is a daemon that dies and begins anew, with those VMs running.
@@ -152,7 +164,8 @@ func (w *world) traces() string {
 	for _, table := range tables {
 		fmt.Fprintf(&b, "table %d %s\n", table.Family, table.Name)
 	}
-	for _, key := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/up0/forwarding", "ipv6/conf/up0/accept_ra", "ipv6/conf/default/accept_ra"} {
+	for _, key := range []string{"ipv4/ip_forward", "ipv4/conf/all/accept_redirects", "ipv4/conf/default/forwarding", "ipv4/conf/lo/forwarding", "ipv4/conf/up0/forwarding",
+		"ipv6/conf/all/forwarding", "ipv6/conf/lo/forwarding", "ipv6/conf/up0/forwarding", "ipv6/conf/up0/accept_ra", "ipv6/conf/default/accept_ra"} {
 		v, err := os.ReadFile("/proc/sys/net/" + key)
 		w.must(err)
 		fmt.Fprintf(&b, "net/%s=%s", key, v)

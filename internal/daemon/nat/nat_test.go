@@ -1,10 +1,12 @@
 package nat
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/nftables"
@@ -156,10 +158,60 @@ func TestSettings(t *testing.T) {
 		t.Errorf("what it was at first is forgotten: %+v", merged)
 	}
 	// Somebody turned one off: it is theirs now.
-	must(t, writeSetting(before[0].Key, "0"))
+	must(t, writeSetting(forward4, "0"))
 	must(t, PutBack(before))
 	must(t, PutBack(before))
 	if now, err := MissingSettings(); err != nil || !slices.Equal(now, before) {
 		t.Errorf("put back: %+v, %v, before: %+v", now, err, before)
+	}
+}
+
+// What the kernel changes along with forwarding is as it was afterwards, also when the
+// daemon dies in between.
+func TestSettingsThatGoAlong(t *testing.T) {
+	nettest.Require(t)
+	const redirects, own4, own6 = "ipv4/conf/all/accept_redirects", "ipv4/conf/lo/forwarding", "ipv6/conf/lo/forwarding"
+	read := func() string {
+		var all []string
+		for _, key := range []string{forward4, redirects, own4, "ipv4/conf/default/forwarding", forward6, own6, "ipv6/conf/default/forwarding"} {
+			v, err := readSetting(key)
+			must(t, err)
+			all = append(all, key+"="+v)
+		}
+		return fmt.Sprint(all)
+	}
+	t.Cleanup(func() { must(t, errors.Join(writeSetting(forward4, "0"), writeSetting(forward6, "0"))) })
+	for _, careful := range []bool{true, false} {
+		must(t, errors.Join(writeSetting(forward4, "0"), writeSetting(forward6, "0")))
+		if careful {
+			must(t, errors.Join(writeSetting(redirects, "0"), writeSetting(own4, "1"), writeSetting(own6, "1")))
+		}
+		was := read()
+		list, err := MissingSettings()
+		must(t, err)
+		must(t, Apply(list))
+		if now := read(); strings.Contains(now, forward4+"=0") {
+			t.Fatalf("does not forward: %s", now)
+		}
+		must(t, PutBack(list))
+		if now := read(); now != was {
+			t.Errorf("put back:\n%s, was\n%s", now, was)
+		}
+		must(t, Apply(list))
+		must(t, errors.Join(writeSetting(forward6, "0"), writeSetting(forward4, "0"))) // and dies
+		must(t, PutBack(list))
+		if now := read(); now != was {
+			t.Errorf("put back by the next daemon:\n%s, was\n%s", now, was)
+		}
+	}
+	// Somebody believes redirects by now, and has put an end to a device's forwarding.
+	must(t, errors.Join(writeSetting(redirects, "0"), writeSetting(own4, "1")))
+	list, err := MissingSettings()
+	must(t, err)
+	must(t, Apply(list))
+	must(t, errors.Join(writeSetting(redirects, "1"), writeSetting(own4, "0")))
+	must(t, PutBack(list))
+	if now := read(); !strings.Contains(now, redirects+"=1 "+own4+"=0") {
+		t.Errorf("what somebody changed is not left as it is: %s", now)
 	}
 }
