@@ -2,6 +2,7 @@ package tapdev
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -74,7 +75,7 @@ func snoop(bridge string, on bool) error {
 // setAddresses makes want the bridge's addresses, apart from its link-local one.
 func setAddresses(link netlink.Link, want []netip.Prefix) error {
 	name := link.Attrs().Name
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list the addresses of %s: %w", name, err)
 	}
@@ -154,11 +155,13 @@ type Route struct {
 
 // Routes returns every route but the default ones, of all tables.
 func Routes() ([]Route, error) {
-	list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	list, err := whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list network devices: %w", err)
 	}
@@ -179,6 +182,20 @@ func Routes() ([]Route, error) {
 		routes = append(routes, Route{To: netip.PrefixFrom(ip.Unmap(), ones).Masked(), Device: names[r.LinkIndex]})
 	}
 	return routes, nil
+}
+
+// maxListings is how often a list is asked for that changes while it is told.
+const maxListings = 100
+
+// whole repeats a list that was changed by somebody while the kernel told it: what is
+// missing in it may be there.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range maxListings {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

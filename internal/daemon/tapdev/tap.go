@@ -224,7 +224,7 @@ func Missing(err error) bool {
 
 // Taps returns the names of all taps with that alias.
 func Taps(alias string) ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list network devices: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -161,6 +162,48 @@ func TestTap(t *testing.T) {
 	}
 	if _, err := tapdev.OpenTap("tt0-99", true); err == nil {
 		t.Error("opening a tap that is not there made one")
+	}
+}
+
+// Taps are all found while others come and go: the kernel says so of a list that changed
+// under its hands.
+func TestTapsAreFoundWhileOthersComeAndGo(t *testing.T) {
+	bridge(t)
+	spec := tapdev.TapSpec{Name: tapdev.TapName("tt0", 1), Alias: "test", Bridge: "tt0", MTU: 1400}
+	if err := tapdev.CreateTap(spec); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	var others sync.WaitGroup
+	other := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other", TxQLen: -1}}
+	t.Cleanup(func() {
+		close(done)
+		others.Wait()
+		_ = netlink.LinkDel(other)
+		if err := tapdev.Delete(spec.Name); err != nil {
+			t.Error(err)
+		}
+	})
+	others.Go(func() {
+		for i := 0; ; i = (i + 1) % 2 {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if err := []func(netlink.Link) error{netlink.LinkAdd, netlink.LinkDel}[i](other); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for range 300 {
+		if names, err := tapdev.Taps("test"); err != nil || !slices.Equal(names, []string{spec.Name}) {
+			t.Fatalf("taps %v, %v", names, err)
+		}
+		if _, err := tapdev.Routes(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
