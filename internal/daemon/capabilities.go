@@ -97,7 +97,7 @@ type places struct {
 func (p places) find(ctx context.Context, v *model.VM) (vmdns.Place, error) {
 	if v.Spec.Net == model.NetBridge {
 		at, err := p.hosts.Find(ctx, v.ID)
-		return vmdns.Place{Addrs: at.Addresses, Gateways: at.Gateways, Link: p.hosts.Bridge}, err
+		return vmdns.Place{Addrs: at.Addresses, Gateways: at.Gateways, Link: at.Bridge}, err
 	}
 	own, err := p.ports.Addresses(ctx)
 	if a, ok := own[v.ID]; ok {

@@ -26,6 +26,7 @@ type HostNet struct {
 	Prefix6  netip.Prefix `json:"prefix6"`  // a /64 of a unique local prefix (RFC 4193)
 	Settings []Setting    `json:"settings"` // kernel switches that were changed, with what they were
 	Up       bool         `json:"up"`       // something of ours is on the host, or may be
+	Bridge   string       `json:"bridge"`   // the bridge's name while Up
 }
 
 // Setting is a switch of the kernel's network that was set.

@@ -84,7 +84,7 @@ func TestHostNet(t *testing.T) {
 	}
 	for _, want := range []model.HostNet{
 		{ID: "0123", Prefix6: netip.MustParsePrefix("fd00:1::/64")},
-		{ID: "0123", Prefix4: netip.MustParsePrefix("10.42.0.0/16"), Up: true,
+		{ID: "0123", Prefix4: netip.MustParsePrefix("10.42.0.0/16"), Up: true, Bridge: "bgr0",
 			Settings: []model.Setting{{Key: "ipv4/ip_forward", Was: "0", Want: "1"}}},
 	} {
 		if err := s.KeepHostNet(ctx, want); err != nil {

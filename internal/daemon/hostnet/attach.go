@@ -139,7 +139,7 @@ func (s *Service) Addresses(ctx context.Context) (map[string][]netip.Addr, error
 		return nil, err
 	}
 	p := planOf(r, s.Bridge)
-	all, six := make(map[string][]netip.Addr, len(leases)), s.hasIPv6()
+	all, six := make(map[string][]netip.Addr, len(leases)), p.hasIPv6()
 	for _, l := range leases {
 		if !l.Addr.IsValid() {
 			continue
@@ -154,10 +154,10 @@ func (s *Service) Addresses(ctx context.Context) (map[string][]netip.Addr, error
 
 func (s *Service) attachment(a *attach) Attachment {
 	at := Attachment{
-		Tap: a.tap, MAC: guestMAC(a.addr), MTU: s.MTU,
+		Bridge: a.plan.Bridge, Tap: a.tap, MAC: guestMAC(a.addr), MTU: s.MTU,
 		Addresses: a.plan.addresses(a.addr), Gateways: a.plan.gateways(),
 	}
-	if !s.hasIPv6() {
+	if !a.plan.hasIPv6() {
 		at.Addresses, at.Gateways = at.Addresses[:1], at.Gateways[:1]
 	}
 	return at
@@ -207,7 +207,7 @@ func (s *Service) returnTap(_ context.Context, a *attach) error {
 	}
 	tap := a.tap
 	a.tap = ""
-	return s.giveBack(tap)
+	return s.giveBack(a.plan, tap)
 }
 
 // bind writes down whose the tap is before anything passes through it.

@@ -48,14 +48,14 @@ func (s *Service) doctorBridge(ctx context.Context) doctor.Result {
 	if err != nil {
 		return failed(err)
 	}
-	exists, err := tapdev.CheckBridge(s.Bridge, p.mac)
+	exists, err := tapdev.CheckBridge(p.Bridge, p.mac)
 	switch {
 	case err != nil:
 		return failed(err)
 	case exists:
-		return doctor.Pass("%s", s.Bridge)
+		return doctor.Pass("%s", p.Bridge)
 	}
-	return doctor.Pass("%s will be made for the first VM", s.Bridge)
+	return doctor.Pass("%s will be made for the first VM", p.Bridge)
 }
 
 func (s *Service) doctorPrefix(ctx context.Context) doctor.Result {
@@ -72,12 +72,12 @@ func (s *Service) doctorPrefix(ctx context.Context) doctor.Result {
 		prefix = s.Prefix
 	}
 	if !prefix.IsValid() {
-		if prefix, err = autoPrefix(p.ID, routes, s.Bridge); err != nil {
+		if prefix, err = autoPrefix(p.ID, routes, p.Bridge); err != nil {
 			return failed(err)
 		}
 		return doctor.Pass("%s, for instance, is free", prefix)
 	}
-	if err := checkPrefix(prefix, routes, s.Bridge); err != nil {
+	if err := checkPrefix(prefix, routes, p.Bridge); err != nil {
 		return failed(err)
 	}
 	return doctor.Pass("%s", prefix)
@@ -105,15 +105,19 @@ func (s *Service) doctorFirewalls(ctx context.Context) doctor.Result {
 	if os.Geteuid() != 0 {
 		return doctor.Pass("not looked at: only root may")
 	}
-	obstacles, err := s.table.Obstacles()
+	p, err := s.recorded(ctx)
+	if err != nil {
+		return failed(err)
+	}
+	obstacles, err := tableFor(p.Bridge).Obstacles()
 	if err != nil {
 		return failed(err)
 	}
 	if s.Firewalld != nil {
 		// One that can be asked is no obstacle: it is, when the first VM comes.
-		if there, zone, err := s.Firewalld.Running(ctx, s.Bridge); there && err == nil {
+		if there, zone, err := s.Firewalld.Running(ctx, p.Bridge); there && err == nil {
 			if zone != "" && zone != firewalld.Zone {
-				return doctor.Warn("see what it lets through: firewall-cmd --info-zone="+zone, "firewalld has %s in its zone %s", s.Bridge, zone)
+				return doctor.Warn("see what it lets through: firewall-cmd --info-zone="+zone, "firewalld has %s in its zone %s", p.Bridge, zone)
 			}
 			obstacles = slices.DeleteFunc(obstacles, func(o nat.Obstacle) bool { return o.Chain == nat.Firewalld })
 		}

@@ -178,7 +178,7 @@ func testBesideDocker(t *testing.T, load func(), rules func() string) {
 		}))
 	}
 	check(t)
-	if found, err := w.s.table.Obstacles(); err != nil || len(found) > 0 {
+	if found, err := tableFor(w.deps.Bridge).Obstacles(); err != nil || len(found) > 0 {
 		t.Errorf("obstacles: %+v, %v", found, err)
 	}
 	// Ours are there once for each version of IP, and the last thing before the return.

@@ -56,7 +56,7 @@ table inet firewalld {
 	a.cannotReach("the world through a fence", at(far4, 80))
 	a.cannotReach("the name server through a door", at(a.Gateways[0], 53))
 	w.waiting.Wait()
-	found, err := w.s.table.Obstacles()
+	found, err := tableFor(w.deps.Bridge).Obstacles()
 	w.must(err)
 	if len(found) != 3 {
 		t.Fatalf("found %+v", found)
@@ -147,6 +147,49 @@ func TestOverlappingPrefixIsRefusedLater(t *testing.T) {
 	if after := w.addresses(); after != before || w.mem.record.Prefix4 == w.deps.Prefix {
 		t.Errorf("the bridge has %s, had %s; kept %+v", after, before, w.mem.record)
 	}
+}
+
+// Another name for the bridge waits until no VM runs; then nothing of the old one is left.
+func TestBridgeIsRenamed(t *testing.T) {
+	w := newWorld(t)
+	w.serve(w.uplink, 80)
+	g := w.boot(VM{ID: "old"})
+	was := g.place(t)
+	w.deps.Bridge = "other0"
+	w.restart(g.vm)
+	if now := g.place(t); now.Tap != was.Tap || now.Bridge != DefaultBridge {
+		t.Errorf("the running VM is at %+v, was at %+v", now, was)
+	}
+	g.reaches("the world", at(far4, 80))
+	if b := w.attach(VM{ID: "new"}); b.Bridge != DefaultBridge {
+		t.Errorf("beside a running VM the next one is at %+v", b)
+	}
+	g.Close()
+	w.must(w.s.Detach(t.Context(), "old"))
+	w.must(w.s.Detach(t.Context(), "new"))
+
+	w.restart()
+	if there := w.traces(); strings.Contains(there, DefaultBridge) || strings.Contains(there, "banger\n") {
+		t.Errorf("of the bridge of before there is left:\n%s", there)
+	}
+	g = w.boot(VM{ID: "old"})
+	if now := g.place(t); now.Bridge != "other0" || !strings.HasPrefix(now.Tap, "other0-") {
+		t.Errorf("the next VM is at %+v", now)
+	}
+	g.reaches("the world", at(far4, 80))
+	g.Close()
+	w.end()
+	w.deps.Bridge = DefaultBridge // by that name all of it is taken away in the end
+}
+
+// place is what the service says of where the guest is.
+func (g *guest) place(t *testing.T) Attachment {
+	t.Helper()
+	at, err := g.w.s.Find(t.Context(), g.vm.ID)
+	if err != nil {
+		t.Error(err)
+	}
+	return at
 }
 
 // A host without IPv6 has guests without it, whichever way it is kept from it.
@@ -281,7 +324,7 @@ func TestPool(t *testing.T) {
 	w.s.warm = nil
 	w.s.mu.Unlock()
 	for _, tap := range warm {
-		w.must(w.s.deleteTap(tap))
+		w.must(w.s.deleteTap(w.s.current(), tap))
 	}
 	w.must(tapdev.DeleteBridge(w.deps.Bridge, w.s.current().mac))
 	w.s.batch()

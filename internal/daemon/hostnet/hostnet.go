@@ -61,6 +61,7 @@ type VM struct {
 
 // Attachment is how a VM is on the network, and what its guest must be told.
 type Attachment struct {
+	Bridge    string
 	Tap       string
 	MAC       net.HardwareAddr
 	Addresses []netip.Prefix // IPv4, then IPv6 where the host has it
@@ -72,7 +73,7 @@ type Attachment struct {
 type Deps struct {
 	Memory Memory
 	Leases Leases
-	Bridge string       // its name, short enough for the config; begins the names of the taps
+	Bridge string       // the name of one to make, short enough for the config; see plan
 	Prefix netip.Prefix // of IPv4; zero: one that no route of the host leads to
 	MTU    int          // bytes
 	Pool   int          // how many taps are kept ready
@@ -93,7 +94,6 @@ func Configured(c config.Network) Deps {
 // must not run twice at once for one VM: the VM's claim sees to that.
 type Service struct {
 	Deps
-	table nat.Table
 
 	// Claims, not mutexes, because netlink is spoken under them: whoever has put a
 	// token in holds it. hostUp is for putting up and taking down what all VMs share.
@@ -126,7 +126,7 @@ func New(deps Deps) *Service {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Service{
-		Deps: deps, table: tableFor(deps.Bridge), ctx: ctx, cancel: cancel,
+		Deps: deps, ctx: ctx, cancel: cancel,
 		hostUp: make(chan struct{}, 1), hostBatch: make(chan struct{}, 1), hostRules: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		guests: map[string]nat.Guest{}, networks: map[string]uint32{}, taken: map[int]bool{},
 	}
@@ -190,9 +190,10 @@ func (s *Service) setRules(ctx context.Context, p *plan, vmID string, guest *nat
 	if len(remove)+len(add) == 0 {
 		return nil
 	}
-	if err := s.table.Change(remove, add); err != nil {
+	table := tableFor(p.Bridge)
+	if err := table.Change(remove, add); err != nil {
 		s.Log.WarnContext(ctx, "the firewall was not as it was left; it is written anew", logkey.Err, err)
-		if err := s.table.Sync(p.state(after, names)); err != nil {
+		if err := table.Sync(p.state(after, names)); err != nil {
 			return err
 		}
 	}
@@ -211,7 +212,7 @@ func (s *Service) syncRules(ctx context.Context, p *plan) error {
 	s.mu.Lock()
 	guests, names := s.guests, s.names
 	s.mu.Unlock()
-	return s.table.Sync(p.state(guests, names))
+	return tableFor(p.Bridge).Sync(p.state(guests, names))
 }
 
 // state is the firewall's for these guests, where names are answered on those gateways.

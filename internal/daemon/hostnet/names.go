@@ -29,7 +29,7 @@ func (s *Service) AnswerNames(ctx context.Context, gateways []netip.Addr, yes bo
 		now = append(now, gateways...)
 	}
 	if p != nil && len(now) != len(was) {
-		if err := s.table.Sync(p.state(guests, now)); err != nil {
+		if err := tableFor(p.Bridge).Sync(p.state(guests, now)); err != nil {
 			return errdefs.Wrap(err, "let guests ask for names")
 		}
 	}
@@ -60,7 +60,7 @@ func (s *Service) Gateways(ctx context.Context, forAll bool) []netip.Addr {
 	if err != nil {
 		return nil // which is another check's to say
 	}
-	if !s.hasIPv6() {
+	if !p.hasIPv6() {
 		return p.gateways()[:1]
 	}
 	return p.gateways()

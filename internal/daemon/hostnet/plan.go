@@ -14,7 +14,8 @@ import (
 	"banger/internal/model"
 )
 
-// plan is a Record with what follows from it.
+// plan is a Record with what follows from it. Its Bridge is the one that is up, and
+// only while none is, the one that is configured.
 type plan struct {
 	Record
 	mac   net.HardwareAddr // of the bridge
@@ -24,9 +25,12 @@ type plan struct {
 	added int // how many of Settings are of this time
 }
 
-// planOf derives a plan from a record that has an ID.
+// planOf derives a plan from a record that has an ID; bridge is the configured one.
 func planOf(r Record, bridge string) *plan {
-	sum := sha256.Sum256([]byte(r.ID + " " + bridge))
+	if !r.Up || r.Bridge == "" {
+		r.Bridge = bridge
+	}
+	sum := sha256.Sum256([]byte(r.ID + " " + r.Bridge))
 	// Locally administered, and of another kind than those of guests.
 	mac := append(net.HardwareAddr{0x06, 'b'}, sum[:4]...)
 	return &plan{Record: r, mac: mac, alias: model.LinkOwner + r.ID}

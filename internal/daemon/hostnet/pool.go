@@ -37,8 +37,8 @@ func (s *Service) reserveLocked(n int) []int {
 // a device of that name. It gives the number back when it fails.
 func (s *Service) makeTap(p *plan, number int) (string, error) {
 	for range maxForeign {
-		name := tapdev.TapName(s.Bridge, number)
-		err := tapdev.CreateTap(tapdev.TapSpec{Name: name, Alias: p.alias, Bridge: s.Bridge, MTU: s.MTU, VNet: s.VNet})
+		name := tapdev.TapName(p.Bridge, number)
+		err := tapdev.CreateTap(tapdev.TapSpec{Name: name, Alias: p.alias, Bridge: p.Bridge, MTU: s.MTU, VNet: s.VNet})
 		switch {
 		case err == nil:
 			return name, nil
@@ -60,11 +60,11 @@ func (s *Service) release(number int) {
 }
 
 // deleteTap removes a tap of ours and frees its name.
-func (s *Service) deleteTap(name string) error {
+func (s *Service) deleteTap(p *plan, name string) error {
 	if err := tapdev.Delete(name); err != nil {
 		return err
 	}
-	if n, ok := tapdev.TapIndex(s.Bridge, name); ok {
+	if n, ok := tapdev.TapIndex(p.Bridge, name); ok {
 		s.release(n)
 	}
 	return nil
@@ -95,7 +95,7 @@ func (s *Service) take(ctx context.Context, p *plan, uid int) (string, error) {
 			s.refill(made)
 			return name, nil
 		}
-		if err := errors.Join(err, s.deleteTap(name)); made || !errors.Is(err, tapdev.ErrTaken) && !tapdev.Missing(err) {
+		if err := errors.Join(err, s.deleteTap(p, name)); made || !errors.Is(err, tapdev.ErrTaken) && !tapdev.Missing(err) {
 			return "", err
 		}
 		s.Log.WarnContext(ctx, "a warm tap cannot be used", logkey.Tap, name, logkey.Err, err)
@@ -104,10 +104,10 @@ func (s *Service) take(ctx context.Context, p *plan, uid int) (string, error) {
 
 // giveBack makes a tap warm again, or removes it when there are enough: the filler may
 // have made one in its place.
-func (s *Service) giveBack(name string) error {
+func (s *Service) giveBack(p *plan, name string) error {
 	if err := tapdev.SetOwner(name, s.VNet, 0); err != nil {
 		// Gone, or not let go of: it serves nobody any more.
-		return s.deleteTap(name)
+		return s.deleteTap(p, name)
 	}
 	s.mu.Lock()
 	keep := s.plan != nil && len(s.warm) < 2*s.Pool && !slices.Contains(s.warm, name)
@@ -118,7 +118,7 @@ func (s *Service) giveBack(name string) error {
 	if keep {
 		return nil
 	}
-	return s.deleteTap(name)
+	return s.deleteTap(p, name)
 }
 
 // refill wakes the filler; a success elsewhere shows that it need not wait longer.

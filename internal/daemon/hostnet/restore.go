@@ -51,10 +51,14 @@ func (s *Service) Restore(ctx context.Context, running []VM) (lost []string, err
 		}
 		adopted = append(adopted, &attach{plan: p, vm: vm, addr: leases[i].Addr, tap: leases[i].Tap})
 	}
-	s.adopt(adopted, taps)
+	s.adopt(p, adopted, taps)
 	// The firewall comes first: what it does not know passes nothing from then on.
-	if _, err := s.ensure(ctx); err != nil {
+	up, err := s.ensure(ctx)
+	if err != nil {
 		return lost, err
+	}
+	if up.Bridge != p.Bridge {
+		taps = nil // they went with it
 	}
 	var errs []error
 	for _, a := range adopted {
@@ -62,7 +66,7 @@ func (s *Service) Restore(ctx context.Context, running []VM) (lost []string, err
 	}
 	for _, tap := range taps {
 		if !slices.ContainsFunc(adopted, func(a *attach) bool { return a.tap == tap }) {
-			errs = append(errs, s.deleteTap(tap))
+			errs = append(errs, s.deleteTap(p, tap))
 		}
 	}
 	for _, l := range leases {
@@ -75,7 +79,7 @@ func (s *Service) Restore(ctx context.Context, running []VM) (lost []string, err
 }
 
 // adopt takes the VMs for attached, and the names of all taps for taken.
-func (s *Service) adopt(adopted []*attach, taps []string) {
+func (s *Service) adopt(p *plan, adopted []*attach, taps []string) {
 	guests := map[string]nat.Guest{}
 	for _, a := range adopted {
 		guests[a.vm.ID] = a.rules(s.network(a.vm.Network))
@@ -84,7 +88,7 @@ func (s *Service) adopt(adopted []*attach, taps []string) {
 	defer s.mu.Unlock()
 	s.guests = guests
 	for _, tap := range taps {
-		if n, ok := tapdev.TapIndex(s.Bridge, tap); ok {
+		if n, ok := tapdev.TapIndex(p.Bridge, tap); ok {
 			s.taken[n] = true
 		}
 	}

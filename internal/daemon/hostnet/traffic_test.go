@@ -122,7 +122,7 @@ func TestTraffic(t *testing.T) {
 		check(t)
 	})
 	t.Run("rules flushed by somebody", func(t *testing.T) {
-		if err := w.s.table.Remove(); err != nil {
+		if err := tableFor(w.deps.Bridge).Remove(); err != nil {
 			t.Fatal(err)
 		}
 		// The bridge's own isolation holds meanwhile.

@@ -27,7 +27,11 @@ func (s *Service) ensure(ctx context.Context) (*plan, error) {
 	if p := s.current(); p != nil {
 		return p, nil
 	}
-	p, err := s.prepare(ctx)
+	err := s.leaveOther(ctx)
+	var p *plan
+	if err == nil {
+		p, err = s.prepare(ctx)
+	}
 	if err == nil {
 		err = steps.Run(ctx, s.runner(), p, s.upSteps())
 	}
@@ -39,6 +43,21 @@ func (s *Service) ensure(ctx context.Context) (*plan, error) {
 	s.mu.Unlock()
 	s.fill()
 	return p, nil
+}
+
+// leaveOther takes down a bridge of another name than the configured one, unless VMs
+// are on it: their taps are its ports, and bear its name.
+func (s *Service) leaveOther(ctx context.Context) error {
+	r, err := s.Memory.HostNet(ctx)
+	p := planOf(r, s.Bridge)
+	if err != nil || p.Bridge == s.Bridge {
+		return err
+	}
+	if s.serving() {
+		s.Log.WarnContext(ctx, "network.bridge takes effect when no VM runs", logkey.Now, p.Bridge, logkey.Configured, s.Bridge)
+		return nil
+	}
+	return s.takeDown(ctx, r)
 }
 
 // prepare makes a plan and checks that it can be carried out. It changes nothing.
@@ -54,7 +73,7 @@ func (s *Service) prepare(ctx context.Context) (*plan, error) {
 		r = newRecord()
 	}
 	p := planOf(r, s.Bridge)
-	exists, err := tapdev.CheckBridge(s.Bridge, p.mac)
+	exists, err := tapdev.CheckBridge(p.Bridge, p.mac)
 	if err != nil {
 		return nil, err
 	}
@@ -70,13 +89,13 @@ func (s *Service) prepare(ctx context.Context) (*plan, error) {
 		// Guests were told of the old one.
 		s.Log.WarnContext(ctx, "network.prefix takes effect when no VM runs", logkey.Now, p.Prefix4, logkey.Configured, s.Prefix)
 	case !p.Prefix4.IsValid():
-		if p.Prefix4, err = autoPrefix(p.ID, routes, s.Bridge); err != nil {
+		if p.Prefix4, err = autoPrefix(p.ID, routes, p.Bridge); err != nil {
 			return nil, err
 		}
 	}
 	// With a bridge that is up, and VMs on it, what the prefix is was decided before.
 	if p.fresh || !s.serving() {
-		err = checkPrefix(p.Prefix4, routes, s.Bridge)
+		err = checkPrefix(p.Prefix4, routes, p.Bridge)
 	}
 	return p, err
 }
@@ -144,8 +163,8 @@ func (s *Service) undoSettings(ctx context.Context, p *plan) error {
 }
 
 func (s *Service) makeBridge(_ context.Context, p *plan) error {
-	spec := tapdev.BridgeSpec{Name: s.Bridge, MAC: p.mac, Alias: p.alias, MTU: s.MTU, Addrs: p.addresses(p.gateways()[0])}
-	if !s.hasIPv6() {
+	spec := tapdev.BridgeSpec{Name: p.Bridge, MAC: p.mac, Alias: p.alias, MTU: s.MTU, Addrs: p.addresses(p.gateways()[0])}
+	if !p.hasIPv6() {
 		spec.Addrs = spec.Addrs[:1]
 	}
 	return tapdev.EnsureBridge(spec)
@@ -153,8 +172,8 @@ func (s *Service) makeBridge(_ context.Context, p *plan) error {
 
 // hasIPv6 reports whether the bridge takes IPv6 addresses, or one that is made now
 // would: hosts are told to do without IPv6 in more than one way.
-func (s *Service) hasIPv6() bool {
-	for _, name := range []string{s.Bridge, "default"} {
+func (p *plan) hasIPv6() bool {
+	for _, name := range []string{p.Bridge, "default"} {
 		off, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6"))
 		if err == nil {
 			return strings.TrimSpace(string(off)) == "0"
@@ -167,14 +186,14 @@ func (s *Service) undoBridge(_ context.Context, p *plan) error {
 	if !p.fresh {
 		return nil
 	}
-	return tapdev.DeleteBridge(s.Bridge, p.mac)
+	return tapdev.DeleteBridge(p.Bridge, p.mac)
 }
 
 func (s *Service) undoRules(_ context.Context, p *plan) error {
 	if !p.fresh {
 		return nil
 	}
-	return s.table.Remove()
+	return tableFor(p.Bridge).Remove()
 }
 
 func (s *Service) tellDocker(context.Context, *plan) error { return nat.AllowInDocker() }
@@ -188,11 +207,11 @@ func (s *Service) undoDocker(_ context.Context, p *plan) error {
 
 // tellFirewalld never fails: guests that it keeps from the world run all the same, and
 // doctor says so.
-func (s *Service) tellFirewalld(ctx context.Context, _ *plan) error {
+func (s *Service) tellFirewalld(ctx context.Context, p *plan) error {
 	if s.Firewalld == nil {
 		return nil
 	}
-	if _, err := s.Firewalld.Trust(ctx, s.Bridge); err != nil {
+	if _, err := s.Firewalld.Trust(ctx, p.Bridge); err != nil {
 		s.Log.WarnContext(ctx, "firewalld was not told of guests", logkey.Err, err)
 	}
 	return nil
@@ -200,17 +219,17 @@ func (s *Service) tellFirewalld(ctx context.Context, _ *plan) error {
 
 func (s *Service) undoFirewalld(ctx context.Context, p *plan) error {
 	if p.fresh {
-		s.leaveFirewalld(ctx)
+		s.leaveFirewalld(ctx, p)
 	}
 	return nil
 }
 
 // leaveFirewalld does not fail either: what it leaves is about a device that is gone.
-func (s *Service) leaveFirewalld(ctx context.Context) {
+func (s *Service) leaveFirewalld(ctx context.Context, p *plan) {
 	if s.Firewalld == nil {
 		return
 	}
-	if err := s.Firewalld.Leave(ctx, s.Bridge); err != nil {
+	if err := s.Firewalld.Leave(ctx, p.Bridge); err != nil {
 		s.Log.WarnContext(ctx, "firewalld still knows the bridge", logkey.Err, err)
 	}
 }
@@ -230,6 +249,11 @@ func (s *Service) Uninstall(ctx context.Context) error {
 	if err != nil || r.ID == "" {
 		return err
 	}
+	return s.takeDown(ctx, r)
+}
+
+// takeDown is Uninstall for a holder of hostUp who has looked.
+func (s *Service) takeDown(ctx context.Context, r Record) error {
 	s.mu.Lock()
 	s.plan = nil // the filler makes no more taps
 	s.warm = nil
@@ -237,12 +261,12 @@ func (s *Service) Uninstall(ctx context.Context) error {
 	s.pause()
 	p := planOf(r, s.Bridge)
 	taps, err := tapdev.Taps(p.alias)
-	errs := []error{err, s.table.Remove(), nat.LeaveDocker()}
+	errs := []error{err, tableFor(p.Bridge).Remove(), nat.LeaveDocker()}
 	for _, tap := range taps {
-		errs = append(errs, s.deleteTap(tap))
+		errs = append(errs, s.deleteTap(p, tap))
 	}
-	s.leaveFirewalld(ctx)
-	errs = append(errs, tapdev.DeleteBridge(s.Bridge, p.mac), nat.PutBack(r.Settings))
+	s.leaveFirewalld(ctx, p)
+	errs = append(errs, tapdev.DeleteBridge(p.Bridge, p.mac), nat.PutBack(r.Settings))
 	if err := errors.Join(errs...); err != nil {
 		return errdefs.Wrap(err, "take away the host's network")
 	}
