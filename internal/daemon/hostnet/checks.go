@@ -71,13 +71,16 @@ func (s *Service) doctorPrefix(ctx context.Context) doctor.Result {
 	if s.Prefix.IsValid() {
 		prefix = s.Prefix
 	}
-	if !prefix.IsValid() {
+	err = checkPrefix(prefix, routes, p.Bridge)
+	switch auto := !s.Prefix.IsValid(); {
+	case auto && (!prefix.IsValid() || err != nil && !s.serving()):
 		if prefix, err = autoPrefix(p.ID, routes, p.Bridge); err != nil {
 			return failed(err)
 		}
 		return doctor.Pass("%s, for instance, is free", prefix)
-	}
-	if err := checkPrefix(prefix, routes, p.Bridge); err != nil {
+	case auto && err != nil:
+		return doctor.Fail("stop all VMs on the bridge and restart the daemon: it chooses another", "%v", err)
+	case err != nil:
 		return failed(err)
 	}
 	return doctor.Pass("%s", prefix)

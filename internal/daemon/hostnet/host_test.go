@@ -3,6 +3,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -211,6 +212,41 @@ func TestHostWithoutIPv6(t *testing.T) {
 	a.reaches("the world", at(far4, 80))
 	a.Close()
 	w.must(w.s.Release(t.Context(), "a"))
+}
+
+// A prefix that was chosen, and that a route leads to by now, is given up for another
+// when no VM runs.
+func TestAutoPrefixIsChosenAgain(t *testing.T) {
+	w := newWorld(t)
+	first := w.attach(VM{ID: "old"}).Addresses[0]
+	w.must(w.s.Detach(t.Context(), "old"))
+	tunnel := netip.PrefixFrom(first.Addr(), 12).Masked()
+	w.must(w.route(tunnel))
+	for _, how := range []string{"with the bridge there", "with the bridge gone"} {
+		w.must(w.s.Close())
+		w.s = New(w.deps)
+		w.must(w.s.Check(t.Context()))
+		for _, r := range doctor.Run(t.Context(), w.s.Checks()) {
+			if r.Status != doctor.StatusPass {
+				t.Errorf("%s, doctor: %+v", how, r)
+			}
+		}
+		if at := w.attach(VM{ID: "old"}).Addresses[0]; tunnel.Overlaps(at) {
+			t.Errorf("%s the next VM is at %s", how, at)
+		}
+		w.end()
+		w.must(w.s.Uninstall(t.Context()))
+		w.mem.record.Prefix4 = first.Masked()
+	}
+}
+
+// route leads to a prefix by the uplink.
+func (w *world) route(to netip.Prefix) error {
+	_, dst, err := net.ParseCIDR(to.String())
+	if err != nil {
+		return err
+	}
+	return netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: far4.AsSlice()})
 }
 
 // addresses lists those of the host on the bridge.

@@ -82,13 +82,14 @@ func (s *Service) prepare(ctx context.Context) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	_, overlaps := overlapping(p.Prefix4, routes, p.Bridge)
 	switch configured := s.Prefix.IsValid(); {
 	case configured && p.Prefix4 != s.Prefix && !s.serving():
 		p.Prefix4 = s.Prefix
 	case configured && p.Prefix4 != s.Prefix:
 		// Guests were told of the old one.
 		s.Log.WarnContext(ctx, "network.prefix takes effect when no VM runs", logkey.Now, p.Prefix4, logkey.Configured, s.Prefix)
-	case !p.Prefix4.IsValid():
+	case !configured && (!p.Prefix4.IsValid() || overlaps && !s.serving()):
 		if p.Prefix4, err = autoPrefix(p.ID, routes, p.Bridge); err != nil {
 			return nil, err
 		}
