@@ -149,6 +149,26 @@ func TestTraffic(t *testing.T) {
 		w.answerNames()
 		check(t)
 	})
+	removed := func() {
+		link, err := netlink.LinkByName(w.deps.Bridge)
+		w.must(err)
+		w.must(netlink.LinkDel(link))
+	}
+	t.Run("bridge removed by somebody", func(t *testing.T) {
+		removed()
+		x := w.boot(VM{ID: "x"})
+		check(t)
+		x.reaches("the world", at(far4, 80))
+		x.cannotReach("a stranger", at(a.ip4(), 22))
+		w.waiting.Wait()
+		x.Close()
+		w.must(w.s.Detach(t.Context(), "x"))
+	})
+	t.Run("bridge removed while no daemon ran", func(t *testing.T) {
+		removed()
+		w.restart(a.vm, b.vm, c.vm, d.vm, e.vm)
+		check(t)
+	})
 	for _, g := range []*guest{a, b, c, d, e} {
 		g.Close()
 		w.must(w.s.Release(t.Context(), g.vm.ID))

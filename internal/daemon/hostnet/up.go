@@ -3,8 +3,10 @@ package hostnet
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"banger/internal/daemon/nat"
@@ -14,17 +16,18 @@ import (
 	"banger/internal/logkey"
 )
 
-// ensure puts up what all VMs share, once. What it cannot have (not root, a foreign
-// bridge, an overlapping prefix) it says before it changes anything.
+// ensure puts up what all VMs share, once, and again when somebody has removed the
+// bridge. What it cannot have (not root, a foreign bridge, an overlapping prefix) it
+// says before it changes anything.
 func (s *Service) ensure(ctx context.Context) (*plan, error) {
-	if p := s.current(); p != nil {
+	if p := s.standing(); p != nil {
 		return p, nil
 	}
 	if err := claim(ctx, s.hostUp); err != nil {
 		return nil, err
 	}
 	defer func() { <-s.hostUp }()
-	if p := s.current(); p != nil {
+	if p := s.standing(); p != nil {
 		return p, nil
 	}
 	err := s.leaveOther(ctx)
@@ -42,7 +45,20 @@ func (s *Service) ensure(ctx context.Context) (*plan, error) {
 	s.plan = p
 	s.mu.Unlock()
 	s.fill()
+	s.refill(true)
 	return p, nil
+}
+
+// standing is the plan while its bridge stands.
+func (s *Service) standing() *plan {
+	p := s.current()
+	if p == nil {
+		return nil
+	}
+	if there, err := tapdev.CheckBridge(p.Bridge, p.mac); err != nil || !there {
+		return nil
+	}
+	return p
 }
 
 // leaveOther takes down a bridge of another name than the configured one, unless VMs
@@ -129,6 +145,7 @@ func (s *Service) upSteps() []steps.Step[*plan] {
 		{Name: "settings", Do: s.applySettings, Undo: s.undoSettings},
 		{Name: "bridge", Do: s.makeBridge, Undo: s.undoBridge},
 		{Name: "firewall", Do: s.syncRules, Undo: s.undoRules},
+		{Name: "ports", Do: s.plugIn},
 		{Name: "docker", Do: s.tellDocker, Undo: s.undoDocker},
 		{Name: "firewalld", Do: s.tellFirewalld, Undo: s.undoFirewalld},
 	}
@@ -188,6 +205,36 @@ func (s *Service) undoBridge(_ context.Context, p *plan) error {
 		return nil
 	}
 	return tapdev.DeleteBridge(p.Bridge, p.mac)
+}
+
+// plugIn makes the taps of attached VMs ports of the bridge, where there was another when
+// they became some. Warm ones are not worth it.
+func (s *Service) plugIn(ctx context.Context, p *plan) error {
+	s.hostBatch <- struct{}{} // what the filler makes from here on is for this bridge
+	defer func() { <-s.hostBatch }()
+	s.mu.Lock()
+	guests, warm := slices.Collect(maps.Values(s.guests)), s.warm
+	s.warm = nil
+	s.mu.Unlock()
+	for _, tap := range warm {
+		if err := s.deleteTap(p, tap); err != nil {
+			return err
+		}
+	}
+	for _, g := range guests {
+		err := tapdev.Plug(g.Tap, p.Bridge)
+		if err == nil {
+			err = errors.Join(tapdev.SetIsolated(g.Tap, g.Network == 0), tapdev.Direct(g.Tap, g.MAC))
+		}
+		if tapdev.Missing(err) {
+			s.Log.WarnContext(ctx, "a vm has lost its tap; it has no network until it is restarted", logkey.Tap, g.Tap)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Service) undoRules(_ context.Context, p *plan) error {

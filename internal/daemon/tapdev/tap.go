@@ -67,10 +67,7 @@ func CreateTap(spec TapSpec) error {
 	}{
 		{"name the owner of", func() error { return netlink.LinkSetAlias(link, spec.Alias) }},
 		{"set the MTU of", func() error { return netlink.LinkSetMTU(link, spec.MTU) }},
-		{"plug in", func() error { return netlink.LinkSetMaster(link, bridge) }},
-		{"isolate", func() error { return netlink.LinkSetIsolated(link, true) }},
-		{"stop learning on", func() error { return netlink.LinkSetLearning(link, false) }},
-		{"stop flooding to", func() error { return netlink.LinkSetFlood(link, false) }},
+		{"plug in", func() error { return plug(link, bridge) }},
 		// A tap without an owner can be opened by everybody.
 		{"own", func() error { return unix.IoctlSetInt(int(f.Fd()), unix.TUNSETOWNER, 0) }},
 		{"switch on", func() error { return netlink.LinkSetUp(link) }},
@@ -79,6 +76,33 @@ func CreateTap(spec TapSpec) error {
 		if err := step.do(); err != nil {
 			return fmt.Errorf("%s tap %s: %w", step.name, spec.Name, err)
 		}
+	}
+	return nil
+}
+
+func plug(link, bridge netlink.Link) error {
+	if err := netlink.LinkSetMaster(link, bridge); err != nil {
+		return err
+	}
+	return errors.Join(netlink.LinkSetIsolated(link, true), netlink.LinkSetLearning(link, false), netlink.LinkSetFlood(link, false))
+}
+
+// Plug makes a tap that somebody has pulled out of the bridge its port again, isolated
+// and told of no address; one that is its port stays as it is.
+func Plug(name, bridge string) error {
+	to, err := netlink.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("find bridge %s: %w", bridge, err)
+	}
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find tap %s: %w", name, err)
+	}
+	if link.Attrs().MasterIndex == to.Attrs().Index {
+		return nil
+	}
+	if err := plug(link, to); err != nil {
+		return fmt.Errorf("plug in tap %s: %w", name, err)
 	}
 	return nil
 }
