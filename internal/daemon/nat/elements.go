@@ -28,6 +28,10 @@ const (
 	setService6 = "service6"
 	setGateway4 = "gateway4" // the host's own addresses on the bridge
 	setGateway6 = "gateway6"
+	setBegun4   = "begun4" // IPv4 address: how fast it begins connections
+	setBegun6   = "begun6"
+	setHeld4    = "held4" // IPv4 address: how many it has
+	setHeld6    = "held6"
 	setExposed4 = "exposed4" // guest . protocol . port: what one guest reaches at a gateway
 	setExposed6 = "exposed6"
 )

@@ -64,6 +64,11 @@ func notIn(s *nftables.Set) phrase {
 	return phrase{&expr.Lookup{SourceRegister: word(0), SetName: s.Name, SetID: s.ID, Invert: true}}
 }
 
+// each tests with an expression of its own for every key: the one that begins at word 0.
+func each(s *nftables.Set, test expr.Any) phrase {
+	return phrase{&expr.Dynset{SrcRegKey: word(0), SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_ADD, Exprs: []expr.Any{test}}}
+}
+
 // markFrom looks the key up in a map and makes the value the packet's mark.
 func markFrom(m *nftables.Set) phrase {
 	return phrase{

@@ -87,7 +87,7 @@ func flush(c *nftables.Conn, what string) error {
 		return errdefs.Permission("%s: %w", what, err).WithHint("run the daemon as root")
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
 		return errdefs.Unsupported("%s: the kernel has no nftables, or not all of it: %w", what, err).
-			WithHint("load the modules: modprobe -a nf_tables nft_ct nft_masq nft_reject_inet")
+			WithHint("load the modules: modprobe -a nf_tables nft_ct nft_connlimit nft_limit nft_masq nft_reject_inet")
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }

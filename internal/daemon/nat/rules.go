@@ -37,6 +37,10 @@ var setTypes = map[string][]nftables.SetDatatype{
 	mapNetwork6: {nftables.TypeIP6Addr},
 	setMembers4: {nftables.TypeMark, nftables.TypeIPAddr},
 	setMembers6: {nftables.TypeMark, nftables.TypeIP6Addr},
+	setBegun4:   {nftables.TypeIPAddr},
+	setBegun6:   {nftables.TypeIP6Addr},
+	setHeld4:    {nftables.TypeIPAddr},
+	setHeld6:    {nftables.TypeIP6Addr},
 	setGateway4: {nftables.TypeIPAddr},
 	setGateway6: {nftables.TypeIP6Addr},
 	setService4: {nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService},
@@ -49,6 +53,7 @@ var (
 	setNames  = slices.Sorted(maps.Keys(setTypes))
 	bridgeSet = []string{setSource, setSource4, setSource6, mapNetwork, setMembers}
 	networkOf = []string{mapNetwork, mapNetwork4, mapNetwork6}
+	filledIn  = []string{setBegun4, setBegun6, setHeld4, setHeld6} // by the kernel, as packets come
 )
 
 // refer names the tables and sets without making them.
@@ -68,6 +73,7 @@ func (t Table) refer() *refs {
 		if slices.Contains(networkOf, name) {
 			s.IsMap, s.DataType = true, nftables.TypeMark
 		}
+		s.Dynamic = slices.Contains(filledIn, name)
 		if name == mapNetwork { // for nft, which could not print the names otherwise
 			s.KeyByteOrder = binaryutil.NativeEndian
 		}
@@ -106,6 +112,7 @@ func (r *refs) rules() error {
 	}
 	r.spoofing()
 	r.bridging()
+	r.bounded() // before what goes on in it
 	r.inbound() // with the chain that outbound goes on in
 	r.outbound()
 	r.siblings()
@@ -210,6 +217,33 @@ const (
 // taken from a VM ends at once, in connections under way too.
 var answers = slices.Concat(anyOf(ct(expr.CtKeySTATE), ctAnswers), ct(expr.CtKeyDIRECTION), is(ctReply))
 
+// How many connections a guest may have at once by one of its addresses, and how many it
+// may begin in a second, when it has begun a number at once: the kernel's table of
+// connections is one for the whole host. What is closed no longer counts as one that it
+// has, but stays in the table for two minutes; and of what is dropped the kernel's count
+// is not cleared at once. That is what the rate is for. (Variables for tests.)
+var (
+	maxHeld  = uint32(4096)
+	maxBegun = uint64(256)
+	maxBurst = uint32(4096)
+)
+
+// bounded drops what would begin more connections.
+func (r *refs) bounded() {
+	rate := &expr.Limit{Type: expr.LimitTypePkts, Rate: maxBegun, Unit: expr.LimitTimeSecond, Burst: maxBurst, Over: true}
+	number := &expr.Connlimit{Count: maxHeld, Flags: expr.NFT_CONNLIMIT_F_INV}
+	v4, v6 := join(ofVersion(unix.NFPROTO_IPV4), ip4Source(0)), join(ofVersion(unix.NFPROTO_IPV6), ip6Source(0))
+	r.chain(nftables.Chain{Table: r.inet, Name: "bounded"},
+		join(v4, each(r.sets[setBegun4], rate), drop),
+		join(v6, each(r.sets[setBegun6], rate), drop),
+		join(v4, each(r.sets[setHeld4], number), drop),
+		join(v6, each(r.sets[setHeld6], number), drop),
+	)
+}
+
+// begins goes through the bounds with what begins a connection that may be.
+var begins = slices.Concat(anyOf(ct(expr.CtKeySTATE), expr.CtStateBitNEW), phrase{&expr.Verdict{Kind: expr.VerdictJump, Chain: "bounded"}})
+
 // outbound judges what a guest sends through the host.
 func (r *refs) outbound() {
 	rules := [][]expr.Any{
@@ -222,6 +256,7 @@ func (r *refs) outbound() {
 		rules = append(rules, join(destIn(p), reject))
 	}
 	r.chain(nftables.Chain{Table: r.inet, Name: "outbound"}, append(rules,
+		join(begins),
 		join(ofVersion(unix.NFPROTO_IPV4), ip4Source(0), in(r.sets[setOutside4]), goTo("passed")),
 		join(ofVersion(unix.NFPROTO_IPV6), ip6Source(0), in(r.sets[setOutside6]), goTo("passed")),
 		join(reject),
@@ -262,6 +297,7 @@ func (r *refs) siblings() {
 		// Everything else, link-local addresses too, may be sent to the host's own hardware
 		// address: the kernel sends it back out of the bridge as a router would.
 		join(loadMeta(expr.MetaKeyPKTTYPE, 0), isNot(unix.PACKET_HOST), setMark(Mark), accept),
+		join(begins),
 		join(setMark(0)),
 		join(v4, ip4Source(0), markFrom(r.sets[mapNetwork4])),
 		join(v6, ip6Source(0), markFrom(r.sets[mapNetwork6])),
@@ -292,6 +328,7 @@ func (r *refs) input() {
 		join(answers, accept),
 		join(icmp6, icmpType(icmp6NeighborSol), accept),
 		join(icmp6, icmpType(icmp6NeighborAdvert), accept),
+		join(begins),
 		join(v4, ip4Dest(0), loadMeta(expr.MetaKeyL4PROTO, ip4Words), destPort(ip4Words+protoWords), in(r.sets[setService4]), accept),
 		join(v6, ip6Dest(0), loadMeta(expr.MetaKeyL4PROTO, ip6Words), destPort(ip6Words+protoWords), in(r.sets[setService6]), accept),
 		join(v4, ip4Dest(0), in(r.sets[setGateway4]),
