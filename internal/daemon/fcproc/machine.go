@@ -3,12 +3,10 @@ package fcproc
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"banger/internal/daemon/fcproc/fcapi"
 	"banger/internal/errdefs"
@@ -79,21 +77,26 @@ func (m *machine) noticeHalt(console *os.File) {
 	}
 }
 
+// endTime is how long a VMM that has let go of a call may take to end.
+const endTime = time.Second
+
 // PowerButton implements hypervisor.Machine. There is no button: a guest takes
 // Ctrl-Alt-Del as the order to end, once its keyboard driver is there.
 func (m *machine) PowerButton(ctx context.Context) error {
 	return m.use(ctx, "press the power button", func() error {
 		err := m.api.Put(ctx, fcapi.PathActions, fcapi.Action{Type: fcapi.ActionCAD})
-		if !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
+		var fault *fcapi.Fault
+		if err == nil || errors.As(err, &fault) {
 			return err
 		}
-		// The guest was faster than the answer.
+		// The guest may have been faster than the answer, which shows in several ways.
 		select {
 		case <-m.Done():
 			return nil
+		case <-time.After(endTime):
 		case <-ctx.Done():
-			return err
 		}
+		return err
 	})
 }
 
