@@ -290,6 +290,7 @@ func TestAgentWithSystemd(t *testing.T) {
 		"cat /etc/resolv.conf":                               "nameserver 192.168.127.1",
 		"systemctl --failed --no-legend | wc -l":             "0",
 		"cat /tmp/early":                                     "early",
+		"nice; grep -o 'nice.*' /proc/self/autogroup":        "-10\nnice -10",
 		"stat -c %a /tmp /tmp/.X11-unix":                     "1777\n1777",
 		"systemctl is-active systemd-tmpfiles-setup":         "active",
 	} {

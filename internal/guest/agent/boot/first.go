@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -51,6 +52,8 @@ func (c *Child) Start() error {
 	if err != nil {
 		return errdefs.Wrap(err, "execute the agent")
 	}
+	// Its session counts like any other until it is told so, too.
+	_ = os.WriteFile("/proc/"+strconv.Itoa(pid)+"/autogroup", []byte(strconv.Itoa(hostNice)), 0)
 	c.pid, c.Dir = pid, nil
 	return nil
 }

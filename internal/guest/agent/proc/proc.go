@@ -98,6 +98,7 @@ func (s *Spawner) Start(spec Spec) (*Process, error) {
 	if err != nil {
 		return nil, startError(spec, err)
 	}
+	favour(pid)
 	if pidfd < 0 {
 		// Cannot be: kernels older than the ones this agent boots with lack it.
 		_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -106,6 +107,16 @@ func (s *Spawner) Start(spec Spec) (*Process, error) {
 	// The runtime's poller takes only what says that it does not block.
 	_ = unix.SetNonblock(pidfd, true)
 	return &Process{PID: pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd "+strconv.Itoa(pid))}, nil
+}
+
+// favour gives the session of a command the priority that the command has from us. The
+// kernel shares processors out by session first, and a new one is like any other; where
+// it goes by control group instead, that has no effect.
+func favour(pid int) {
+	own, err := unix.Getpriority(unix.PRIO_PROCESS, 0) // 20 less the nice value: 1 to 40
+	if nice := 20 - own; err == nil && nice < 0 {
+		_ = os.WriteFile("/proc/"+strconv.Itoa(pid)+"/autogroup", []byte(strconv.Itoa(nice)), 0)
+	}
 }
 
 // mustBecome says whether a command for u needs another identity than ours. One that
