@@ -46,6 +46,26 @@ func (s *samples) add(d time.Duration, unit time.Duration) {
 	*s = append(*s, float64(d)/float64(unit))
 }
 
+// inTurns measures one thing and its floor n times, in turns, after a few times that
+// count for nothing: they fill caches.
+func inTurns(warm, n int, unit time.Duration, one, other func() (time.Duration, error)) (value, floor samples, err error) {
+	for i := range warm + n {
+		took, err := one()
+		if err != nil {
+			return nil, nil, err
+		}
+		least, err := other()
+		if err != nil {
+			return nil, nil, err
+		}
+		if i >= warm {
+			value.add(took, unit)
+			floor.add(least, unit)
+		}
+	}
+	return value, floor, nil
+}
+
 // median is the p50; of an even number, the mean of the two in the middle.
 func (s samples) median() float64 {
 	if len(s) == 0 {

@@ -57,20 +57,12 @@ func measureFirecracker(ctx context.Context, l *lab, n int) ([]Figure, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(t.dir)
-	var value, floor samples
-	for i := range n + 1 {
-		took, err := timed(d.cli(ctx, slices.Concat([]string{"vm", "run", "--rm"}, onFirecracker, []string{"--", "true"})...))
-		if err != nil {
-			return nil, err
-		}
-		byHand, err := l.fireOnce(ctx, t)
-		if err != nil {
-			return nil, err
-		}
-		if i > 0 { // the first of each warms caches
-			value.add(took, time.Millisecond)
-			floor.add(byHand, time.Millisecond)
-		}
+	run := slices.Concat([]string{"vm", "run", "--rm"}, onFirecracker, []string{"--", "true"})
+	value, floor, err := inTurns(1, n, time.Millisecond,
+		func() (time.Duration, error) { return timed(d.cli(ctx, run...)) },
+		func() (time.Duration, error) { return l.fireOnce(ctx, t) })
+	if err != nil {
+		return nil, err
 	}
 	f := figure("firecracker", "ms", value, floor, firecrackerLimit, onRatio)
 	f.What = "banger vm run --rm -- true on Firecracker, whole process"

@@ -61,20 +61,12 @@ func measureHost(ctx context.Context, l *lab, n int) ([]Figure, error) {
 	defer d.stop(context.WithoutCancel(ctx))
 	c := client.New(d.layout.Socket)
 	defer c.Close()
-	var value, floor samples
-	for i := range n + 5 {
-		host, err := hostSide(ctx, c)
-		if err != nil {
-			return nil, err
-		}
-		synced, err := syncedWrite(state)
-		if err != nil {
-			return nil, err
-		}
-		if i >= 5 { // the first ones put up the bridge and fill the pool of taps
-			value.add(host, time.Millisecond)
-			floor.add(synced, time.Millisecond)
-		}
+	// The first ones put up the bridge and fill the pool of taps.
+	value, floor, err := inTurns(5, n, time.Millisecond,
+		func() (time.Duration, error) { return hostSide(ctx, c) },
+		func() (time.Duration, error) { return syncedWrite(state) })
+	if err != nil {
+		return nil, err
 	}
 	f := figure("host-start", "ms", value, floor, hostLimit, onValue)
 	f.What, f.FloorIs = "host's side of a create on the bridge: all but the VMM and its guest", "one synced write of a file"

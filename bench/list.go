@@ -45,20 +45,13 @@ func measureList(ctx context.Context, l *lab, n int) ([]Figure, error) {
 	if lines := strings.Count(out, "\n"); lines != stoppedVMs+1 {
 		return nil, fmt.Errorf("vm list printed %d lines for %d VMs", lines, stoppedVMs)
 	}
-	var value, floor samples
-	for i := range n + 1 {
-		took, err := timed(d.cli(ctx, "vm", "list"))
-		if err != nil {
-			return nil, err
-		}
-		nothing, err := timed(exec.CommandContext(ctx, l.program("banger"), "version"))
-		if err != nil {
-			return nil, err
-		}
-		if i > 0 {
-			value.add(took, time.Millisecond)
-			floor.add(nothing, time.Millisecond)
-		}
+	value, floor, err := inTurns(1, n, time.Millisecond,
+		func() (time.Duration, error) { return timed(d.cli(ctx, "vm", "list")) },
+		func() (time.Duration, error) {
+			return timed(exec.CommandContext(ctx, l.program("banger"), "version"))
+		})
+	if err != nil {
+		return nil, err
 	}
 	f := figure("list-1000", "ms", value, floor, listLimit, onValue)
 	f.What, f.FloorIs = "banger vm list with 1,000 stopped VMs, whole process", "banger version"

@@ -32,20 +32,11 @@ func measureRun(ctx context.Context, l *lab, n int) ([]Figure, error) {
 	if err = errors.Join(err, model.remove(ctx)); err != nil {
 		return nil, err
 	}
-	var value, floor samples
-	for i := range n + 1 {
-		took, err := timed(d.cli(ctx, "vm", "run", "--rm", "--", "true"))
-		if err != nil {
-			return nil, err
-		}
-		byHand, err := l.bootOnce(ctx, t)
-		if err != nil {
-			return nil, err
-		}
-		if i > 0 { // the first of each warms caches
-			value.add(took, time.Millisecond)
-			floor.add(byHand, time.Millisecond)
-		}
+	value, floor, err := inTurns(1, n, time.Millisecond,
+		func() (time.Duration, error) { return timed(d.cli(ctx, "vm", "run", "--rm", "--", "true")) },
+		func() (time.Duration, error) { return l.bootOnce(ctx, t) })
+	if err != nil {
+		return nil, err
 	}
 	f := figure("run", "ms", value, floor, runLimit, onRatio)
 	f.What = "banger vm run --rm -- true, whole process"

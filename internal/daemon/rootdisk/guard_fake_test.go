@@ -223,16 +223,23 @@ func TestHeldTogether(t *testing.T) {
 	})
 }
 
+// beingHeld watches disk "a" of a host that is full; holding it ends when stuck is closed.
+func beingHeld(t *testing.T, g *guard, k *fakeKernel) (w Watch, stuck chan struct{}) {
+	t.Helper()
+	stuck = make(chan struct{})
+	k.stuck["a"] = stuck
+	w = watched(t, g, "a")
+	synctest.Wait()
+	k.leave(0)
+	elapse(latest)
+	return w, stuck
+}
+
 // A watch that ends while its disk is being held ends when it is held: who releases the
 // disk then finds it so. One that is never held ends as well, and says so.
 func TestCloseWhileHolding(t *testing.T) {
 	guarding(t, goOnSpace, func(t *testing.T, g *guard, k *fakeKernel) {
-		stuck := make(chan struct{})
-		k.stuck["a"] = stuck
-		w := watched(t, g, "a")
-		synctest.Wait()
-		k.leave(0)
-		elapse(latest)
+		w, stuck := beingHeld(t, g, k)
 		closed := make(chan error, 1)
 		go func() { closed <- w.Close() }()
 		synctest.Wait()
@@ -247,12 +254,7 @@ func TestCloseWhileHolding(t *testing.T) {
 		}
 	})
 	guarding(t, goOnSpace, func(t *testing.T, g *guard, k *fakeKernel) {
-		stuck := make(chan struct{})
-		k.stuck["a"] = stuck
-		w := watched(t, g, "a")
-		synctest.Wait()
-		k.leave(0)
-		elapse(latest)
+		w, stuck := beingHeld(t, g, k)
 		if err := w.Close(); !errors.Is(err, errdefs.ErrUnavailable) || errdefs.HintOf(err) == "" || len(g.all()) > 0 {
 			t.Errorf("closed: %v; watched are %d", err, len(g.all()))
 		}
