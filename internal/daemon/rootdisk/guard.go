@@ -206,7 +206,8 @@ func lookAgain(free int64) time.Duration {
 }
 
 // hold leaves a disk alone whose turn somebody has: who does makes the guard look again,
-// or holds it just now.
+// or holds it just now. It asks for the space itself, as that may be there again since it
+// was found scarce.
 func (w *watch) hold() {
 	select {
 	case <-w.turn:
@@ -215,6 +216,9 @@ func (w *watch) hold() {
 	}
 	defer func() { w.turn <- struct{}{} }()
 	if since, _ := w.Stalled(); !since.IsZero() || w.isClosed() {
+		return
+	}
+	if free, err := w.guard.free(w.disk.Dir); err != nil || free >= holdSpace {
 		return
 	}
 	if err := w.suspend(); err != nil {

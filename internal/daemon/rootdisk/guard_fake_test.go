@@ -223,6 +223,18 @@ func TestHeldTogether(t *testing.T) {
 	})
 }
 
+// A disk whose space is there again by the time its turn comes is not held: nobody would
+// let it go on, as nobody was told that it stands.
+func TestNotHeldWithSpace(t *testing.T) {
+	guarding(t, goOnSpace, func(t *testing.T, g *guard, k *fakeKernel) {
+		w := watched(t, g, "a").(*watch)
+		w.hold() // as a look decided that came before the space
+		if isHeld(w) || k.isSuspended("a") {
+			t.Error("held with enough space")
+		}
+	})
+}
+
 // beingHeld watches disk "a" of a host that is full; holding it ends when stuck is closed.
 func beingHeld(t *testing.T, g *guard, k *fakeKernel) (w Watch, stuck chan struct{}) {
 	t.Helper()
