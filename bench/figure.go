@@ -20,7 +20,7 @@ type Figure struct {
 	Floor float64 `json:"floor"` // the median of what it is compared with
 	Ratio float64 `json:"ratio"` // value / floor
 	Limit float64 `json:"limit"`
-	On    string  `json:"limit_on"` // "ratio" or "value"
+	On    string  `json:"limit_on"` // "ratio", "value" or "nothing"
 	Pass  bool    `json:"pass"`
 
 	What     string  `json:"what"`
@@ -35,8 +35,9 @@ type Figure struct {
 
 // What a limit is on.
 const (
-	onRatio = "ratio"
-	onValue = "value"
+	onRatio   = "ratio"
+	onValue   = "value"
+	onNothing = "nothing" // it is told, and passes
 )
 
 // samples are measured values of one thing, in one unit.
@@ -89,11 +90,14 @@ func figure(name, unit string, value, floor samples, limit float64, on string) F
 	if f.Floor != 0 {
 		f.Ratio = f.Value / f.Floor
 	}
-	judged := f.Value
-	if on == onRatio {
-		judged = f.Ratio
+	switch on {
+	case onRatio:
+		f.Pass = f.Ratio <= limit
+	case onValue:
+		f.Pass = f.Value <= limit
+	case onNothing:
+		f.Pass = true
 	}
-	f.Pass = judged <= limit
 	return f
 }
 
@@ -121,8 +125,11 @@ func (r Report) print(w io.Writer) {
 		if f.Floor != 0 {
 			ratio = fmt.Sprintf("%.2f", f.Ratio)
 		}
-		if f.On == onRatio {
+		switch f.On {
+		case onRatio:
 			limit = "× " + number(f.Limit)
+		case onNothing:
+			limit, verdict = "-", "told"
 		}
 		fmt.Fprintf(t, "%s\t%s %s\t%s–%s\t%s %s\t%s–%s\t%s\t%s\t%s\t%d\t%s\n", f.Name, number(f.Value), f.Unit,
 			number(f.Min), number(f.Max), number(f.Floor), f.Unit, number(f.FloorMin), number(f.FloorMax),

@@ -35,6 +35,7 @@ func TestFigureIsJudgedOnWhatItsLimitIsOn(t *testing.T) {
 		{samples{61}, samples{100}, 60, onValue, false},
 		{samples{0}, samples{12}, 0, onValue, true},
 		{samples{1}, samples{12}, 0, onValue, false},
+		{samples{1}, samples{12}, 0, onNothing, true},
 	} {
 		f := figure("x", "ms", c.value, c.floor, c.limit, c.on)
 		if f.Pass != c.pass {
@@ -47,13 +48,14 @@ func TestReport(t *testing.T) {
 	r := Report{Figures: []Figure{
 		figure("good", "ms", samples{1, 2, 3}, samples{4}, 1, onRatio),
 		figure("bad", "ms", samples{80}, samples{4}, 60, onValue),
+		figure("free", "ms", samples{80}, samples{4}, 0, onNothing),
 	}}
 	if !r.missed() {
 		t.Error("a missed limit is not noticed")
 	}
 	var table bytes.Buffer
 	r.print(&table)
-	for line, want := range map[string]string{"good": "pass", "bad": "MISSED"} {
+	for line, want := range map[string]string{"good": "pass", "bad": "MISSED", "free": "told"} {
 		found := false
 		for l := range strings.Lines(table.String()) {
 			found = found || strings.HasPrefix(l, line) && strings.Contains(l, want)
