@@ -69,8 +69,8 @@ func (s suite) inLab(t *testing.T) {
 		send(t, data, dir+"/")
 	}
 	line := fmt.Sprintf("cd %s && exec env %s ./%s -test.v -test.timeout %s -test.run '%s' 2>&1",
-		dir, strings.Join(env, " "), s.program, 40*time.Minute, s.run)
-	out, err := labWithin(time.Hour, "sh", "-c", line)
+		dir, strings.Join(env, " "), s.program, 2*time.Hour, s.run)
+	out, err := labWithin(3*time.Hour, "sh", "-c", line)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, tail(out, 16<<10))
 	}
