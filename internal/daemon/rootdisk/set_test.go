@@ -3,6 +3,7 @@ package rootdisk_test
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 
@@ -78,5 +79,16 @@ func TestCheck(t *testing.T) {
 	_, err = rootdisk.DMSnap(dmsnap.New(t.TempDir()), nil).Check(t.Context(), dir)
 	if !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(errdefs.HintOf(err), "modprobe dm_mod") {
 		t.Errorf("no device-mapper: %v (hint %q)", err, errdefs.HintOf(err))
+	}
+}
+
+// Device-mapper is refused to an ordinary user, who may run the daemon, too.
+func TestCheckAsUser(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("this is root")
+	}
+	_, err := rootdisk.DMSnap(dmsnap.New(t.TempDir()), nil).Check(t.Context(), t.TempDir())
+	if !errors.Is(err, errdefs.ErrPermission) || !strings.Contains(errdefs.HintOf(err), "as root") {
+		t.Errorf("%v (hint %q)", err, errdefs.HintOf(err))
 	}
 }
