@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,6 +18,9 @@ import (
 
 // patience bounds a command in the lab: a boot there is emulated twice.
 const patience = 5 * time.Minute
+
+// answerTime is how long nothing at all may answer in the lab.
+const answerTime = 2 * time.Minute
 
 // bin is the directory of the programs, on this side and after install in the lab.
 var bin = os.Getenv("BANGER_LAB_BIN")
@@ -31,11 +35,24 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "BANGER_LAB_BIN is not set: run scripts/lab test")
 		os.Exit(2)
 	}
+	go watch()
 	if err := install(); err != nil {
 		fmt.Fprintln(os.Stderr, "install banger in the lab:", err)
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
+}
+
+// watch ends everything when the lab has hung up: QEMU's emulation of processors is
+// not beyond that. scripts/lab begins again then.
+func watch() {
+	for {
+		<-time.After(answerTime / 4)
+		if _, err := labWithin(answerTime, "true"); errors.Is(err, context.DeadlineExceeded) {
+			fmt.Fprintf(os.Stderr, "the lab has not answered for %v\n", answerTime)
+			os.Exit(1)
+		}
+	}
 }
 
 // install brings the programs, the kernel of this host's daemon and a small image
@@ -102,6 +119,7 @@ func hostWithin(limit time.Duration, args ...string) (string, error) {
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	if err := cmd.Run(); err != nil {
+		err = errors.Join(err, ctx.Err())
 		return out.String(), fmt.Errorf("banger %s: %w: %s", strings.Join(args, " "), err, complaint.String())
 	}
 	return out.String(), nil
