@@ -79,7 +79,17 @@ func (s suite) inLab(t *testing.T) {
 			t.Errorf("%s did not run:\n%s", name, tail(out, 4<<10))
 		}
 	}
-	t.Logf("%d tests passed, %d were skipped", strings.Count(out, "--- PASS"), strings.Count(out, "--- SKIP"))
+	t.Logf("%d tests passed, skipped were %q", strings.Count(out, "--- PASS"), skipped(out))
+}
+
+// skipped are the tests that a run has left out.
+func skipped(out string) (names []string) {
+	for line := range strings.Lines(out) {
+		if _, name, found := strings.Cut(strings.TrimSpace(line), "--- SKIP: "); found {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 func exists(path string) bool {
