@@ -104,9 +104,10 @@ func (a *app) follow() func(*bangerv1.Operation) {
 // Stages that took less leave no line.
 const worthALine = 20 * time.Millisecond
 
-// stageDone leaves the line of a stage that ended.
+// stageDone leaves the line of a stage that ended, or none.
 func (a *app) stageDone(name string, took time.Duration) {
 	if took < worthALine {
+		a.status.clear()
 		return
 	}
 	a.status.line(fmt.Sprintf("  %-12s %s", oneLine(name), a.paint(dim, humanDuration(took))))
