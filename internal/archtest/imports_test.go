@@ -46,6 +46,7 @@ var rings = map[string]ring{
 	"internal/workspace":  ringMechanism,
 
 	"internal/daemon/dmsnap":    ringMechanism,
+	"internal/daemon/ext4":      ringMechanism,
 	"internal/daemon/fakevm":    ringMechanism,
 	"internal/daemon/fcproc":    ringMechanism,
 	"internal/daemon/firewalld": ringMechanism,
