@@ -70,6 +70,7 @@ func (t *tree) entry(x *index, r *record, parent *found) error {
 			}
 			old.Mode, old.UID, old.GID = r.inode.Mode, r.inode.UID, r.inode.GID
 			old.MTime, old.Xattrs = r.inode.MTime, r.inode.Xattrs
+			settleACL(old)
 			d.layers[i] = t.layer
 			return nil
 		}
@@ -86,7 +87,7 @@ func (t *tree) entry(x *index, r *record, parent *found) error {
 
 // parent returns the directory that a path leads to; what is missing of it is made.
 func (t *tree) parent(p string) (*dir, error) {
-	d, missing, err := t.lookup(t.dirs[t.root], p)
+	d, missing, err := t.lookup(p)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +111,7 @@ func (t *tree) link(d *dir, name string, entry *ext4.Inode) error {
 	to, base := path.Split(entry.Target)
 	in := t.root
 	if base != "" {
-		from, missing, err := t.lookup(t.dirs[t.root], strings.TrimSuffix(to, "/"))
+		from, missing, err := t.lookup(to)
 		if err != nil {
 			return errdefs.Wrap(err, "hard link to %s", clip(entry.Target))
 		}
@@ -139,6 +140,7 @@ func (t *tree) link(d *dir, name string, entry *ext4.Inode) error {
 	if in.Xattrs = merge(in.Xattrs, more); len(in.Xattrs) > maxXattrs {
 		return errdefs.Exhausted("more than %d extended attributes", maxXattrs)
 	}
+	settleACL(in)
 	t.links[in] = names
 	return t.add(d, name, in)
 }

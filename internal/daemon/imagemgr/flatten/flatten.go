@@ -24,9 +24,10 @@
 //   - Parents that are missing are made, 0755 and root's, for whiteouts too. Their time is
 //     0, where containerd has that of unpacking: a tree is the same whenever it is made.
 //   - Parents that are symbolic links are followed within the root, in the tree as it is
-//     at that point, at most 255 of them; a target is joined to the link's directory and
-//     cleaned as text first. Where a target is missing it is made. The last component of
-//     a path is not followed, nor that of a hard link's target: links to links are links.
+//     at that point, at most 255 of them. Where a target is missing it is made. The last
+//     component of a path is not followed, nor that of a hard link's target: links to links
+//     are links. ".." after a link in a target is the parent of where that leads, as it will
+//     be in the guest; containerd takes the link away as text, but not at the root.
 //   - A hard link's target must be there, in this layer or below, when its turn comes, and
 //     be no directory. The link's owner, mode and time are the inode's from then on, its
 //     extended attributes are added. (The kernel would drop capabilities with the owner.)
@@ -36,7 +37,7 @@
 //     are and mean nothing here.
 //   - Extended attributes are those of SCHILY.xattr. Namespaces that the kernel does not
 //     have are dropped, as are trusted.*, user.* of what is neither file nor directory,
-//     and ACLs of symbolic links.
+//     and ACLs of symbolic links. The mode is set last and changes an ACL, as chmod does.
 //   - Times that ext4 cannot hold are 0. Those from 1901 to 1970, which containerd makes 0
 //     too, are kept.
 //   - A character device 0:0 is that and no whiteout. Numbers which the kernel cannot hold
@@ -91,7 +92,8 @@ type Stats struct {
 type Progress func(layer int, n int64)
 
 // Flatten reads the layers, of which the lowest comes first, and merges them. It opens all
-// at once and reads as many as there are processors, in the order in which they are open.
+// at once and reads as many as there are processors (at least two, for one may wait for its
+// bytes), in the order in which they are open.
 // After an error all that was given to sink has been freed; else all that is not in the
 // tree.
 //
@@ -106,7 +108,7 @@ func Flatten(ctx context.Context, layers []Layer, sink Sink, limits Limits, prog
 		sink:     sink,
 		budget:   &budget{limits: limits.orDefaults()},
 		progress: progress,
-		slots:    make(chan struct{}, runtime.GOMAXPROCS(0)),
+		slots:    make(chan struct{}, max(2, runtime.GOMAXPROCS(0))),
 		indexes:  make([]*index, len(layers)),
 		ready:    make([]chan struct{}, len(layers)),
 	}

@@ -40,7 +40,7 @@ func (nowhere) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 func (nowhere) Truncate(int64) error                   { return nil }
 
 func newSink(t testing.TB) *sink {
-	w, err := ext4.New(nowhere{}, ext4.Options{Size: 1 << 40})
+	w, err := ext4.New(nowhere{}, ext4.Options{Size: 16 << 30})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -149,6 +149,10 @@ func hostile(t testing.TB) []hostileImage {
 		entries("a malformed ACL", refused(invalid, `entry "f"`, "malformed"), file("f", "").xattr("system.posix_acl_access", "\x02\x00\x00\x00\x01")),
 		entries("an ACL of another version", refused(invalid, `entry "f"`, "malformed"), file("f", "").xattr("system.posix_acl_access", "\x03\x00\x00\x00")),
 		entries("an ACL with an unknown tag", refused(invalid, `entry "f"`, "malformed"), file("f", "").xattr("system.posix_acl_access", "\x02\x00\x00\x00\x40\x00\x07\x00\xff\xff\xff\xff")),
+		entries("an ACL out of order", refused(invalid, `entry "f"`, "malformed"), file("f", "").xattr("system.posix_acl_access", acl[:4]+acl[36:]+acl[4:36])),
+		entries("an ACL with two owners", refused(invalid, `entry "f"`, "malformed"), file("f", "").xattr("system.posix_acl_access", acl[:12]+acl[4:])),
+		entries("an ACL without others", refused(invalid, `entry "f"`, "malformed"), file("f", "").xattr("system.posix_acl_access", acl[:36])),
+		entries("an ACL of users without a mask", refused(invalid, `entry "f"`, "malformed"), file("f", "").xattr("system.posix_acl_access", acl[:28]+acl[36:])),
 		entries("a default ACL of a file", refused(invalid, `entry "f"`, "no directory"), file("f", "").xattr("system.posix_acl_default", acl)),
 
 		// Too much.

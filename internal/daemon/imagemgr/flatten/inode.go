@@ -3,7 +3,6 @@ package flatten
 import (
 	"archive/tar"
 	"cmp"
-	"encoding/binary"
 	"slices"
 	"strconv"
 	"strings"
@@ -89,8 +88,13 @@ func (x *index) inode(hdr *tar.Header) (*ext4.Inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	in.Xattrs, err = x.xattrs(hdr, t)
-	return in, err
+	if in.Xattrs, err = x.xattrs(hdr, t); err != nil {
+		return nil, err
+	}
+	if t != 0 {
+		settleACL(in)
+	}
+	return in, nil
 }
 
 // checkTarget refuses what the kernel takes for the target of no symbolic link.
@@ -113,11 +117,7 @@ func bound(t time.Time) ext4.Time {
 	return ext4.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
 }
 
-const (
-	xattrRecord = "SCHILY.xattr."
-	accessACL   = "system.posix_acl_access"
-	defaultACL  = "system.posix_acl_default"
-)
+const xattrRecord = "SCHILY.xattr."
 
 // canHave reports whether an inode of type t may have an extended attribute; t is 0 if
 // that is not known yet.
@@ -179,20 +179,4 @@ func checkXattr(name, value string, t uint32) error {
 		return errdefs.Invalid("the ACL %s is malformed", clip(name))
 	}
 	return nil
-}
-
-// isACL reports whether value has the form of an ACL: version 2, then entries of a tag
-// (one bit of six), permissions and an id.
-func isACL(value string) bool {
-	b := []byte(value)
-	if len(b) < 4 || len(b)%8 != 4 || binary.LittleEndian.Uint32(b) != 2 {
-		return false
-	}
-	for b = b[4:]; len(b) > 0; b = b[8:] {
-		tag, perm := binary.LittleEndian.Uint16(b), binary.LittleEndian.Uint16(b[2:])
-		if tag == 0 || tag&(tag-1) != 0 || tag > 0x20 || perm > 7 {
-			return false
-		}
-	}
-	return true
 }

@@ -13,11 +13,13 @@ import (
 // layers is what an image is made of, and with it the rules are shown.
 type layers [][]ent
 
-var rules = []struct {
+type rule struct {
 	name   string
 	layers layers
 	want   outcome
-}{
+}
+
+var rules = []rule{
 	{"no layers", nil, tree()},
 	{"an empty layer", layers{{}}, tree()},
 	{"one layer", layers{{dir("a"), file("a/f", "x"), sym("s", "a"), dev(tar.TypeFifo, "p", 0, 0)}},
@@ -28,7 +30,8 @@ var rules = []struct {
 		tree("a/", "a/f=x", "a/g=y", "h=z")},
 	{"the root's entry is skipped", layers{{dir(".").mode(0o700).own(1, 2).at(time.Unix(9, 0)).xattr("user.a", "b"), dir("/"), file("f", "x")}},
 		tree("f=x")},
-	{".. within the image is cleaned", layers{{dir("a"), file("a/b/../f", "x"), file("/../g", "y"), file("a/..", "root")}},
+	{"the root is no file", layers{{file("a/..", "root"), sym("/", "x"), file("f", "x")}}, tree("f=x")},
+	{".. within the image is cleaned", layers{{dir("a"), file("a/b/../f", "x"), file("/../g", "y")}},
 		tree("a/", "a/f=x", "g=y")},
 	{".. beyond it is refused", layers{{file("a/../../f", "x")}},
 		refused(errdefs.ErrInvalidArgument, "layer L1", `"a/../../f"`, "leads out of the image")},
@@ -110,8 +113,10 @@ var rules = []struct {
 	{"to the root and to their own directory", layers{{sym("r", "/"), sym("d", "."), sym("u", "..")}, {file("r/1", "1"), file("d/2", "2"), file("u/3", "3"), file("r/d/u/r/4", "4")}},
 		tree("1=1", "2=2", "3=3", "4=4", "d->.", "r->/", "u->..")},
 	{"dangling: the target is made", layers{{sym("a", "x/y")}, {file("a/b/f", "1")}}, tree("a->x/y", "x/", "x/y/", "x/y/b/", "x/y/b/f=1")},
-	{"cleaned as text: what stands before .. is not looked at", layers{{dir("t/u"), sym("l", "t/u"), sym("a", "l/../n")}, {file("a/f", "1")}},
-		tree("a->l/../n", "l->t/u", "n/", "n/f=1", "t/", "t/u/")},
+	{"whose target has .. after a link", layers{{dir("t/u"), sym("l", "t/u"), sym("a", "l/../n")}, {file("a/f", "1")}},
+		tree("a->l/../n", "l->t/u", "t/", "t/n/", "t/n/f=1", "t/u/")},
+	{"whose target has .. after what is missing", layers{{sym("a", "x/y/../z/./../../../w"), file("a/f", "1"), dir("t"), sym("t/b", "/../t//q/.."), file("t/b/g", "2")}},
+		tree("a->x/y/../z/./../../../w", "t/", "t/b->/../t//q/..", "t/g=2", "w/", "w/f=1")},
 	{"as they are at that point", layers{{sym("a", "b"), file("a/1", "1"), dir("a"), file("a/2", "2"), file(".wh.a", ""), sym("a", "c"), file("a/3", "3")}},
 		tree("a->c", "b/", "b/1=1", "c/", "c/3=3")},
 	{"a loop", layers{{sym("a", "b"), sym("b", "a"), file("a/f", "x")}}, refused(errdefs.ErrInvalidArgument, `"a/f"`, "symbolic links")},
@@ -155,9 +160,13 @@ var rules = []struct {
 		file("e", "").at(time.Unix(-1<<31-1, 0)), file("f", "").at(time.Unix(15032385536, 0)), file("g", "").at(time.Unix(1<<40, 0))}},
 		tree("a= time=1.999999999", "b= time=-2.500000000", "c= time=-2147483648.000000000", "d= time=15032385535.000000000", "e=", "f=", "g=")},
 	{"extended attributes", layers{{file("f", "x").xattr("security.capability", "\x01\x00\x00\x02").xattr("user.a", "\x00\xff").xattr("security.selinux", "u:o:r:t\x00"),
-		dir("d").xattr("system.posix_acl_default", acl).xattr("user.d", "1"), file("g", "y").xattr("system.posix_acl_access", acl), sym("s", "f").xattr("security.selinux", "l")}},
+		dir("d").xattr("system.posix_acl_default", acl).xattr("user.d", "1"), file("g", "y").mode(0o770).xattr("system.posix_acl_access", acl), sym("s", "f").xattr("security.selinux", "l")}},
 		tree(`d/ system.posix_acl_default=`+aclQuoted+` user.d="1"`, `f=x security.capability="\x01\x00\x00\x02" security.selinux="u:o:r:t\x00" user.a="\x00\xff"`,
-			`g=y system.posix_acl_access=`+aclQuoted, `s->f security.selinux="l"`)},
+			`g=y mode=770 system.posix_acl_access=`+aclQuoted, `s->f security.selinux="l"`)},
+	{"an ACL follows the mode, or is nothing but it", layers{{file("f", "x").mode(0o640).xattr("system.posix_acl_access", acl), file("g", "y").xattr("system.posix_acl_access", acl[:12]+acl[20:28]+acl[36:]),
+		file("h", "z").xattr("system.posix_acl_access", acl[:4]), file("i", "").xattr("system.posix_acl_access", acl), hard("j", "i").mode(0o606)}},
+		tree(`f=x mode=640 system.posix_acl_access=`+strings.NewReplacer(`\x01\x00\a\x00`, `\x01\x00\x06\x00`, `\x10\x00\a\x00`, `\x10\x00\x04\x00`).Replace(aclQuoted), "g=y", "h=z",
+			`i= mode=606 system.posix_acl_access=`+aclOf606, `j= mode=606 system.posix_acl_access=`+aclOf606+" &i")},
 	{"those that cannot be are dropped", layers{{file("f", "x").xattr("trusted.overlay.opaque", "y").xattr("com.apple.quarantine", "q").xattr("system.nfs4_acl", "n"),
 		sym("s", "f").xattr("user.a", "b").xattr("system.posix_acl_access", acl), dev(tar.TypeFifo, "p", 0, 0).xattr("user.a", "b"), file("l", "").pax("LIBARCHIVE.xattr.user.a", "Yg")}},
 		tree("f=x", "l=", "p p", "s->f")},
@@ -188,6 +197,9 @@ const (
 		"\x10\x00\x07\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
 	aclQuoted = `"\x02\x00\x00\x00\x01\x00\a\x00\xff\xff\xff\xff\x02\x00\x04\x00\x01\x00\x00\x00\x04\x00\x05\x00\xff\xff\xff\xff\x10\x00\a\x00\xff\xff\xff\xff \x00\x00\x00\xff\xff\xff\xff"`
 )
+
+// aclOf606 is acl after chmod 606.
+var aclOf606 = strings.NewReplacer(`\x01\x00\a\x00`, `\x01\x00\x06\x00`, `\x10\x00\a\x00`, `\x10\x00\x00\x00`, ` \x00\x00\x00`, ` \x00\x06\x00`).Replace(aclQuoted)
 
 // deep is n directories, each in the one before.
 func deep(name string, n int) []string {

@@ -137,17 +137,18 @@ func (t *tree) release(in *ext4.Inode) {
 	}
 }
 
-// lookup walks a clean path from d as far as it leads, through symbolic links, within
-// the root. It returns the directory where it ends and what is missing of the path there.
-func (t *tree) lookup(d *dir, p string) (*dir, string, error) {
+// lookup walks a path from the root as far as it leads, through symbolic links, as the
+// kernel does below a chroot. It returns the directory where it ends and what is missing
+// of the path there, which is clean.
+func (t *tree) lookup(p string) (*dir, string, error) {
+	d := t.dirs[t.root]
 	for follow := 0; p != ""; {
 		if t.steps++; t.steps > stepsPerEntry*(t.budget.entries.Load()+1000) {
 			return nil, "", errdefs.Exhausted("its parents are too much work to find")
 		}
 		name, rest, _ := strings.Cut(p, "/")
-		if name == ".." {
-			// Only before anything else, at the start of what a link names.
-			if d.parent != nil {
+		if name == "" || name == "." || name == ".." {
+			if name == ".." && d.parent != nil {
 				d = d.parent
 			}
 			p = rest
@@ -155,7 +156,13 @@ func (t *tree) lookup(d *dir, p string) (*dir, string, error) {
 		}
 		i := d.find(name)
 		if i < 0 {
-			return d, p, nil
+			// The kernel would not go on. Clean, what is missing can be made.
+			clean := path.Clean(p)
+			if clean == p {
+				return d, p, nil
+			}
+			p = clean
+			continue
 		}
 		in := d.inode.Children[i].Inode
 		switch typeOf(in) {
@@ -169,20 +176,12 @@ func (t *tree) lookup(d *dir, p string) (*dir, string, error) {
 		if follow++; follow > maxFollow {
 			return nil, "", errdefs.Invalid("its path leads through more than %d symbolic links", maxFollow)
 		}
-		target := path.Clean(in.Target)
-		if target[0] == '/' {
+		if in.Target[0] == '/' {
 			d = t.dirs[t.root]
 		}
-		switch target = strings.TrimPrefix(target, "/"); {
-		case target == "" || target == ".":
-			p = rest
-		case rest == "":
-			p = target
-		default:
-			p = target + "/" + rest
-		}
-		if len(p) > maxPath {
-			return nil, "", errdefs.Invalid("its path has more than %d bytes once links are followed", maxPath)
+		p = in.Target + "/" + rest
+		if len(p) > 2*maxPath {
+			return nil, "", errdefs.Invalid("its path has more than %d bytes once links are followed", 2*maxPath)
 		}
 	}
 	return d, "", nil
