@@ -42,7 +42,7 @@ type place struct {
 }
 
 // few is up to how many children are searched one by one.
-const few = 16
+const few = 64
 
 func newTree(sink Sink, b *budget) *tree {
 	root := &ext4.Inode{Mode: unix.S_IFDIR | 0o755}
@@ -88,7 +88,7 @@ func (t *tree) add(d *dir, name string, in *ext4.Inode) error {
 	case d.byName != nil:
 		d.byName[name] = int32(n - 1)
 	case n > few:
-		d.byName = make(map[string]int32, 2*n)
+		d.byName = make(map[string]int32, n)
 		for i, c := range d.inode.Children {
 			d.byName[c.Name] = int32(i)
 		}
