@@ -46,14 +46,16 @@ func (t *tree) apply(ctx context.Context, x *index) error {
 }
 
 func (t *tree) entry(x *index, r *record, parent *found) error {
-	if parent.dir == nil || parent.epoch != t.epoch {
-		d, err := t.parent(x.dirs[r.dir])
-		if err != nil {
+	d := parent.dir
+	if d == nil || parent.epoch != t.epoch {
+		var err error
+		if d, err = t.parent(x.dirs[r.dir]); err != nil {
 			return err
 		}
-		*parent = found{d, t.epoch}
+		if !t.guessed {
+			*parent = found{d, t.epoch}
+		}
 	}
-	d := parent.dir
 	if r.kind == opaque {
 		t.sweep(d)
 		return nil

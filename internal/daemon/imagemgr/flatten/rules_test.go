@@ -117,6 +117,8 @@ var rules = []rule{
 		tree("a->l/../n", "l->t/u", "t/", "t/n/", "t/n/f=1", "t/u/")},
 	{"whose target has .. after what is missing", layers{{sym("a", "x/y/../z/./../../../w"), file("a/f", "1"), dir("t"), sym("t/b", "/../t//q/.."), file("t/b/g", "2")}},
 		tree("a->x/y/../z/./../../../w", "t/", "t/b->/../t//q/..", "t/g=2", "w/", "w/f=1")},
+	{"whose target has .. after what is missing no more", layers{{sym("a", "b/../n"), file("a/f", "1"), file("b", "2"), file("a/g", "3")}},
+		refused(errdefs.ErrInvalidArgument, `entry "a/g"`, `"b" is no directory`)},
 	{"as they are at that point", layers{{sym("a", "b"), file("a/1", "1"), dir("a"), file("a/2", "2"), file(".wh.a", ""), sym("a", "c"), file("a/3", "3")}},
 		tree("a->c", "b/", "b/1=1", "c/", "c/3=3")},
 	{"a loop", layers{{sym("a", "b"), sym("b", "a"), file("a/f", "x")}}, refused(errdefs.ErrInvalidArgument, `"a/f"`, "symbolic links")},

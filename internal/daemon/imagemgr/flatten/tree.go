@@ -18,7 +18,8 @@ type tree struct {
 	dirs    map[*ext4.Inode]*dir
 	links   map[*ext4.Inode]int // names of an inode, where it has more than one
 	layer   uint16              // that is being applied; the lowest is 1
-	epoch   uint32              // changes when a path may lead elsewhere than it did
+	epoch   uint32              // changes when a path may lead elsewhere than it did, for something is gone
+	guessed bool                // the last lookup may lead elsewhere when something comes, too
 	steps   int64               // components that have been looked up
 	dropped int64               // extended attributes
 	inodes  int64               // as counted by finish
@@ -142,6 +143,7 @@ func (t *tree) release(in *ext4.Inode) {
 // of the path there, which is clean.
 func (t *tree) lookup(p string) (*dir, string, error) {
 	d := t.dirs[t.root]
+	t.guessed = false
 	for follow := 0; p != ""; {
 		if t.steps++; t.steps > stepsPerEntry*(t.budget.entries.Load()+1000) {
 			return nil, "", errdefs.Exhausted("its parents are too much work to find")
@@ -161,17 +163,16 @@ func (t *tree) lookup(p string) (*dir, string, error) {
 			if clean == p {
 				return d, p, nil
 			}
-			p = clean
+			p, t.guessed = clean, true
 			continue
 		}
 		in := d.inode.Children[i].Inode
-		switch typeOf(in) {
-		case unix.S_IFDIR:
+		if isDir(in) {
 			d, p = t.dirs[in], rest
 			continue
-		default:
+		}
+		if typeOf(in) != unix.S_IFLNK {
 			return nil, "", errdefs.Invalid("its parent %s is no directory", clip(name))
-		case unix.S_IFLNK:
 		}
 		if follow++; follow > maxFollow {
 			return nil, "", errdefs.Invalid("its path leads through more than %d symbolic links", maxFollow)
