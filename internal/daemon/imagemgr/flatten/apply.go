@@ -2,6 +2,7 @@ package flatten
 
 import (
 	"context"
+	"errors"
 	"path"
 	"slices"
 	"strings"
@@ -98,6 +99,10 @@ func (t *tree) parent(p string) (*dir, error) {
 		name, missing, _ = strings.Cut(missing, "/")
 		if len(name) > maxName {
 			return nil, errdefs.Invalid("its path has a name of %d bytes once links are followed", len(name))
+		}
+		// One entry may imply many directories.
+		if err := errors.Join(t.budget.entry(), t.budget.meta(len(name))); err != nil {
+			return nil, err
 		}
 		in := &ext4.Inode{Mode: unix.S_IFDIR | 0o755}
 		if err := t.add(d, strings.Clone(name), in); err != nil {

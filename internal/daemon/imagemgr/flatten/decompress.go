@@ -84,7 +84,8 @@ func decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
 	case "gzip":
 		return gzip.NewReader(br)
 	case "zstd":
-		d, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+		// How much comes out is bounded by who reads it.
+		d, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(1<<63-1), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, err
 		}

@@ -92,10 +92,9 @@ type Stats struct {
 type Progress func(layer int, n int64)
 
 // Flatten reads the layers, of which the lowest comes first, and merges them. It opens all
-// at once and reads as many as there are processors (at least two, for one may wait for its
-// bytes), in the order in which they are open.
-// After an error all that was given to sink has been freed; else all that is not in the
-// tree.
+// at once and reads as many as there are processors, in the order in which they are open;
+// at least two, for one may wait for its bytes. After an error all that was given to sink
+// has been freed; else all that is not in the tree.
 //
 // A bad image is errdefs.ErrInvalidArgument, one beyond the limits is
 // errdefs.ErrExhausted; errors of Open, of its readers, and of sink keep their class.
@@ -186,7 +185,7 @@ func (f *flattener) merge(ctx context.Context, t *tree) (Stats, error) {
 // that the content which is stored by then can be freed.
 func (f *flattener) read(ctx context.Context, i int) (*index, error) {
 	l := f.layers[i]
-	x := newIndex(l.Name, f.budget)
+	x := &index{layer: l.Name}
 	src, err := l.Open(ctx)
 	if err != nil {
 		return x, errdefs.Wrap(err, "open layer %s", l.Name)
@@ -206,7 +205,7 @@ func (f *flattener) read(ctx context.Context, i int) (*index, error) {
 		return f.budget.stream(n)
 	})
 	defer s.Close()
-	if err := x.read(ctx, s, f.sink); err != nil {
+	if err := x.read(ctx, s, f.sink, f.budget); err != nil {
 		return x, err
 	}
 	x.diffID, x.bytes = s.sum()

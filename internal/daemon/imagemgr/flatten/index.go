@@ -54,12 +54,6 @@ type scratch struct {
 // chunk is how many records are allocated at once, so that none are ever moved.
 const chunk = 1024
 
-func newIndex(layer string, b *budget) *index {
-	return &index{layer: layer, dirs: []string{""}, scratch: &scratch{
-		budget: b, intern: newInterner(b), ids: map[string]uint32{"": 0},
-	}}
-}
-
 func (x *index) add(r record) {
 	n := len(x.chunks)
 	if n == 0 || len(x.chunks[n-1]) == chunk {
@@ -126,26 +120,29 @@ func (x *index) dir(p string) (uint32, error) {
 }
 
 // read makes records of the tar in s, to its end, and stores the contents of its files.
-func (x *index) read(ctx context.Context, s *stream, sink Sink) error {
+func (x *index) read(ctx context.Context, s *stream, sink Sink, b *budget) error {
+	x.dirs = []string{""}
+	x.scratch = &scratch{budget: b, intern: newInterner(b), ids: map[string]uint32{"": 0}}
 	defer func() { x.scratch = nil }()
 	tr := tar.NewReader(s)
-	last := "the first"
+	var last *tar.Header
 	for {
 		hdr, err := tr.Next()
 		if err == io.EOF {
 			break
 		}
 		if err != nil {
-			return x.broken(s, malformed(err), "entry after "+last)
+			where := "first entry"
+			if last != nil {
+				where = "entry after " + clip(last.Name)
+			}
+			return x.broken(s, malformed(err), where)
 		}
 		x.entries++
-		if err := x.budget.entry(); err != nil {
-			return errdefs.Wrap(err, "layer %s: entry %s", x.layer, clip(hdr.Name))
-		}
 		if err := x.entry(ctx, hdr, tr, sink); err != nil {
 			return x.broken(s, err, "entry "+clip(hdr.Name))
 		}
-		last = clip(hdr.Name)
+		last = hdr
 	}
 	switch n, err := io.Copy(io.Discard, io.LimitReader(s, maxTrailing+1)); {
 	case err != nil:
@@ -189,6 +186,9 @@ func (c *content) Read(p []byte) (int, error) {
 
 // entry adds what is at a header, if it is anything.
 func (x *index) entry(ctx context.Context, hdr *tar.Header, r io.Reader, sink Sink) error {
+	if err := x.budget.entry(); err != nil {
+		return err
+	}
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}

@@ -10,7 +10,7 @@ import (
 // the default. What the kernel could not hold is refused whatever the limits are: names
 // of more than 255 bytes, paths of more than 4095, attributes of more than 64 KiB.
 type Limits struct {
-	Entries   int64 // entries of the tars; 2,000,000, each of which costs 0.3 kB of memory
+	Entries   int64 // of the tars, and directories they imply; 2,000,000, each of 0.3 kB of memory
 	Bytes     int64 // uncompressed tars, and separately contents of files, in bytes; 128 GiB
 	FileBytes int64 // content of one file, holes included; 64 GiB
 	MetaBytes int64 // names, targets of links and extended attributes, repetitions excluded; 256 MiB
@@ -63,7 +63,7 @@ type budget struct {
 
 func (b *budget) entry() error {
 	if b.entries.Add(1) > b.limits.Entries {
-		return errdefs.Exhausted("the image has more than %d entries", b.limits.Entries)
+		return errdefs.Exhausted("the image has more than %d entries, implied directories included", b.limits.Entries)
 	}
 	return nil
 }
