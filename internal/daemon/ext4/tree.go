@@ -16,6 +16,9 @@ type Inode struct {
 	Data     Data    // of a regular file, as Writer.Write returned it
 	Xattrs   []Xattr // by any order, no name twice
 	Children []Node  // of a directory, by any order, no name twice
+
+	ino, links uint32 // since Finish
+	parent     uint32 // of a directory
 }
 
 // Device is the number of a device.
