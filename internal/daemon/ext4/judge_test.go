@@ -112,3 +112,12 @@ func TestEmpty(t *testing.T) {
 }
 
 var errRead = errors.New("the reader failed")
+
+// pattern is content without a block of zeros.
+func pattern(n int, seed byte) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(i>>12) ^ byte(i) | 1 ^ seed
+	}
+	return p
+}

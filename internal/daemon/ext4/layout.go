@@ -176,6 +176,14 @@ func (l *layout) fixed(group uint32) uint32 {
 	return l.base(group)
 }
 
+// empty is the bitmap of a group in an empty filesystem.
+func (l *layout) empty(g uint32) *bitmap {
+	b := &bitmap{}
+	b.set(0, l.fixed(g))
+	b.set(l.groupLen(g), groupBlocks)
+	return b
+}
+
 // overhead is how many blocks no file can ever have.
 func (l *layout) overhead() uint64 {
 	n := uint64(l.journal)

@@ -42,17 +42,9 @@ func newSpace(l *layout) *space {
 // bitmap returns the bitmap of a group's blocks.
 func (s *space) bitmap(g uint32) *bitmap {
 	if s.groups[g].used == nil {
-		s.groups[g].used = s.empty(g)
+		s.groups[g].used = s.l.empty(g)
 	}
 	return s.groups[g].used
-}
-
-// empty is the bitmap of a group in an empty filesystem.
-func (s *space) empty(g uint32) *bitmap {
-	b := &bitmap{}
-	b.set(0, s.l.fixed(g))
-	b.set(s.l.groupLen(g), groupBlocks)
-	return b
 }
 
 // take makes a, which must have been used up, an area of up to want blocks. It is empty
@@ -175,7 +167,7 @@ func (s *space) settle(live []*bitmap, punch func(run)) {
 		gr.freed = nil
 		if gr.used != nil {
 			rest := *gr.used
-			keep := s.empty(g)
+			keep := s.l.empty(g)
 			for i := range rest {
 				if live[g] != nil {
 					keep[i] |= live[g][i]
