@@ -138,7 +138,7 @@ func (w *Writer) punch(r run) {
 func (w *Writer) Finish(ctx context.Context, root *Inode) error {
 	w.mu.Lock()
 	idle, broken, finished := w.idle, w.broken, w.finished
-	w.finished = true
+	w.idle, w.finished = nil, true
 	w.mu.Unlock()
 	switch {
 	case finished:

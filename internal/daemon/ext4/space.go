@@ -87,7 +87,8 @@ func (s *space) count(g uint32, n int) {
 func (s *space) untake(a *area, at uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := a.hi - at; n > 0 {
+	if a.hi > at {
+		n := a.hi - at
 		g := uint32(at / groupBlocks)
 		from := uint32(at % groupBlocks)
 		s.bitmap(g).clear(from, from+uint32(n))
