@@ -156,6 +156,9 @@ func (p *padded) Read(b []byte) (int, error) {
 		clear(b[:n])
 	default:
 		n, err = p.r.Read(b[:min(int64(len(b)), p.ranges[0].Off+p.ranges[0].Len-p.at)])
+		if n > 0 {
+			err = nil // it may be the end, but not of the zeros; if not it comes again
+		}
 	}
 	p.at += int64(n)
 	return n, err

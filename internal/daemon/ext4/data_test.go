@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"banger/internal/errdefs"
 )
@@ -100,6 +101,28 @@ func TestSparseRanges(t *testing.T) {
 	for n, content := range want {
 		if !bytes.Equal(m.stored(t, &n.Data), content) {
 			t.Errorf("a file of %d bytes differs", len(content))
+		}
+	}
+}
+
+// Readers may say that they are at their end with the last bytes, or give few at a time.
+func TestReadersOfAllKinds(t *testing.T) {
+	m := begin(t, fixed(64<<20))
+	root := dir()
+	for i, r := range []func(io.Reader) io.Reader{iotest.DataErrReader, iotest.HalfReader, iotest.OneByteReader} {
+		for _, size := range []int{1, 4096, 5000, 70_000} {
+			content := pattern(size, 1)
+			d, err := m.Write(context.Background(), r(bytes.NewReader(content)), int64(size))
+			if err != nil {
+				t.Fatalf("%d, %d bytes: %v", i, size, err)
+			}
+			root.Children = append(root.Children, Node{fmt.Sprint(i, size), file(d)})
+		}
+	}
+	m.done(t, root)
+	for _, c := range root.Children {
+		if c.Mode&modeType == modeFile && !bytes.Equal(m.stored(t, &c.Data), pattern(int(c.Data.size), 1)) {
+			t.Errorf("%s differs", c.Name)
 		}
 	}
 }

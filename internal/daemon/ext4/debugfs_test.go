@@ -1,11 +1,16 @@
 package ext4
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // debugfs runs a script of debugfs's commands.
@@ -61,6 +66,57 @@ stats -h
 	if info := tool(t, "dumpe2fs", m.path); !strings.Contains(info, "Total journal size:       16M") || !strings.Contains(info, "Reserved GDT blocks:      127") {
 		t.Errorf("dumpe2fs says %s", info)
 	}
+}
+
+// e2fsck has nothing to mend, and the copies of the superblock are as good as the first.
+func TestCopies(t *testing.T) {
+	m := begin(t, fixed(1200<<20))
+	s := richTree(t, m)
+	m.done(t, s.root)
+	const size = 4 << 30
+	if err := errors.Join(m.f.Truncate(size), Grow(m.f, m.f, size)); err != nil {
+		t.Fatal(err)
+	}
+	head := func(at int64) []byte {
+		p := make([]byte, superLen+size/groupBytes*descSize)
+		for _, part := range []struct {
+			p  []byte
+			at int64
+		}{{p[:superLen], at}, {p[superLen:], at/blockSize*blockSize + blockSize}} {
+			if _, err := m.f.ReadAt(part.p, part.at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		clear(p[0x5a:0x5c]) // which copy it is
+		clear(p[0x3fc:0x400])
+		return p
+	}
+	first := head(superAt)
+	for _, group := range []int64{1, 3, 9, 25} {
+		if !bytes.Equal(first, head(group*groupBytes)) {
+			t.Errorf("the copy in group %d is another one", group)
+		}
+	}
+	tool(t, "e2fsck", "-fp", m.path)
+	// Without the first one, and all descriptors, the others are found and do.
+	if _, err := m.f.WriteAt(make([]byte, 2*blockSize), 0); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("/usr/sbin/e2fsck", "-fy", m.path).CombinedOutput()
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 { // mended
+		t.Fatalf("e2fsck: %v\n%s", err, tail(out))
+	}
+	fsck(t, m.path)
+	mounted(t, m.path, unix.MS_RDONLY, func(dir string, _ *os.File) error { return s.compare(t, dir) })
+}
+
+func TestDeep(t *testing.T) {
+	m := begin(t, fixed(256<<20))
+	deep := dir()
+	for range 8000 {
+		deep = dir(Node{"d", deep})
+	}
+	m.done(t, deep)
 }
 
 func (s *sample) find(path ...string) *Inode {

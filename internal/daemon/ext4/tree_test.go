@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/errdefs"
 )
 
 // sample is a tree with what a test knows about it.
@@ -472,6 +474,9 @@ func TestGrownAndFilled(t *testing.T) {
 		return err
 	})
 	fsck(t, m.path)
+	if err := Grow(m.f, failing{}, 2*size); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("grow what was mounted: %v", err)
+	}
 	tool(t, "e2fsck", "-fp", m.path) // which resize2fs insists on
 	tool(t, "resize2fs", m.path, "2G")
 	fsck(t, m.path)
