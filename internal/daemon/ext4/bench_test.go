@@ -113,7 +113,7 @@ func BenchmarkMke2fs(b *testing.B) {
 
 // Finish needs little memory beyond the tree.
 func TestMemoryOfFinish(t *testing.T) {
-	const n = 200_000
+	const n = 60_000
 	m := begin(t, Options{Size: 4 << 30, Inodes: n + 100})
 	root := dir()
 	for i := range n {
