@@ -198,6 +198,7 @@ func (ln *lane) copy(ctx context.Context, d *Data, r io.Reader, first, last int6
 
 // Free gives the space of content back that is in no tree: another layer hides it. It is
 // used again when there is need for it, and punched out of the file then, or by Finish.
+// The caller does so once, and forgets d.
 func (w *Writer) Free(d Data) {
 	d.each(func(e extent) { w.space.discard(e.start, uint64(e.n)) })
 }

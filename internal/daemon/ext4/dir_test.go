@@ -78,7 +78,7 @@ func TestDirectories(t *testing.T) {
 			for _, c := range d.Children {
 				var st unix.Stat_t
 				if err := unix.Lstat(at+"/"+c.Name, &st); err != nil || st.Ino != uint64(c.ino) {
-					t.Fatalf("%s/%s: inode %d, want %d; %v", name, c.Name, st.Ino, c.ino, err)
+					return fmt.Errorf("%s/%s: inode %d, want %d; %w", name, c.Name, st.Ino, c.ino, err)
 				}
 			}
 			if _, err := os.Lstat(at + "/nothing"); !os.IsNotExist(err) {
@@ -98,7 +98,7 @@ func colliding(seed [16]byte) *Inode {
 	var all []uint32
 	for i := 0; ; i++ {
 		h := hash(name(i), seed)
-		other, ok := seen[h]
+		_, ok := seen[h]
 		if !ok {
 			seen[h] = i
 			all = append(all, h)
@@ -119,7 +119,6 @@ func colliding(seed [16]byte) *Inode {
 		for _, h := range all[at+1 : min(at+30, len(all))] {
 			add(h)
 		}
-		_ = other
 		return d
 	}
 }

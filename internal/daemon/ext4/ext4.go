@@ -37,7 +37,7 @@ type File interface {
 
 // Options says what a filesystem is like.
 type Options struct {
-	Size     int64    // bytes, a multiple of 4096, 8 MiB to 16 TiB; up to 3 MiB at the end are not used
+	Size     int64    // bytes, a multiple of 4096, 8 MiB to almost 16 TiB; a few MiB at the end may stay unused
 	Inodes   int64    // that it can have at least; one for 16 KiB if that is more
 	Label    string   // up to 16 bytes
 	UUID     [16]byte // random if zero

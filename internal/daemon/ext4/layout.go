@@ -80,7 +80,7 @@ func plan(size, inodes int64) (*layout, error) {
 	whole := max(growTo, growBy*blocks*blockSize)
 	whole = min(whole, maxBlocks*blockSize)
 	l.gdt = (l.groups + descsPer - 1) / descsPer
-	l.reserved = min(uint32(whole/groupBytes/descsPer)-l.gdt, pointersPer)
+	l.reserved = min(uint32((whole/groupBytes+descsPer-1)/descsPer)-l.gdt, pointersPer)
 	l.resize(blocks) // with the metadata known, so is whether the last group is of use
 	if l.groups == 0 || l.firstData()+minTail > l.groupLen(0) {
 		return nil, errdefs.Invalid("filesystem of %d bytes: it has no room for %d inodes", size, int64(l.groups)*int64(l.inodes))

@@ -103,14 +103,17 @@ func (s *space) discard(start, n uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for g, part := range parts(start, n) {
-		if g >= s.l.groups {
-			return
+		if g < s.l.groups && s.groups[g].used != nil && s.groups[g].used.all(part.from, part.to) {
+			s.keepFreed(g, part.from, part.to)
 		}
-		if s.groups[g].freed == nil {
-			s.groups[g].freed = &bitmap{}
-		}
-		s.groups[g].freed.set(part.from, part.to)
 	}
+}
+
+func (s *space) keepFreed(g, from, to uint32) {
+	if s.groups[g].freed == nil {
+		s.groups[g].freed = &bitmap{}
+	}
+	s.groups[g].freed.set(from, to)
 }
 
 // reclaim frees what was discarded and is in no lane's area, after punch was called for
@@ -149,13 +152,6 @@ func (s *space) reclaim(punch func(run)) {
 		s.groups[g].used.clear(from, from+uint32(r.n))
 		s.count(g, int(r.n))
 	}
-}
-
-func (s *space) keepFreed(g, from, to uint32) {
-	if s.groups[g].freed == nil {
-		s.groups[g].freed = &bitmap{}
-	}
-	s.groups[g].freed.set(from, to)
 }
 
 // settle makes the blocks in live, and what is fixed, the only ones that are taken, and

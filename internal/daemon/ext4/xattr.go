@@ -32,6 +32,8 @@ const (
 	defaultACLName = "system.posix_acl_default"
 )
 
+var attrKinds = map[string]uint8{"user": attrUser, "trusted": attrTrusted, "security": attrSecurity}
+
 // attr is an extended attribute as it is stored.
 type attr struct {
 	index       uint8
@@ -102,7 +104,7 @@ func storedAttr(n *Inode, x Xattr) (a attr, ok bool, err error) {
 		return attr{attrDefaultACL, "", value, x.Name}, value != "", err
 	}
 	prefix, name, _ := strings.Cut(x.Name, ".")
-	index, known := map[string]uint8{"user": attrUser, "trusted": attrTrusted, "security": attrSecurity}[prefix]
+	index, known := attrKinds[prefix]
 	switch {
 	case !known:
 		return attr{}, false, errdefs.Unsupported("ext4 has no attributes of that kind")
