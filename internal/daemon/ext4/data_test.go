@@ -298,18 +298,26 @@ func TestFreedIsGivenBack(t *testing.T) {
 	}
 }
 
-// What is freed while it is still in a buffer must not be written over what comes next.
+// What is freed while it is still in a buffer must not be written over what comes next,
+// be it that nobody uses the buffer, or that somebody is about to go on with it.
 func TestReuseWhileBuffered(t *testing.T) {
 	m := begin(t, fixed(32<<20))
 	ctx := context.Background()
-	// Two lanes, the first with a freed file in its buffer.
-	a, err := m.lane()
+	busy, err := m.lane()
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := m.data(t, pattern(100_000, 1))
-	m.release(a)
-	m.Free(old)
+	other, err := m.lane()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Free(m.data(t, pattern(100_000, 1))) // through a third one, which is idle then
+	m.release(other)
+	var d Data
+	if err := busy.copy(ctx, &d, bytes.NewReader(pattern(25*blockSize, 2)), 0, 25); err != nil {
+		t.Fatal(err)
+	}
+	m.Free(d)
 	root := dir()
 	for i := range 2000 {
 		d, err := m.Write(ctx, bytes.NewReader(pattern(20_000, byte(i))), 20_000)
@@ -321,8 +329,8 @@ func TestReuseWhileBuffered(t *testing.T) {
 		}
 		root.Children = append(root.Children, Node{fmt.Sprintf("%05d", i), file(d)})
 	}
-	m.Free(root.Children[0].Data)
-	root.Children = root.Children[5:]
+	m.release(busy)
+	root.Children = root.Children[1:]
 	m.done(t, root)
 	for _, c := range root.Children {
 		if c.Mode&modeType != modeFile {

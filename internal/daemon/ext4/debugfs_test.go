@@ -87,7 +87,10 @@ func TestCopies(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		clear(p[0x5a:0x5c]) // which copy it is
+		if group := uint16(at / groupBytes); le.Uint16(p[0x5a:]) != group || le.Uint32(p[0x3fc:]) != crc(^uint32(0), p[:0x3fc]) {
+			t.Errorf("the copy in group %d does not say so, or its checksum is wrong", group)
+		}
+		clear(p[0x5a:0x5c])
 		clear(p[0x3fc:0x400])
 		return p
 	}

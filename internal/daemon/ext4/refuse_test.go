@@ -103,18 +103,14 @@ func TestOptionsRefused(t *testing.T) {
 		{Size: 64 << 20, Inodes: 40_000}, {Size: 64 << 20, Label: "longer than it is"},
 		{Size: 8 << 20, Inodes: 32_000}, {Size: 64 << 20, Now: Time{-1, 0}},
 	} {
-		if _, err := New(failingFile{}, o); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		if _, err := New(noFile{}, o); !errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.Errorf("%+v: %v", o, err)
 		}
 	}
 }
 
-// failingFile is a file of which nothing comes, and into which nothing goes.
-type failingFile struct{ err error }
-
-func (f failingFile) ReadAt([]byte, int64) (int, error)  { return 0, f.err }
-func (f failingFile) WriteAt([]byte, int64) (int, error) { return 0, f.err }
-func (f failingFile) Truncate(int64) error               { return nil }
+// noFile is a file that nobody may use.
+type noFile struct{ File }
 
 func TestContentRefused(t *testing.T) {
 	m := begin(t, fixed(64<<20))
@@ -171,19 +167,31 @@ func TestContentOfTwo(t *testing.T) {
 }
 
 func TestFullDisk(t *testing.T) {
-	w, err := New(failingFile{errRead}, fixed(64<<20))
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := begin(t, fixed(64<<20))
+	m.Writer.f = &full{File: m.f, err: errRead}
 	// The first is in the buffer when the second one's failure is met.
-	d, err := w.Write(context.Background(), strings.NewReader("small"), 5)
+	d, err := m.Write(context.Background(), strings.NewReader("small"), 5)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Write(context.Background(), bytes.NewReader(pattern(3<<20, 1)), 3<<20); !errors.Is(err, errRead) {
+	if _, err := m.Write(context.Background(), bytes.NewReader(pattern(3<<20, 1)), 3<<20); !errors.Is(err, errRead) {
 		t.Errorf("write: %v", err)
 	}
-	if err := w.Finish(context.Background(), dir(Node{"a", file(d)})); !errors.Is(err, errRead) {
+	if err := m.Finish(context.Background(), dir(Node{"a", file(d)})); !errors.Is(err, errRead) {
 		t.Errorf("finish: %v", err)
 	}
+}
+
+// full is a file to which one write fails.
+type full struct {
+	File
+	err error
+}
+
+func (f *full) WriteAt(p []byte, at int64) (int, error) {
+	if err := f.err; err != nil {
+		f.err = nil
+		return 0, err
+	}
+	return f.File.WriteAt(p, at)
 }
