@@ -303,6 +303,7 @@ func TestFreedIsGivenBack(t *testing.T) {
 func TestReuseWhileBuffered(t *testing.T) {
 	m := begin(t, fixed(32<<20))
 	ctx := context.Background()
+	free := m.space.free
 	busy, err := m.lane()
 	if err != nil {
 		t.Fatal(err)
@@ -328,6 +329,13 @@ func TestReuseWhileBuffered(t *testing.T) {
 			t.Fatal(err)
 		}
 		root.Children = append(root.Children, Node{fmt.Sprintf("%05d", i), file(d)})
+	}
+	var stored uint64
+	for _, c := range root.Children {
+		stored += c.Data.blocks()
+	}
+	if rest := free - stored - (busy.area.hi - busy.area.lo); rest > 5 { // a file's
+		t.Errorf("full with %d blocks left", rest)
 	}
 	m.release(busy)
 	root.Children = root.Children[1:]

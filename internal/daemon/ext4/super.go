@@ -7,10 +7,13 @@ const (
 	compat   = 0x04 | 0x08 | 0x10 | 0x20                // has_journal, ext_attr, resize_inode, dir_index
 	incompat = 0x02 | 0x40 | 0x80 | 0x200               // filetype, extents, 64bit, flex_bg
 	readonly = 0x01 | 0x02 | 0x08 | 0x20 | 0x40 | 0x400 // sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum
-	mark     = "banger ext4 0001"                       // in a part of the superblock that nobody uses
-	markAt   = 0x3e0                                    //
-	superAt  = 1024                                     // where in the first block the superblock is
-	superLen = 1024                                     //
+)
+
+const (
+	superAt  = 1024 // where in the first block the superblock is
+	superLen = 1024
+	mark     = "banger ext4 0001" // in a part of the superblock that nobody uses
+	markAt   = 0x3e0
 )
 
 // Flags of groups.
