@@ -55,7 +55,6 @@ var rings = map[string]ring{
 	"internal/daemon/relay":     ringMechanism,
 	"internal/daemon/resolved":  ringMechanism,
 	"internal/daemon/rootdisk":  ringMechanism,
-	"internal/daemon/ext4":      ringMechanism,
 	"internal/daemon/steps":     ringMechanism,
 	"internal/daemon/sysbus":    ringMechanism,
 	"internal/daemon/tapdev":    ringMechanism,
