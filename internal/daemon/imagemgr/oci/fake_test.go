@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
@@ -307,4 +308,8 @@ func writeFile(t testing.TB, name string, data []byte) string {
 		t.Fatal(err)
 	}
 	return name
+}
+
+func newContext() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), 2*time.Minute)
 }

@@ -153,8 +153,11 @@ func (e *endpoint) explain(err error) error {
 		cert *tls.CertificateVerificationError
 		auth x509.UnknownAuthorityError
 	)
+	noTLS := errors.As(err, &cert) || errors.As(err, &auth) || plainAnswer(err) || errors.Is(err, errRefused) && strings.Contains(err.Error(), "without encryption")
 	if errors.As(err, &se) {
 		code = se.code
+	} else if noTLS {
+		// What came of trying it without does not matter.
 	} else if errors.As(err, &te) {
 		code = te.StatusCode
 		err = &statusError{code: code} // its own text is as long as the server likes
@@ -171,7 +174,7 @@ func (e *endpoint) explain(err error) error {
 			WithHint("check the name: registries say this of images that do not exist, too; for a private one, log in: docker login %[1]s, or podman login %[1]s", e.keyHost)
 	case code == http.StatusTooManyRequests:
 		return errdefs.Unavailable("%w", err).WithHint("wait; those who have logged in may pull more often: docker login %[1]s, or podman login %[1]s", e.keyHost)
-	case errors.As(err, &cert), errors.As(err, &auth), plainAnswer(err), errors.Is(err, errRefused) && strings.Contains(err.Error(), "without encryption"):
+	case noTLS:
 		return errdefs.Unavailable("%w", err).WithHint("if you trust this registry and the network to it: --insecure")
 	}
 	return errdefs.Unavailable("%w", err).WithHint("check the network and the proxy (HTTPS_PROXY), and pull again: what was fetched is kept")
