@@ -313,3 +313,5 @@ func writeFile(t testing.TB, name string, data []byte) string {
 func newContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 2*time.Minute)
 }
+
+func gzipReader(data []byte) (io.Reader, error) { return gzip.NewReader(bytes.NewReader(data)) }

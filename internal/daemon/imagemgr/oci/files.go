@@ -51,6 +51,13 @@ func readFile(fs files, name string, limit int64) ([]byte, error) {
 type directory struct{ root *os.Root }
 
 func openDirectory(name string) (*directory, error) {
+	fi, err := os.Stat(name)
+	if err == nil && !fi.IsDir() {
+		return nil, errdefs.NotFound("%q is no directory", name).WithHint("for a tar file of a layout: oci-archive:FILE")
+	}
+	if err != nil {
+		return nil, hostErr(err)
+	}
 	root, err := os.OpenRoot(name)
 	if err != nil {
 		return nil, hostErr(err)

@@ -94,9 +94,9 @@ func (t *rootTar) read(ctx context.Context, f io.ReaderAt, size int64, o Options
 		return fmt.Errorf("read: %w", err)
 	}
 	layer.Digest = hashOf(sum(outer))
-	t.raw, err = json.Marshal(v1.ConfigFile{
-		OS: o.Platform.OS, Architecture: o.Platform.Architecture, Variant: o.Platform.Variant,
-		RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{hashOf(sum(inner))}},
+	t.raw, err = json.Marshal(map[string]any{ // v1.ConfigFile would say that it is of the year 1
+		"os": o.Platform.OS, "architecture": o.Platform.Architecture, "variant": o.Platform.Variant,
+		"rootfs": v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{hashOf(sum(inner))}},
 	})
 	if err != nil {
 		return err
