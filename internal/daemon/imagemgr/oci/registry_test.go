@@ -8,7 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -359,6 +359,8 @@ func (k keychain) Credentials(_ context.Context, host, _ string) (oci.Credential
 	return oci.Credentials{}, nil
 }
 
-var quiet = log.New(io.Discard, "", 0)
+var zeroPrune blobs.Prune // all of it
+
+var quiet = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 
 func tlsConfig(pool *x509.CertPool) *tls.Config { return &tls.Config{RootCAs: pool} }
