@@ -60,7 +60,6 @@ func newEndpoint(host, repo string, insecure, plain bool, o Options) (*endpoint,
 			Proxy:               http.ProxyFromEnvironment,
 			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 			TLSHandshakeTimeout: dialTimeout,
-			ForceAttemptHTTP2:   true,
 			IdleConnTimeout:     30 * time.Second,
 		}
 	}
@@ -84,6 +83,10 @@ func bounded(base *http.Transport, silence time.Duration) *http.Transport {
 	t.MaxResponseHeaderBytes = maxHeaders
 	t.ResponseHeaderTimeout = silence
 	t.DisableCompression = true // what is packed on the way has another size and digest
+	t.MaxIdleConnsPerHost = 8
+	// Over HTTP/2 all layers would share one connection, and its window.
+	t.ForceAttemptHTTP2, t.Protocols = false, new(http.Protocols)
+	t.Protocols.SetHTTP1(true)
 	return t
 }
 
@@ -216,6 +219,10 @@ func (e *endpoint) request(ctx context.Context, method, path string, header http
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
+		var at *url.Error
+		if errors.As(err, &at) {
+			at.URL, _, _ = strings.Cut(at.URL, "?") // where we were sent, that may be a key
+		}
 		return nil, err
 	}
 	if slices.Contains(want, resp.StatusCode) {
@@ -225,7 +232,7 @@ func (e *endpoint) request(ctx context.Context, method, path string, header http
 }
 
 func (e *endpoint) send(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
-	client, err := e.handshake(ctx)
+	client, err := e.handshake(context.WithValue(ctx, layerKey{}, nil)) // its answers are bounded in any case
 	if err != nil {
 		return nil, err
 	}

@@ -268,7 +268,7 @@ func (s *search) manifest(ctx context.Context, doc document, depth int) (documen
 		if int64(len(next.raw)) != d.Size {
 			return document{}, errdefs.Invalid("manifest %s has %d bytes and not %d", digest.Short(), len(next.raw), d.Size)
 		}
-		if next.media != d.MediaType {
+		if next.index() != d.MediaType.IsIndex() {
 			return document{}, errdefs.Invalid("manifest %s is %q and not %q", digest.Short(), next.media, d.MediaType)
 		}
 		found, err := s.manifest(ctx, next, depth+1)
@@ -298,9 +298,11 @@ func remember(img *Image, c *blobs.Cache) error {
 func refKey(r Reference, p Platform) string { return r.String() + " " + p.String() }
 
 // Open reads a layer as it is stored. One that is not in the cache is fetched on the
-// way; one on this host is read where it lies and not cached. io.EOF means that all of
-// it was there and its digest is right; nothing is to be believed before. A download
-// that had to begin anew ends the reading with blobs.ErrRestarted.
+// way; one on this host is read where it lies and not cached. Of these, io.EOF means
+// that all of it was there and its digest is right; nothing is to be believed before. A
+// download that had to begin anew ends the reading with blobs.ErrRestarted. What was in
+// the cache is not hashed again: that the disk has damaged it the DiffID shows, and
+// Verify of the cache then removes it.
 func (i *Image) Open(ctx context.Context, c *blobs.Cache, l Layer) (io.ReadCloser, error) {
 	r, err := i.src.local(l.Digest)
 	if err != nil {

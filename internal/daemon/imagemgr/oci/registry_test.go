@@ -205,6 +205,16 @@ func TestIndexes(t *testing.T) {
 		}
 	}
 
+	// A manifest may leave it to others to say what it is.
+	silent := makeImage(t, amd64, 31, 10).change(t, func(m *v1.Manifest) { m.MediaType = "" })
+	silent.media = types.DockerManifestSchema2
+	r.put("x", silent)
+	index(t, r, "silent", entry(silent.media, silent.manifest, &v1.Platform{OS: "linux", Architecture: "amd64"}))
+	o.Platform = amd64
+	for range 2 { // the second time from the cache
+		resolve(t, r.host()+"/x:silent", o)
+	}
+
 	// Indexes in indexes have an end, and so has their number.
 	deep := flat
 	for i := range 5 {
