@@ -214,6 +214,9 @@ func TestBadAnswers(t *testing.T) {
 		"to the unencrypted": {func(w http.ResponseWriter, req *http.Request) {
 			http.Redirect(w, req, "http://"+req.Host+"/elsewhere", http.StatusTemporaryRedirect)
 		}, errdefs.ClassUnavailable, nil, 1},
+		"to nobody, with a key": {func(w http.ResponseWriter, req *http.Request) {
+			http.Redirect(w, req, "https://127.0.0.1:1/blob?key=secret", http.StatusTemporaryRedirect)
+		}, errdefs.ClassUnavailable, nil, 4},
 		"to a file": {func(w http.ResponseWriter, req *http.Request) {
 			http.Redirect(w, req, "file:///etc/passwd", http.StatusTemporaryRedirect)
 		}, errdefs.ClassUnavailable, nil, 1},
@@ -234,6 +237,9 @@ func TestBadAnswers(t *testing.T) {
 			err := img.Fetch(t.Context(), o.Cache, 0, nil)
 			if errdefs.ClassOf(err) != c.class || errdefs.HintOf(err) == "" || c.cause != nil && !errors.Is(err, c.cause) {
 				t.Errorf("%v (%s), hint %q", err, errdefs.ClassOf(err), errdefs.HintOf(err))
+			}
+			if strings.Contains(err.Error(), "secret") {
+				t.Errorf("%v", err)
 			}
 			if n := len(r.seen()); n != c.tries {
 				t.Errorf("%d requests, want %d: %v", n, c.tries, err)
