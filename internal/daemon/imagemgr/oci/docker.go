@@ -233,6 +233,9 @@ func saveFrom(ctx context.Context, socket, name string, o Options) (*os.File, er
 	switch resp.StatusCode {
 	case http.StatusOK:
 		f, err := spool(quiet.reader(resp.Body), o)
+		if errors.Is(err, errSource) && !errors.Is(err, context.Canceled) {
+			err = errdefs.Unavailable("%w", err).WithHint("try again; or write the image to a file: docker save, then docker-archive:FILE")
+		}
 		return f, errdefs.Wrap(err, "get the image from %s", socket)
 	case http.StatusNotFound:
 		return nil, errdefs.NotFound("%s has no image %s", socket, name).WithHint("list them: docker images, or podman images")

@@ -164,7 +164,28 @@ func unpack(ctx context.Context, f *os.File, o Options) (*os.File, error) {
 		return nil, errdefs.Invalid("unpack the archive: %w", err)
 	}
 	defer z.Close()
-	return spool(z, o)
+	out, err := spool(z, o)
+	if errors.Is(err, errSource) && ctx.Err() == nil {
+		err = errdefs.Invalid("unpack the archive: %w", err)
+	}
+	return out, err
+}
+
+// errSource marks errors of what is read, not of what is written.
+var errSource = errors.New("it is damaged or cut off")
+
+// sourceReader remembers what went wrong with it.
+type sourceReader struct {
+	r   io.Reader
+	err error
+}
+
+func (s *sourceReader) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
 }
 
 // spool writes what r has to a scratch file.
@@ -173,7 +194,11 @@ func spool(r io.Reader, o Options) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{out}, io.LimitReader(r, o.Limits.Bytes+1), make([]byte, copyBuffer))
+	in := &sourceReader{r: r}
+	n, err := io.CopyBuffer(struct{ io.Writer }{out}, io.LimitReader(in, o.Limits.Bytes+1), make([]byte, copyBuffer))
+	if in.err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", errSource, in.err), out.Close())
+	}
 	if err == nil && n > o.Limits.Bytes {
 		err = errdefs.Invalid("the archive has more than %d bytes", o.Limits.Bytes)
 	}
