@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"os"
 	"syscall"
 	"time"
@@ -113,13 +112,16 @@ func (c *Cache) publish(w *Writer) error {
 	if err := w.Verify(); err != nil {
 		return err
 	}
-	if err := w.f.Chmod(0o400); err != nil {
-		return fmt.Errorf("publish blob: %w", err)
-	}
 	if err := w.f.Sync(); err != nil {
-		return fmt.Errorf("publish blob: %w", err)
+		// What could not be written the kernel takes for written from now on, and the
+		// hash of its pages would be right.
+		return errors.Join(fmt.Errorf("publish blob: %w", err), w.Reset())
 	}
 	if err := os.Rename(c.part(w.d), c.blob(w.d)); err != nil {
+		return fmt.Errorf("publish blob: %w", err)
+	}
+	// Not before: others open the part to write, if only to see that it is locked.
+	if err := w.f.Chmod(0o400); err != nil {
 		return fmt.Errorf("publish blob: %w", err)
 	}
 	return syncDir(c.blobDir())
@@ -171,12 +173,6 @@ func (c *Cache) lockPart(ctx context.Context, d Digest, waiting func(offset int6
 // locked, or has renamed or removed it at this moment.
 func tryLock(name string, flag int) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|syscall.O_NOFOLLOW|flag, 0o600)
-	if errors.Is(err, fs.ErrPermission) {
-		// A crash came between taking away the right to write and the rename.
-		if err = os.Chmod(name, 0o600); err == nil {
-			f, err = os.OpenFile(name, os.O_RDWR|syscall.O_NOFOLLOW|flag, 0o600)
-		}
-	}
 	if err != nil {
 		return nil, fmt.Errorf("open the part of a blob: %w", err)
 	}
