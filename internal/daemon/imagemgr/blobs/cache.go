@@ -35,7 +35,7 @@ import (
 type Cache struct {
 	dir    string
 	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex // a leaf; guards the fields below
@@ -46,11 +46,11 @@ type Cache struct {
 
 // Open opens the cache in dir and makes what is missing of it.
 func Open(dir string) (*Cache, error) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	c := &Cache{dir: dir, ctx: ctx, cancel: cancel, flights: map[Digest]*flight{}, pins: map[Digest]int{}}
 	for _, sub := range []string{c.blobDir(), c.partDir(), c.refDir()} {
 		if err := os.MkdirAll(sub, 0o700); err != nil {
-			cancel()
+			cancel(nil)
 			return nil, fmt.Errorf("open image cache: %w", err)
 		}
 	}
@@ -62,7 +62,7 @@ func (c *Cache) Close() error {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
-	c.cancel()
+	c.cancel(ErrClosed)
 	c.wg.Wait()
 	return nil
 }
@@ -158,20 +158,26 @@ func (c *Cache) ReadAll(d Digest, limit int64) ([]byte, error) {
 // Verify reads a blob through its hash. One that the disk has damaged is removed, and
 // the error is ErrDigest.
 func (c *Cache) Verify(ctx context.Context, d Digest) error {
+	sound, err := c.sound(ctx, d)
+	if err != nil || sound {
+		return err
+	}
+	_, err = c.remove(d, nil)
+	return errors.Join(fmt.Errorf("blob %s is damaged: %w", d, ErrDigest), err)
+}
+
+// sound reports whether a blob has the content of its digest.
+func (c *Cache) sound(ctx context.Context, d Digest) (bool, error) {
 	f, err := c.Open(d)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer f.Close()
 	h := sha256.New()
 	if _, err := io.CopyBuffer(h, &contextReader{ctx, f}, make([]byte, bufferSize)); err != nil {
-		return fmt.Errorf("read blob %s: %w", d, err)
+		return false, fmt.Errorf("read blob %s: %w", d, err)
 	}
-	if fromSum(h.Sum(nil)) == d {
-		return nil
-	}
-	_, err = c.remove(d, nil)
-	return errors.Join(fmt.Errorf("blob %s is damaged: %w", d, ErrDigest), err)
+	return fromSum(h.Sum(nil)) == d, nil
 }
 
 // Put keeps data that is in memory and returns its digest.

@@ -325,6 +325,98 @@ func TestAWaiterThatGoesHarmsNobody(t *testing.T) {
 	}
 }
 
+// TestWhoComesWhileOthersGo shares nothing of what they have given up.
+func TestWhoComesWhileOthersGo(t *testing.T) {
+	c := open(t, t.TempDir())
+	data := noise(20, 1000)
+	d, size := blobs.Of(data), int64(len(data))
+	ctx, cancel := context.WithCancel(t.Context())
+	begun, ending, end := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	gone := make(chan error, 1)
+	go func() {
+		gone <- c.Fetch(ctx, d, size, func(ctx context.Context, w *blobs.Writer) error {
+			_, err := w.Write(data[:100])
+			close(begun)
+			<-ctx.Done()
+			close(ending)
+			<-end
+			return errors.Join(err, context.Cause(ctx))
+		}, nil)
+	}()
+	<-begun
+	cancel()
+	<-ending
+	read, joined := make(chan error, 1), make(chan struct{})
+	go func() {
+		r, err := c.Stream(askedContext{t.Context(), sync.OnceFunc(func() { close(joined) })}, d, size, filling(data))
+		if err == nil {
+			_, err = io.Copy(io.Discard, r)
+			err = errors.Join(err, r.Close())
+		}
+		read <- err
+	}()
+	<-joined
+	close(end)
+	if err := <-gone; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if err := <-read; err != nil {
+		t.Errorf("who came later: %v", err)
+	}
+}
+
+// askedContext tells when somebody waits for its end.
+type askedContext struct {
+	context.Context
+	asked func()
+}
+
+func (c askedContext) Done() <-chan struct{} {
+	c.asked()
+	return c.Context.Done()
+}
+
+// TestFailuresOfOthers: a reader that joined a download hears that it is to come again,
+// and one that knows another size follows none.
+func TestFailuresOfOthers(t *testing.T) {
+	c := open(t, t.TempDir())
+	data := noise(22, 1000)
+	d, size := blobs.Of(data), int64(len(data))
+	fail, refused := make(chan struct{}), errors.New("refused")
+	first, err := c.Stream(t.Context(), d, size, func(_ context.Context, w *blobs.Writer) error {
+		_, err := w.Write(data[:100])
+		<-fail
+		return errors.Join(err, refused)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := c.Stream(t.Context(), d, size, never(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancelled := make(chan error, 1)
+	go func() {
+		_, err := c.Stream(ctx, d, size+1, never(t))
+		cancelled <- err
+	}()
+	cancel()
+	if err := <-cancelled; !errors.Is(err, context.Canceled) {
+		t.Errorf("with another size: %v", err)
+	}
+	close(fail)
+	if _, err := io.ReadAll(first); !errors.Is(err, refused) || errors.Is(err, blobs.ErrRestarted) {
+		t.Errorf("whose download it was: %v", err)
+	}
+	if _, err := io.ReadAll(second); !errors.Is(err, refused) || !errors.Is(err, blobs.ErrRestarted) {
+		t.Errorf("who joined: %v", err)
+	}
+	if err := errors.Join(first.Close(), second.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestStreamFollows(t *testing.T) {
 	c := open(t, t.TempDir())
 	data := noise(7, 10_000)
@@ -422,6 +514,27 @@ func TestDamageIsNoticed(t *testing.T) {
 	}
 }
 
+// TestADamagedSize is not held against those who know the right one.
+func TestADamagedSize(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, dir)
+	data := noise(23, 1000)
+	d, err := c.Put(t.Context(), data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, "blobs/sha256", d.Hex())
+	if err := errors.Join(os.Chmod(name, 0o600), os.Truncate(name, 10)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Put(t.Context(), data); err != nil {
+		t.Error(err)
+	}
+	if got, err := c.ReadAll(d, 1000); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
 func TestFullDisk(t *testing.T) {
 	dir, leave := disktest.Small(t, 4<<20)
 	c := open(t, dir)
@@ -452,8 +565,8 @@ func TestClose(t *testing.T) {
 	if err := errors.Join(c.Close(), c.Close()); err != nil {
 		t.Error(err)
 	}
-	if err := <-done; err == nil {
-		t.Error("fetched from a closed cache")
+	if err := <-done; !errors.Is(err, blobs.ErrClosed) {
+		t.Errorf("fetched from a closed cache: %v", err)
 	}
 	if _, err := c.Put(t.Context(), nil); !errors.Is(err, blobs.ErrClosed) {
 		t.Error(err)

@@ -15,8 +15,9 @@ import (
 // ErrClosed says that the cache is closed.
 var ErrClosed = errors.New("the image cache is closed")
 
-// ErrRestarted says that a blob that was read while it came has begun anew: what was
-// read of it counts for nothing.
+// ErrRestarted says that a blob that was read while it came has begun anew, or that
+// somebody else's download of it has failed: what was read of it counts for nothing, and
+// it is to be opened again.
 var ErrRestarted = errors.New("the download has begun anew")
 
 // Fill writes what a blob lacks, from w.Offset() on. It may call w.Reset and begin
@@ -29,6 +30,7 @@ type Fill func(ctx context.Context, w *Writer) error
 // them has gone it is cancelled.
 type flight struct {
 	cancel context.CancelCauseFunc
+	size   int64 // what who began it takes for the size of the blob
 	done   chan struct{}
 	err    error // after done
 
@@ -43,8 +45,8 @@ type flight struct {
 	settled bool       // done, as seen under mu
 }
 
-func newFlight(cancel context.CancelCauseFunc) *flight {
-	f := &flight{cancel: cancel, done: make(chan struct{})}
+func newFlight(size int64, cancel context.CancelCauseFunc) *flight {
+	f := &flight{cancel: cancel, size: size, done: make(chan struct{})}
 	f.moved = sync.NewCond(&f.mu)
 	return f
 }
@@ -90,10 +92,10 @@ func (c *Cache) Stream(ctx context.Context, d Digest, size int64, fill Fill) (io
 		if err != nil {
 			return nil, err
 		}
-		file, round, err := f.open(ctx)
+		file, round, err := f.open(ctx, size)
 		if file != nil {
 			ctx, cancel := context.WithCancel(ctx)
-			r := &follower{c: c, ctx: ctx, cancel: cancel, d: d, f: f, file: file, round: round}
+			r := &follower{c: c, ctx: ctx, cancel: cancel, d: d, f: f, mine: mine, file: file, round: round}
 			r.wake = context.AfterFunc(ctx, func() { f.set(func() {}) })
 			return r, nil
 		}
@@ -107,8 +109,8 @@ func (c *Cache) Stream(ctx context.Context, d Digest, size int64, fill Fill) (io
 			return nil, otherSize(d, n, size)
 		}
 		blob, err := c.Open(d)
-		if isMissing(err) && !mine {
-			continue // what was joined was its removal
+		if isMissing(err) {
+			continue // what was joined was its removal, or it was pruned since
 		}
 		return blob, err
 	}
@@ -124,7 +126,7 @@ func (c *Cache) join(d Digest, size int64, fill Fill) (f *flight, mine bool, err
 	if f = c.flights[d]; f == nil {
 		mine = true
 		ctx, cancel := context.WithCancelCause(c.ctx)
-		f = newFlight(cancel)
+		f = newFlight(size, cancel)
 		c.flights[d] = f
 		c.wg.Go(func() {
 			defer cancel(nil)
@@ -147,11 +149,15 @@ func (c *Cache) land(d Digest, f *flight) {
 }
 
 // leave ends the part that a waiter has in a flight. The last one stays until
-// everything has been put down.
+// everything has been put down; who comes meanwhile gets a flight of their own, that
+// waits for the part.
 func (c *Cache) leave(ctx context.Context, d Digest, f *flight) error {
 	c.mu.Lock()
 	f.waiters--
 	last := f.waiters == 0
+	if last && c.flights[d] == f {
+		delete(c.flights, d)
+	}
 	c.mu.Unlock()
 	if last {
 		f.cancel(context.Cause(ctx)) // nothing, when it is done
@@ -167,6 +173,11 @@ func (c *Cache) leave(ctx context.Context, d Digest, f *flight) error {
 
 // work gets a blob.
 func (c *Cache) work(ctx context.Context, f *flight, d Digest, size int64, fill Fill) error {
+	if n, err := c.Stat(d); err == nil && n != size {
+		if err := c.scrub(ctx, d); err != nil {
+			return err
+		}
+	}
 	part, published, err := c.lockPart(ctx, d, func(n int64) { f.set(func() { f.shown = n }) })
 	if err != nil {
 		return err
@@ -195,6 +206,18 @@ func (c *Cache) work(ctx context.Context, f *flight, d Digest, size int64, fill 
 		err = errors.Join(err, os.Remove(c.part(d)))
 	}
 	return errors.Join(err, unix.Flock(int(part.Fd()), unix.LOCK_UN), part.Close())
+}
+
+// scrub removes a blob that the disk has damaged, while the flight keeps others from it.
+func (c *Cache) scrub(ctx context.Context, d Digest) error {
+	sound, err := c.sound(ctx, d)
+	if err == nil && !sound {
+		err = os.Remove(c.blob(d))
+	}
+	if isMissing(err) {
+		return nil
+	}
+	return err
 }
 
 func (c *Cache) complete(ctx context.Context, f *flight, w *Writer, fill Fill) error {
@@ -248,16 +271,17 @@ func (f *flight) watch(ctx context.Context, progress func(done int64)) {
 }
 
 // open returns the part as soon as this process writes it; nil when the flight is done
-// without, or with an error when ctx ends.
-func (f *flight) open(ctx context.Context) (file *os.File, round int, err error) {
+// without, or with an error when ctx ends. The part of a blob of another size is none to
+// follow: one of the two sizes is wrong.
+func (f *flight) open(ctx context.Context, size int64) (file *os.File, round int, err error) {
 	defer context.AfterFunc(ctx, func() { f.set(func() {}) })()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for f.file == nil && !f.settled && ctx.Err() == nil {
+	for (f.file == nil || f.size != size) && !f.settled && ctx.Err() == nil {
 		f.moved.Wait()
 	}
 	switch {
-	case f.file != nil:
+	case f.file != nil && f.size == size:
 		// A descriptor of its own: the writer closes its one when it is done.
 		fd, err := unix.FcntlInt(f.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
@@ -278,6 +302,7 @@ type follower struct {
 	wake   func() bool
 	d      Digest
 	f      *flight
+	mine   bool // this reader began the download
 	file   *os.File
 	round  int
 	pos    int64
@@ -319,6 +344,9 @@ func (r *follower) wait() (int64, error) {
 			return 0, fmt.Errorf("read blob %s: %w", r.d, ErrRestarted)
 		case f.offset > r.pos:
 			return f.offset, nil
+		case f.settled && f.err != nil && !r.mine:
+			// Others may have lacked the credentials, or let go of the file.
+			return 0, fmt.Errorf("read blob %s: %w: %w", r.d, ErrRestarted, f.err)
 		case f.settled && f.err != nil:
 			return 0, f.err
 		case f.settled:

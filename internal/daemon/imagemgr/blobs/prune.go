@@ -172,7 +172,7 @@ func (c *Cache) remove(d Digest, still func(os.FileInfo) bool) (bool, error) {
 		c.mu.Unlock()
 		return false, nil
 	}
-	f := newFlight(func(error) {})
+	f := newFlight(-1, func(error) {})
 	c.flights[d] = f
 	c.mu.Unlock()
 	defer func() {
