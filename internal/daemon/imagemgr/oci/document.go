@@ -19,6 +19,7 @@ const (
 	maxManifest = 4 << 20 // bytes, of a manifest or an index
 	maxConfig   = 8 << 20 // bytes
 	maxJSON     = 64      // levels
+	maxValues   = 200_000 // of an object or array, in all of a description: {} takes 2 bytes, and a hundred when it is decoded
 	maxEntries  = 10_000  // of an index
 )
 
@@ -84,7 +85,7 @@ func checkJSON(raw []byte, limit int) error {
 	if len(raw) > limit {
 		return errdefs.Invalid("a description of the image has more than %d bytes", limit)
 	}
-	depth, quoted := 0, false
+	depth, values, quoted := 0, 0, false
 	for i := 0; i < len(raw); i++ {
 		switch c := raw[i]; {
 		case quoted && c == '\\':
@@ -98,6 +99,10 @@ func checkJSON(raw []byte, limit int) error {
 			}
 		case c == '}' || c == ']':
 			depth--
+		case c == ',':
+			if values++; values > maxValues {
+				return errdefs.Invalid("a description of the image has more than %d values", maxValues)
+			}
 		}
 	}
 	return nil

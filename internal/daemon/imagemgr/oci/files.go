@@ -20,6 +20,7 @@ import (
 
 const (
 	maxMembers = 100_000 // of an archive
+	maxName    = 4096    // bytes, of a member's name and of where it links to
 	maxLinks   = 8       // from one member to another
 )
 
@@ -224,6 +225,9 @@ func (a *archive) index(ctx context.Context, size int64) error {
 		}
 		if n == maxMembers {
 			return errdefs.Invalid("the archive has more than %d members", maxMembers)
+		}
+		if len(h.Name) > maxName || len(h.Linkname) > maxName {
+			return errdefs.Invalid("the archive has a member whose name or link has more than %d bytes, %.100q", maxName, h.Name)
 		}
 		name := path.Clean(h.Name)
 		if path.IsAbs(name) || name == ".." || strings.HasPrefix(name, "../") {

@@ -328,6 +328,8 @@ func TestBadDocuments(t *testing.T) {
 		"HTML":                {raw(string(types.OCIManifestSchema1), `<html>`), errdefs.ClassInvalidArgument, "read manifest"},
 		"deep":                {raw(string(types.OCIManifestSchema1), strings.Repeat(`{"a":`, 100_000)), errdefs.ClassInvalidArgument, "nested"},
 		"a bomb":              {raw(string(types.OCIManifestSchema1), `{"a":"`+strings.Repeat("a", 5<<20)+`"}`), errdefs.ClassInvalidArgument, "4194304"},
+		"a crowd":             {raw(string(types.OCIImageIndex), `{"schemaVersion":2,"manifests":[`+strings.Repeat("{},", 1_000_000)+`{}]}`), errdefs.ClassInvalidArgument, "200000 values"},
+		"a long history":      {config(`{"history":[` + strings.Repeat("{},", 2_000_000) + `{}]}`), errdefs.ClassInvalidArgument, "200000 values"},
 		"empty index":         {raw(string(types.OCIImageIndex), `{"schemaVersion":2,"manifests":[]}`), errdefs.ClassNotFound, "no image for linux/amd64"},
 		"an artifact":         {with(func(m *v1.Manifest) { m.Config.MediaType, m.ArtifactType = types.OCIEmptyJSON, "application/x-thing" }), errdefs.ClassUnsupported, "application/x-thing"},
 		"a chart":             {with(func(m *v1.Manifest) { m.Config.MediaType = "application/vnd.cncf.helm.config.v1+json" }), errdefs.ClassUnsupported, "helm.config"},
@@ -528,6 +530,7 @@ func TestSilence(t *testing.T) {
 	r.put("1", m)
 	o := r.options(t)
 	o.Retry.Silence = 300 * time.Millisecond
+	o.Retry.Attempts = 100 // a busy host is silent, too
 	img := resolve(t, r.host()+"/x:1", o)
 	var tries atomic.Int32
 	r.behave(func(w http.ResponseWriter, req *http.Request) bool {

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -131,10 +133,8 @@ func readAuthFile(path string) (authFile, error) {
 
 func (f Files) lookup(ctx context.Context, file authFile, host, repository string) (Credentials, error) {
 	for _, key := range keysFor(host, repository) {
-		for its, helper := range file.CredHelpers {
-			if plainKey(its) == key {
-				return f.ask(ctx, helper, host)
-			}
+		if its := spellings(file.CredHelpers, key); len(its) > 0 {
+			return f.ask(ctx, file.CredHelpers[its[0]], host)
 		}
 	}
 	if file.CredsStore != "" {
@@ -143,11 +143,8 @@ func (f Files) lookup(ctx context.Context, file authFile, host, repository strin
 		}
 	}
 	for _, key := range keysFor(host, repository) {
-		for its, entry := range file.Auths {
-			if plainKey(its) != key {
-				continue
-			}
-			if c, err := entry.credentials(); err != nil || c != (Credentials{}) {
+		for _, its := range spellings(file.Auths, key) {
+			if c, err := file.Auths[its].credentials(); err != nil || c != (Credentials{}) {
 				return c, err
 			}
 		}
@@ -164,6 +161,19 @@ func keysFor(host, repository string) []string {
 		path = path[:max(i, 0)]
 	}
 	return append(keys, host)
+}
+
+// spellings returns the keys of entries that mean key, always in the same order: files
+// that several tools have written have more than one.
+func spellings[T any](entries map[string]T, key string) []string {
+	var all []string
+	for its := range entries {
+		if plainKey(its) == key {
+			all = append(all, its)
+		}
+	}
+	slices.SortFunc(all, func(a, b string) int { return cmp.Or(len(a)-len(b), strings.Compare(a, b)) })
+	return all
 }
 
 // plainKey is a key of such a file without what older versions add.

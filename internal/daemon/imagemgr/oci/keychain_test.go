@@ -84,6 +84,13 @@ func TestKeychainFiles(t *testing.T) {
 	if got, _ := os.ReadFile(asked); string(got) != "https://index.docker.io/v1/" {
 		t.Errorf("the helper was asked for %q", got)
 	}
+	twice := oci.Files{Paths: []string{writeFile(t, filepath.Join(dir, "twice.json"), fmt.Appendf(nil,
+		`{"auths":{"https://index.docker.io/v1/":{"auth":%q},"docker.io":{"auth":%q},"index.docker.io":{"auth":%q}}}`, b64("a:1"), b64("b:2"), b64("c:3")))}}
+	for range 50 {
+		if got, err := twice.Credentials(t.Context(), "docker.io", "x/y"); err != nil || got.Username != "b" {
+			t.Fatalf("one of several spellings: %+v, %v", got, err)
+		}
+	}
 	bad := oci.Files{Paths: []string{writeFile(t, filepath.Join(dir, "bad.json"), []byte(`{"auths":`))}}
 	if _, err := bad.Credentials(t.Context(), "x.io", "y"); !errors.Is(err, errdefs.ErrFailedPrecondition) || errdefs.HintOf(err) == "" {
 		t.Errorf("%v", err)

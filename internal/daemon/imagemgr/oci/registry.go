@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"strings"
 	"time"
@@ -166,9 +167,6 @@ func (r *registry) getDocument(ctx context.Context, e *endpoint, want blobs.Dige
 	if err != nil {
 		return document{}, fmt.Errorf("%w: %w", errRead, err)
 	}
-	if resp.ContentLength >= 0 && int64(len(raw)) < min(resp.ContentLength, maxManifest) {
-		return document{}, fmt.Errorf("%w: %w", errRead, io.ErrUnexpectedEOF)
-	}
 	if want == "" {
 		// A check against damage only: the registry is what says where a tag leads.
 		want, err = blobs.ParseDigest(resp.Header.Get("Docker-Content-Digest"))
@@ -188,8 +186,18 @@ func (r *registry) getDocument(ctx context.Context, e *endpoint, want blobs.Dige
 const damagedHint = "pull again; if that does not help, the registry or a proxy on the way to it damages what it sends"
 
 func (r *registry) config(ctx context.Context, d blobs.Digest, size int64) ([]byte, error) {
-	err := r.o.Cache.Fetch(ctx, d, size, func(ctx context.Context, w *blobs.Writer) error { return r.fill(ctx, d, w) }, nil)
-	if err != nil {
+	fetch := func() error {
+		return r.o.Cache.Fetch(ctx, d, size, func(ctx context.Context, w *blobs.Writer) error { return r.fill(ctx, d, w) }, nil)
+	}
+	if err := fetch(); err != nil {
+		return nil, err
+	}
+	raw, err := r.o.Cache.ReadAll(d, size)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return raw, err
+	}
+	// It was in the cache, but damaged, or somebody prunes at this moment.
+	if err := fetch(); err != nil {
 		return nil, err
 	}
 	return r.o.Cache.ReadAll(d, size)

@@ -10,6 +10,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -94,6 +96,28 @@ func TestPull(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestADamagedCacheHeals by the next pull, whichever description the disk has damaged.
+func TestADamagedCacheHeals(t *testing.T) {
+	r := newRegistry(t, false)
+	o := r.options(t)
+	dir := t.TempDir()
+	o.Cache = openCache(t, dir)
+	m := makeImage(t, amd64, 5, 1000)
+	r.put("1", m)
+	for _, raw := range [][]byte{m.config, m.manifest} {
+		resolve(t, r.host()+"/x:1", o)
+		name := filepath.Join(dir, "blobs/sha256", blobs.Of(raw).Hex())
+		if err := errors.Join(os.Chmod(name, 0o600), os.WriteFile(name, bytes.ToUpper(raw), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		img := resolve(t, r.host()+"/x:1", o)
+		if err := img.Fetch(t.Context(), o.Cache, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		check(t, img, o.Cache, m)
 	}
 }
 
