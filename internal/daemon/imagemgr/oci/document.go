@@ -47,7 +47,7 @@ func newDocument(raw []byte, declared string) (document, error) {
 		FSLayers      json.RawMessage `json:"fsLayers"`
 	}
 	if err := json.Unmarshal(raw, &head); err != nil {
-		return document{}, errdefs.Invalid("read manifest: %w", err)
+		return document{}, errdefs.Invalid("read manifest: %w", &tamed{err})
 	}
 	declared, _, _ = strings.Cut(declared, ";")
 	media := types.MediaType(strings.ToLower(strings.TrimSpace(declared)))
@@ -110,7 +110,7 @@ func checkJSON(raw []byte, limit int) error {
 
 func decode(raw []byte, what string, v any) error {
 	if err := json.Unmarshal(raw, v); err != nil {
-		return errdefs.Invalid("read %s: %w", what, err)
+		return errdefs.Invalid("read %s: %w", what, &tamed{err})
 	}
 	return nil
 }

@@ -115,7 +115,16 @@ type guard struct {
 	agent  string
 }
 
-type layerKey struct{}
+// What the context of a request says to the guard.
+type (
+	layerKey struct{} // it is for a layer: something else bounds the answer
+	askedKey struct{} // it comes after the handshake
+)
+
+// challengeHeader is where guard keeps what else the library would see. It would ask for
+// another token with every request that is refused, several at a time, which it is not
+// made for, and where others may send us as well.
+const challengeHeader = "X-Challenge-Kept"
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	t, ours := g.strict, hostname(req.URL.Host) == g.host
@@ -133,6 +142,10 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := t.RoundTrip(req)
 	if err != nil {
 		return nil, err
+	}
+	if req.Context().Value(askedKey{}) != nil {
+		resp.Header[challengeHeader] = resp.Header["Www-Authenticate"]
+		delete(resp.Header, "Www-Authenticate")
 	}
 	if req.Context().Value(layerKey{}) == nil {
 		resp.Body = &boundedBody{resp.Body, maxAnswer}
@@ -161,16 +174,17 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 }
 
 // handshake finds out whether the endpoint speaks TLS and which credentials it wants,
-// once. The client it returns adds those to requests to the endpoint's own host; where
-// it is sent elsewhere, it goes without.
-func (e *endpoint) handshake(ctx context.Context) (*http.Client, error) {
+// once, and again for whoever has found the client stale. The client it returns adds
+// those to requests to the endpoint's own host; where it is sent elsewhere, it goes
+// without.
+func (e *endpoint) handshake(ctx context.Context, stale *http.Client) (*http.Client, error) {
 	select {
 	case e.turn <- struct{}{}:
 		defer func() { <-e.turn }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	if e.client != nil {
+	if e.client != stale {
 		return e.client, nil
 	}
 	auth := authn.Anonymous
@@ -232,12 +246,32 @@ func (e *endpoint) request(ctx context.Context, method, path string, header http
 }
 
 func (e *endpoint) send(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
-	client, err := e.handshake(context.WithValue(ctx, layerKey{}, nil)) // its answers are bounded in any case
-	if err != nil {
-		return nil, err
+	var client *http.Client
+	for {
+		stale := client
+		var err error
+		client, err = e.handshake(context.WithValue(ctx, layerKey{}, nil), stale) // its answers are bounded in any case
+		if err != nil {
+			return nil, err
+		}
+		resp, err := e.ask(ctx, client, method, path, header)
+		if err != nil || stale != nil || resp.StatusCode != http.StatusUnauthorized || !wantsToken(resp) {
+			return resp, err
+		}
+		_ = resp.Body.Close() // the token has expired: a download may take longer than one lives
 	}
+}
+
+// wantsToken reports whether a refusal is one that a token may help against.
+func wantsToken(resp *http.Response) bool {
+	return slices.ContainsFunc(resp.Header[challengeHeader], func(s string) bool {
+		return strings.HasPrefix(strings.ToLower(s), "bearer ")
+	})
+}
+
+func (e *endpoint) ask(ctx context.Context, client *http.Client, method, path string, header http.Header) (*http.Response, error) {
 	u := url.URL{Scheme: "https", Host: e.host, Path: "/v2/" + e.repo + path}
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+	req, err := http.NewRequestWithContext(context.WithValue(ctx, askedKey{}, true), method, u.String(), nil)
 	if err != nil {
 		return nil, err
 	}

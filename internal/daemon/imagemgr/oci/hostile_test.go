@@ -2,15 +2,12 @@ package oci_test
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +17,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/daemon/imagemgr/blobs"
 	"banger/internal/daemon/imagemgr/oci"
@@ -31,6 +29,24 @@ func dialTo(addr string) *http.Transport {
 	return &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	}}
+}
+
+// deafAddress is one of this host that refuses connections, and that nobody else gets.
+func deafAddress(t testing.TB) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
 }
 
 // cut answers with what a client wants of data, but ends the connection after n bytes.
@@ -164,6 +180,7 @@ func TestNoRanges(t *testing.T) {
 func TestBadAnswers(t *testing.T) {
 	m := makeImage(t, amd64, 72, 200_000)
 	data := m.layers[0]
+	nobody := deafAddress(t)
 	status := func(code int, header ...string) func(http.ResponseWriter, *http.Request) {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			for i := 0; i < len(header); i += 2 {
@@ -215,7 +232,7 @@ func TestBadAnswers(t *testing.T) {
 			http.Redirect(w, req, "http://"+req.Host+"/elsewhere", http.StatusTemporaryRedirect)
 		}, errdefs.ClassUnavailable, nil, 1},
 		"to nobody, with a key": {func(w http.ResponseWriter, req *http.Request) {
-			http.Redirect(w, req, "https://127.0.0.1:1/blob?key=secret", http.StatusTemporaryRedirect)
+			http.Redirect(w, req, "https://"+nobody+"/blob?key=secret", http.StatusTemporaryRedirect)
 		}, errdefs.ClassUnavailable, nil, 4},
 		"to a file": {func(w http.ResponseWriter, req *http.Request) {
 			http.Redirect(w, req, "file:///etc/passwd", http.StatusTemporaryRedirect)
@@ -328,8 +345,8 @@ func TestBadDocuments(t *testing.T) {
 		"HTML":                {raw(string(types.OCIManifestSchema1), `<html>`), errdefs.ClassInvalidArgument, "read manifest"},
 		"deep":                {raw(string(types.OCIManifestSchema1), strings.Repeat(`{"a":`, 100_000)), errdefs.ClassInvalidArgument, "nested"},
 		"a bomb":              {raw(string(types.OCIManifestSchema1), `{"a":"`+strings.Repeat("a", 5<<20)+`"}`), errdefs.ClassInvalidArgument, "4194304"},
-		"a crowd":             {raw(string(types.OCIImageIndex), `{"schemaVersion":2,"manifests":[`+strings.Repeat("{},", 1_000_000)+`{}]}`), errdefs.ClassInvalidArgument, "200000 values"},
-		"a long history":      {config(`{"history":[` + strings.Repeat("{},", 2_000_000) + `{}]}`), errdefs.ClassInvalidArgument, "200000 values"},
+		"a crowd":             {raw(string(types.OCIImageIndex), `{"schemaVersion":2,"manifests":[`+strings.Repeat("{},", 210_000)+`{}]}`), errdefs.ClassInvalidArgument, "200000 values"},
+		"a long history":      {config(`{"history":[` + strings.Repeat("{},", 210_000) + `{}]}`), errdefs.ClassInvalidArgument, "200000 values"},
 		"empty index":         {raw(string(types.OCIImageIndex), `{"schemaVersion":2,"manifests":[]}`), errdefs.ClassNotFound, "no image for linux/amd64"},
 		"an artifact":         {with(func(m *v1.Manifest) { m.Config.MediaType, m.ArtifactType = types.OCIEmptyJSON, "application/x-thing" }), errdefs.ClassUnsupported, "application/x-thing"},
 		"a chart":             {with(func(m *v1.Manifest) { m.Config.MediaType = "application/vnd.cncf.helm.config.v1+json" }), errdefs.ClassUnsupported, "helm.config"},
@@ -342,6 +359,7 @@ func TestBadDocuments(t *testing.T) {
 		"two sizes":           {with(func(m *v1.Manifest) { m.Layers[1] = m.Layers[0]; m.Layers[1].Size++ }), errdefs.ClassInvalidArgument, "layer 2"},
 		"many layers":         {with(func(m *v1.Manifest) { m.Layers = slices.Repeat(m.Layers[:1], 1001) }), errdefs.ClassInvalidArgument, "1001 layers"},
 		"sha512":              {with(func(m *v1.Manifest) { m.Layers[0].Digest = v1.Hash{Algorithm: "sha512", Hex: strings.Repeat("0", 128)} }), errdefs.ClassUnsupported, "sha256"},
+		"a long digest":       {raw(string(types.OCIManifestSchema1), `{"schemaVersion":2,"config":{"digest":"`+strings.Repeat("x", 1<<20)+`:00"}}`), errdefs.ClassInvalidArgument, "read manifest"},
 		"no config":           {raw(string(types.OCIManifestSchema1), `{"schemaVersion":2,"layers":[]}`), errdefs.ClassUnsupported, "artifact"},
 		"a giant config":      {with(func(m *v1.Manifest) { m.Config.Size = 9 << 20 }), errdefs.ClassInvalidArgument, "config"},
 		"a config that lies":  {with(func(m *v1.Manifest) { m.Config.Size++ }), errdefs.ClassUnavailable, "config"},
@@ -429,98 +447,6 @@ func TestDocumentsAreChecked(t *testing.T) {
 	if _, err := oci.Resolve(t.Context(), parse(t, r.host()+"/x:2"), r.options(t)); err == nil {
 		t.Error("resolved")
 	}
-}
-
-// TestCredentialsStayAtHome: a blob that lies elsewhere is fetched from there without
-// them, and a token comes from where the registry says.
-func TestCredentialsStayAtHome(t *testing.T) {
-	m := makeImage(t, amd64, 78, 10_000)
-	for _, kind := range []string{"basic", "bearer"} {
-		t.Run(kind, func(t *testing.T) {
-			var elsewhere []string
-			var mu sync.Mutex
-			store := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-				mu.Lock()
-				elsewhere = append(elsewhere, req.Header.Get("Authorization")+req.Header.Get("Cookie")+req.Header.Get("Referer"))
-				n := len(elsewhere)
-				mu.Unlock()
-				if n%2 == 1 { // it would like to have some
-					w.Header().Set("WWW-Authenticate", `Basic realm="store"`)
-					w.WriteHeader(http.StatusUnauthorized)
-					return
-				}
-				_, _ = w.Write(m.layers[0])
-			}))
-			defer store.Close()
-			r := newRegistry(t, true)
-			r.put("1", m)
-			o := r.options(t)
-			o.Transport.TLSClientConfig.RootCAs.AddCert(store.Certificate())
-			o.Keychain = keychain{r.host(): "me"}
-			want := "Basic " + base64.StdEncoding.EncodeToString([]byte("me:me"))
-			r.behave(func(w http.ResponseWriter, req *http.Request) bool {
-				auth := req.Header.Get("Authorization")
-				if req.URL.Path == "/token" {
-					if auth != want || req.URL.Query().Get("scope") != "repository:x:pull" {
-						w.WriteHeader(http.StatusForbidden)
-						return true
-					}
-					_ = json.NewEncoder(w).Encode(map[string]string{"token": "ticket"})
-					return true
-				}
-				if kind == "basic" && auth != want {
-					w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
-					w.WriteHeader(http.StatusUnauthorized)
-					return true
-				}
-				if kind == "bearer" && auth != "Bearer ticket" {
-					w.Header().Set("WWW-Authenticate", `Bearer realm="`+r.URL+`/token",service="x"`)
-					w.WriteHeader(http.StatusUnauthorized)
-					return true
-				}
-				if strings.HasSuffix(req.URL.Path, string(blobs.Of(m.layers[0]))) {
-					http.Redirect(w, req, store.URL+"/blob?signed", http.StatusTemporaryRedirect)
-					return true
-				}
-				return false
-			})
-			img := resolve(t, r.host()+"/x:1", o)
-			err := img.Fetch(t.Context(), o.Cache, 0, nil)
-			if kind == "basic" && !errors.Is(err, errdefs.ErrPermission) { // the store's 401 is final
-				t.Errorf("%v", err)
-			}
-			if err := img.Fetch(t.Context(), o.Cache, 0, nil); err != nil {
-				t.Fatal(err)
-			}
-			check(t, img, o.Cache, m)
-			mu.Lock()
-			defer mu.Unlock()
-			if len(elsewhere) == 0 || strings.Join(elsewhere, "") != "" {
-				t.Errorf("elsewhere they saw %q", elsewhere)
-			}
-
-			o.Keychain = keychain{"other.example.com": "me"}
-			o.Cache = openCache(t, t.TempDir())
-			if _, err := oci.Resolve(t.Context(), parse(t, r.host()+"/x:1"), o); !errors.Is(err, errdefs.ErrPermission) || !strings.Contains(errdefs.HintOf(err), "log in") {
-				t.Errorf("without credentials: %v", err)
-			}
-			o.Keychain = helpless{}
-			if _, err := oci.Resolve(t.Context(), parse(t, r.host()+"/x:1"), o); !errors.Is(err, errdefs.ErrPermission) || !strings.Contains(err.Error(), "no helper") {
-				t.Errorf("with a helper that does not work: %v", err)
-			}
-		})
-	}
-	r := newRegistry(t, false)
-	r.put("1", m)
-	o := r.options(t)
-	o.Keychain = helpless{}
-	resolve(t, r.host()+"/x:1", o) // for which none are needed
-}
-
-type helpless struct{}
-
-func (helpless) Credentials(context.Context, string, string) (oci.Credentials, error) {
-	return oci.Credentials{}, errors.New("no helper")
 }
 
 // TestSilence: a server that falls silent is not waited for.

@@ -137,6 +137,30 @@ func (r Retry) again(ctx context.Context, do func() (further bool, err error)) e
 	}
 }
 
+// tamed is an error with words of a registry's or an archive's in it: some of them, and
+// none that a terminal would act upon.
+type tamed struct{ error }
+
+const maxWords = 500 // bytes
+
+func (e *tamed) Error() string {
+	s := e.error.Error()
+	if len(s) > maxWords {
+		s = s[:maxWords] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if r == '\n' {
+			return ' '
+		}
+		if !strconv.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
+}
+
+func (e *tamed) Unwrap() error { return e.error }
+
 // explain gives an error of a registry its class and a hint.
 func (e *endpoint) explain(err error) error {
 	if err == nil {
@@ -162,7 +186,7 @@ func (e *endpoint) explain(err error) error {
 		code = te.StatusCode
 		err = &statusError{code: code} // its own text is as long as the server likes
 	}
-	err = fmt.Errorf("%s: %w", e.host, err)
+	err = fmt.Errorf("%s: %w", e.host, &tamed{err})
 	switch {
 	case code == http.StatusNotFound:
 		return errdefs.NotFound("%w", err).WithHint("check name and tag")
