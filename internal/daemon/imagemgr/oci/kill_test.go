@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -72,7 +73,13 @@ func TestKill(t *testing.T) {
 		return cmd
 	}
 	resumed := 0
-	for seed := range uint64(20) {
+	tries := uint64(10)
+	if s := os.Getenv("BANGER_TEST_KILLS"); s != "" { // to look longer
+		if tries, err = strconv.ParseUint(s, 10, 32); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for seed := range tries {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		dir := t.TempDir()
 		c := openCache(t, dir)

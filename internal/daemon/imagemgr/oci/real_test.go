@@ -121,7 +121,7 @@ auth: {htpasswd: {realm: x, path: %s}}
 			return d
 		}
 	}
-	t.Skipf("docker-registry does not start:\n%s", said.String())
+	t.Fatalf("docker-registry does not start:\n%s", said.String())
 	return nil
 }
 
