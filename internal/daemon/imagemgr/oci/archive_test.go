@@ -3,6 +3,7 @@ package oci_test
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -256,6 +257,34 @@ func TestDockerArchives(t *testing.T) {
 	writeFile(t, file, gz(t, make([]byte, 1<<20)))
 	if _, err := oci.Resolve(t.Context(), parse(t, "docker-archive:"+file), o); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("a bomb: %v", err)
+	}
+}
+
+// lapsing is a context that ends once it has been asked often enough.
+type lapsing struct {
+	context.Context
+	left int
+}
+
+func (l *lapsing) Err() error {
+	if l.left--; l.left < 0 {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// TestHeadersWithoutEnd are not read to it when nobody waits any more.
+func TestHeadersWithoutEnd(t *testing.T) {
+	var one bytes.Buffer
+	tw := tar.NewWriter(&one)
+	if err := tw.WriteHeader(&tar.Header{Name: "x", Format: tar.FormatPAX, PAXRecords: map[string]string{"A.b": "c"}}); err != nil {
+		t.Fatal(err)
+	}
+	extended := one.Bytes()[:1024] // the header and records that come before the member's own
+	file := writeFile(t, filepath.Join(t.TempDir(), "a.tar"), bytes.Repeat(extended, 1000))
+	ctx := &lapsing{t.Context(), 500}
+	if _, err := oci.Resolve(ctx, parse(t, "docker-archive:"+file), options(t)); err == nil || ctx.left >= 0 {
+		t.Errorf("%v, with %d questions left", err, ctx.left)
 	}
 }
 

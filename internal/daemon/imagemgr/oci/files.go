@@ -210,15 +210,15 @@ func spool(r io.Reader, o Options) (*os.File, error) {
 }
 
 func (a *archive) index(ctx context.Context, size int64) error {
-	at := &countingReader{r: io.NewSectionReader(a.f, 0, size)}
+	at := &countingReader{ctx: ctx, r: io.NewSectionReader(a.f, 0, size)}
 	tr := tar.NewReader(at)
 	for n := 0; ; n++ {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
 		h, err := tr.Next()
 		if err == io.EOF {
 			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if err != nil {
 			return errdefs.Invalid("read the archive: %w", err)
@@ -256,13 +256,18 @@ func sparse(h *tar.Header) bool {
 	return false
 }
 
-// countingReader knows where it is. It seeks, so that no content is read.
+// countingReader knows where it is, and ends with a context: before one member there can
+// be any number of headers. It seeks, so that no content is read.
 type countingReader struct {
-	r *io.SectionReader
-	n int64
+	ctx context.Context
+	r   *io.SectionReader
+	n   int64
 }
 
 func (c *countingReader) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	return n, err

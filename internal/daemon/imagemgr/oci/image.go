@@ -300,7 +300,8 @@ func refKey(r Reference, p Platform) string { return r.String() + " " + p.String
 // Open reads a layer as it is stored. One that is not in the cache is fetched on the
 // way; one on this host is read where it lies and not cached. Of these, io.EOF means
 // that all of it was there and its digest is right; nothing is to be believed before. A
-// download that had to begin anew ends the reading with blobs.ErrRestarted. What was in
+// download that had to begin anew, or that others had begun and that failed, ends the
+// reading with blobs.ErrRestarted: the layer is to be opened again. What was in
 // the cache is not hashed again: that the disk has damaged it the DiffID shows, and
 // Verify of the cache then removes it.
 func (i *Image) Open(ctx context.Context, c *blobs.Cache, l Layer) (io.ReadCloser, error) {
