@@ -141,6 +141,11 @@ func TestIndexOfALayout(t *testing.T) {
 	m := makeImage(t, amd64, 102, 1000)
 	o := options(t)
 	checkLocal(t, resolve(t, "oci:"+writeLayout(t, map[string]*made{"": m}), o), o, m, false)
+	long := strings.Repeat("n", 100_000)
+	_, err := oci.Resolve(t.Context(), parse(t, "oci:"+writeLayout(t, map[string]*made{"a": m, "b": m, long: m})), o)
+	if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), `"a"`) || len(err.Error()) > 1000 {
+		t.Errorf("%.2000v", err)
+	}
 	img := resolve(t, "oci:"+writeLayout(t, map[string]*made{"": m}), o)
 	o.Platform = arm64
 	if _, err := oci.Resolve(t.Context(), img.Ref, o); !errors.Is(err, errdefs.ErrNotFound) || !strings.Contains(err.Error(), "linux/amd64") {
@@ -211,8 +216,10 @@ func TestDockerArchives(t *testing.T) {
 		class errdefs.Class
 		says  string
 	}{
-		"no image":       {tarOf(t, append(good, manifest())...), errdefs.ClassNotFound, "no image"},
-		"two images":     {tarOf(t, append(good, manifest(image("1", "2"), image("1", "2")))...), errdefs.ClassInvalidArgument, "debian:12"},
+		"no image":   {tarOf(t, append(good, manifest())...), errdefs.ClassNotFound, "no image"},
+		"two images": {tarOf(t, append(good, manifest(image("1", "2"), image("1", "2")))...), errdefs.ClassInvalidArgument, "debian:12"},
+		"long names": {tarOf(t, append(good, manifest(image("1", "2"), image("1", "2"), map[string]any{"RepoTags": []string{strings.Repeat("n", 10_000) + ".io/x"}}))...),
+			errdefs.ClassInvalidArgument, "debian:12"},
 		"no such layer":  {tarOf(t, append(good, manifest(image("1", "3")))...), errdefs.ClassNotFound, `"3"`},
 		"escaping layer": {tarOf(t, append(good, manifest(image("1", "../.."+secret)))...), errdefs.ClassNotFound, "secret"},
 		"absolute layer": {tarOf(t, append(good, manifest(image("1", secret)))...), errdefs.ClassNotFound, "secret"},
@@ -234,6 +241,9 @@ func TestDockerArchives(t *testing.T) {
 		_, err := oci.Resolve(t.Context(), parse(t, "docker-archive:"+file), options(t))
 		if errdefs.ClassOf(err) != c.class || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v (%s)", name, err, errdefs.ClassOf(err))
+		}
+		if err != nil && len(err.Error()) > 1000 {
+			t.Errorf("%s: an error of %d bytes", name, len(err.Error()))
 		}
 	}
 	// Content that is not what the config says is noticed when it is read.

@@ -142,8 +142,8 @@ func chooseDocker(all []dockerImage, ref Reference) (dockerImage, error) {
 			if ref.Tag != "" && named.Familiar() == ref.Tag {
 				return img, nil
 			}
-			if len(names) < 20 && !slices.Contains(names, named.Familiar()) {
-				names = append(names, named.Familiar())
+			if n := named.Familiar(); len(n) <= maxListed && len(names) < 20 && !slices.Contains(names, n) {
+				names = append(names, n)
 			}
 		}
 	}

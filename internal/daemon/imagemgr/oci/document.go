@@ -251,7 +251,12 @@ func parseConfig(raw []byte, layers int, p Platform) (v1.ConfigFile, error) {
 	return c, nil
 }
 
+// noPlatform names of what there is instead only what a platform can be called.
 func noPlatform(p Platform, have []string) error {
+	have = slices.DeleteFunc(have, func(s string) bool {
+		_, err := ParsePlatform(s)
+		return err != nil
+	})
 	if len(have) == 0 {
 		return errdefs.NotFound("there is no image for %s", p)
 	}

@@ -364,11 +364,14 @@ func TestBadDocuments(t *testing.T) {
 		"a giant config":      {with(func(m *v1.Manifest) { m.Config.Size = 9 << 20 }), errdefs.ClassInvalidArgument, "config"},
 		"a config that lies":  {with(func(m *v1.Manifest) { m.Config.Size++ }), errdefs.ClassUnavailable, "config"},
 		"no config there":     {with(func(m *v1.Manifest) { m.Config.Digest.Hex = strings.Repeat("0", 64) }), errdefs.ClassNotFound, "config"},
-		"fewer diff IDs":      {config(`{"os":"linux","architecture":"amd64","rootfs":{"diff_ids":[]}}`), errdefs.ClassInvalidArgument, "2 layers"},
-		"bad diff IDs":        {config(`{"os":"linux","architecture":"amd64","rootfs":{"diff_ids":["sha256:../x","y"]}}`), errdefs.ClassInvalidArgument, "read config"},
-		"another platform":    {config(`{"os":"linux","architecture":"arm64","rootfs":{"diff_ids":["` + zeros + `","` + zeros + `"]}}`), errdefs.ClassNotFound, "linux/arm64"},
-		"windows":             {config(`{"os":"windows","architecture":"amd64","rootfs":{"diff_ids":["` + zeros + `","` + zeros + `"]}}`), errdefs.ClassNotFound, "windows/amd64"},
-		"no config's JSON":    {config(`[]`), errdefs.ClassInvalidArgument, "read config"},
+		"a loud platform":     {config(`{"os":"lin\u001b[31mux","architecture":"` + strings.Repeat("x", 10_000) + `","rootfs":{"diff_ids":["` + zeros + `","` + zeros + `"]}}`), errdefs.ClassNotFound, "no image for linux/amd64"},
+		"loud platforms": {raw(string(types.OCIImageIndex), `{"schemaVersion":2,"manifests":[{"mediaType":"`+string(types.OCIManifestSchema1)+
+			`","size":2,"digest":"`+zeros+`","platform":{"os":"lin\u001b[31mux","architecture":"arm"}}]}`), errdefs.ClassNotFound, "no image for linux/amd64"},
+		"fewer diff IDs":   {config(`{"os":"linux","architecture":"amd64","rootfs":{"diff_ids":[]}}`), errdefs.ClassInvalidArgument, "2 layers"},
+		"bad diff IDs":     {config(`{"os":"linux","architecture":"amd64","rootfs":{"diff_ids":["sha256:../x","y"]}}`), errdefs.ClassInvalidArgument, "read config"},
+		"another platform": {config(`{"os":"linux","architecture":"arm64","rootfs":{"diff_ids":["` + zeros + `","` + zeros + `"]}}`), errdefs.ClassNotFound, "linux/arm64"},
+		"windows":          {config(`{"os":"windows","architecture":"amd64","rootfs":{"diff_ids":["` + zeros + `","` + zeros + `"]}}`), errdefs.ClassNotFound, "windows/amd64"},
+		"no config's JSON": {config(`[]`), errdefs.ClassInvalidArgument, "read config"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRegistry(t, false)
@@ -379,6 +382,9 @@ func TestBadDocuments(t *testing.T) {
 			}
 			if err != nil && len(err.Error()) > 1000 {
 				t.Errorf("an error of %d bytes", len(err.Error()))
+			}
+			if err != nil && strings.Contains(err.Error(), "\x1b") {
+				t.Errorf("%q", err)
 			}
 		})
 	}

@@ -19,6 +19,9 @@ const (
 	containerName = "io.containerd.image.name"
 )
 
+// maxListed is how long a name may be to be listed in an error, in bytes.
+const maxListed = 200
+
 // layout is an image in OCI layout, in a directory or a tar file.
 type layout struct {
 	stored
@@ -106,7 +109,7 @@ func (l *layout) choose(top document, idx v1.IndexManifest) (document, error) {
 	var found *v1.Descriptor
 	for i, m := range idx.Manifests {
 		for _, n := range []string{m.Annotations[refName], m.Annotations[containerName]} {
-			if n != "" && len(names) < 20 && !slices.Contains(names, n) {
+			if n != "" && len(n) <= maxListed && len(names) < 20 && !slices.Contains(names, n) {
 				names = append(names, n)
 			}
 			if n != "" && n == l.ref.Tag && found == nil {

@@ -9,7 +9,10 @@ import (
 	"banger/internal/errdefs"
 )
 
-const platformHint = "write it as OS/ARCHITECTURE[/VARIANT], e.g. linux/arm64"
+const (
+	platformHint = "write it as OS/ARCHITECTURE[/VARIANT], e.g. linux/arm64"
+	maxPlatform  = 100 // bytes
+)
 
 // Platform is what an image runs on.
 type Platform struct{ OS, Architecture, Variant string }
@@ -23,7 +26,7 @@ func HostPlatform() Platform {
 // architectures count as well.
 func ParsePlatform(s string) (Platform, error) {
 	parts := strings.Split(strings.ToLower(s), "/")
-	if len(parts) < 2 || len(parts) > 3 || strings.Trim(strings.Join(parts, ""), "abcdefghijklmnopqrstuvwxyz0123456789._-") != "" {
+	if len(s) > maxPlatform || len(parts) < 2 || len(parts) > 3 || strings.Trim(strings.Join(parts, ""), "abcdefghijklmnopqrstuvwxyz0123456789._-") != "" {
 		return Platform{}, errdefs.Invalid("%.100q is no platform", s).WithHint(platformHint)
 	}
 	for _, p := range parts {
