@@ -65,7 +65,7 @@ func TestKill(t *testing.T) {
 	}
 	start := func(dir string) *exec.Cmd {
 		cmd := exec.Command(self)
-		cmd.Env = append(os.Environ(), "BANGER_TEST_FETCH="+dir, "BANGER_TEST_REF="+ref)
+		cmd.Env = append(os.Environ(), "BANGER_TEST_FETCH="+dir, "BANGER_TEST_REF="+ref, "GORACE=atexit_sleep_ms=0")
 		cmd.Stderr = os.Stderr
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
