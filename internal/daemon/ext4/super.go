@@ -12,7 +12,7 @@ const (
 const (
 	superAt  = 1024 // where in the first block the superblock is
 	superLen = 1024
-	mark     = "banger ext4 0001" // in a part of the superblock that nobody uses
+	mark     = "banger-ext4 0001" // in a part of the superblock that nobody uses
 	markAt   = 0x3e0
 )
 
