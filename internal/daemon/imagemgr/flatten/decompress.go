@@ -3,6 +3,7 @@ package flatten
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"io"
 	"strings"
 
@@ -77,7 +78,7 @@ func decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
 			return nil, err
 		}
 		if want != found {
-			return nil, errdefs.Invalid("media type %s, but the content is %s", clip(mediaType), or(found, "not compressed"))
+			return nil, errdefs.Invalid("media type %s, but the content is %s", clip(mediaType), cmp.Or(found, "not compressed"))
 		}
 	}
 	switch found {
@@ -96,11 +97,4 @@ func decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
 
 func skippable(head []byte) bool {
 	return len(head) == 4 && head[0]&0xf0 == 0x50 && string(head[1:]) == "\x2a\x4d\x18"
-}
-
-func or(s, instead string) string {
-	if s == "" {
-		return instead
-	}
-	return s
 }

@@ -67,19 +67,11 @@ func openDirectory(name string) (*directory, error) {
 }
 
 func (d *directory) open(name string) (io.ReadSeekCloser, int64, error) {
-	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a fifo would have us wait
+	f, size, err := openRegular(d.root.OpenFile, name)
 	if err != nil {
-		return nil, 0, hostErr(err)
-	}
-	fi, err := f.Stat()
-	if err == nil && !fi.Mode().IsRegular() {
-		err = errdefs.Invalid("%q is no regular file", name)
-	}
-	if err != nil {
-		_ = f.Close()
 		return nil, 0, err
 	}
-	return f, fi.Size(), nil
+	return f, size, nil
 }
 
 func (d *directory) close() error { return d.root.Close() }
@@ -98,8 +90,11 @@ func hostErr(err error) error {
 }
 
 // openFile opens a regular file of the user's.
-func openFile(name string) (*os.File, int64, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+func openFile(name string) (*os.File, int64, error) { return openRegular(os.OpenFile, name) }
+
+// openRegular opens a file for reading that has to be a regular one, and returns its size.
+func openRegular(open func(name string, flag int, perm os.FileMode) (*os.File, error), name string) (*os.File, int64, error) {
+	f, err := open(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a fifo would have us wait
 	if err != nil {
 		return nil, 0, hostErr(err)
 	}
