@@ -86,6 +86,11 @@ type ImageConfig struct {
 	Env        []string `json:"env,omitempty"` // KEY=VALUE
 	Entrypoint []string `json:"entrypoint,omitempty"`
 	Cmd        []string `json:"cmd,omitempty"`
+
+	StopSignal   string            `json:"stop_signal,omitempty"`   // of the command, e.g. "SIGINT"; empty: SIGTERM
+	ExposedPorts []string          `json:"exposed_ports,omitempty"` // e.g. "80/tcp"
+	Volumes      []string          `json:"volumes,omitempty"`       // absolute paths in the guest
+	Labels       map[string]string `json:"labels,omitempty"`
 }
 
 // Kernel is a bootable kernel with what it needs to reach a root filesystem.
