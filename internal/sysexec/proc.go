@@ -282,12 +282,17 @@ type stat struct {
 }
 
 // readStat errors with ErrGone for a process that has ended and is not waited for yet.
-// One whose first thread has ended lives on in the others.
-func readStat(pid int) (st stat, err error) {
+func readStat(pid int) (stat, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return st, err
+		return stat{}, err
 	}
+	return parseStat(b)
+}
+
+// parseStat reads what readStat has read. A process is a zombie until it is waited for,
+// and dead while that goes on; one whose first thread has ended lives on in the others.
+func parseStat(b []byte) (st stat, err error) {
 	// The name in parentheses may hold anything; fields count from the last ')', after
 	// which comes the third.
 	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
@@ -301,7 +306,7 @@ func readStat(pid int) (st stat, err error) {
 		}
 		return v
 	}
-	if f[0][0] == 'Z' && field(threads) <= 1 {
+	if state := f[0][0]; state == 'X' || state == 'Z' && field(threads) <= 1 {
 		return st, ErrGone
 	}
 	st = stat{
