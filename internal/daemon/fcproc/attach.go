@@ -93,7 +93,7 @@ func (d *Driver) cleanup(ctx context.Context, dir string, h hypervisor.Handle) e
 			break
 		}
 	}
-	return errors.Join(remove(dir), dirsock.Remove(dir, bellMaking), removeCgroup(dir))
+	return errors.Join(remove(dir), dirsock.Remove(dir, bellMaking), removeCgroup(ctx, dir))
 }
 
 // running returns the process that works for the VM in dir, and when it started; zero

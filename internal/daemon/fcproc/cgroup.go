@@ -1,13 +1,19 @@
 package fcproc
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/hypervisor/vmproc"
 	"banger/internal/paths"
 )
 
@@ -36,14 +42,54 @@ func openCgroup(dir string) (*os.File, error) {
 	return os.Open(cgroupOf(dir))
 }
 
-// removeCgroup removes the control group of a VM whose VMM has ended.
-func removeCgroup(dir string) error {
+// removeCgroup removes the control group of a VM whose VMM has ended. A thread that the
+// kernel ran for the VM may leave it only after that, and is waited for, as long as ctx
+// and vmproc.UndoTime allow.
+func removeCgroup(ctx context.Context, dir string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	err := unix.Rmdir(cgroupOf(dir))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
+	group := cgroupOf(dir)
+	err := unix.Rmdir(group)
+	if errors.Is(err, unix.EBUSY) {
+		if err = emptied(ctx, group); err == nil {
+			err = unix.Rmdir(group)
+		}
+	}
+	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
 		return nil
 	}
-	return err
+	return fmt.Errorf("remove control group %s: %w", group, err)
+}
+
+// emptied waits until nobody is in a control group.
+func emptied(ctx context.Context, group string) error {
+	until := time.Now().Add(vmproc.UndoTime)
+	if d, ok := ctx.Deadline(); ok && d.Before(until) {
+		until = d
+	}
+	events, err := os.Open(filepath.Join(group, "cgroup.events"))
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	buf := make([]byte, 512)
+	for {
+		// What changes after a read ends the next poll.
+		n, err := events.ReadAt(buf, 0)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		if bytes.Contains(buf[:n], []byte("populated 0\n")) {
+			return nil
+		}
+		left := time.Until(until)
+		if left <= 0 {
+			return fmt.Errorf("%w: processes run in it", unix.EBUSY)
+		}
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}, int(left.Milliseconds())+1)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
