@@ -75,8 +75,15 @@ type Image struct {
 	KernelID  string // kernel it prefers; empty: the default kernel
 	Config    ImageConfig
 	Digest    string // content id of what it was made from; empty when unknown
-	Source    string // where it came from, for people
+	Source    string // where it came from; of an image from elsewhere, the reference in full
+	Layers    []ImageLayer
 	CreatedAt time.Time
+}
+
+// ImageLayer is one of what an image from elsewhere was made of, the lowest first.
+type ImageLayer struct {
+	Digest    string `json:"digest"`
+	SizeBytes int64  `json:"size"` // as it is stored, mostly compressed
 }
 
 // ImageConfig is how the image's author wants commands to run.

@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"sort"
 	"strings"
+	"unicode/utf8"
 
 	"banger/internal/errdefs"
 )
@@ -33,11 +34,32 @@ func checkLabel(kind, name string) error {
 
 var artifactName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*(:[a-z0-9][a-z0-9._-]*)?$`)
 
+// imageName is what an image may be called besides: what can follow docker pull, with
+// host, path, tag and digest, or a kind of place, a colon and a path on this host. Which of
+// these lead to an image only who pulls it can say.
+var imageName = regexp.MustCompile(`^(docker-daemon:)?([A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?/|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?/)?` +
+	`[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$`)
+
+// placeName is the name of an image that was taken from a file or directory.
+var placeName = regexp.MustCompile(`^(oci|oci-archive|docker-archive|tar):/\PC+$`)
+
+// maxImageName is how long it may be, in bytes.
+const maxImageName = 1024
+
 // CheckArtifactName reports whether name can name an image or a kernel: a name,
-// perhaps with a version after a colon ("debian:trixie").
+// perhaps with a version after a colon ("debian:trixie"). An image's may also be a
+// reference to it, as in "quay.io/a/b:tag@sha256:…" or "oci:/a/directory". No file is
+// ever called by it.
 func CheckArtifactName(kind, name string) error {
 	if len(name) <= 128 && artifactName.MatchString(name) {
 		return nil
+	}
+	if kind == "image" {
+		if len(name) <= maxImageName && (imageName.MatchString(name) || utf8.ValidString(name) && placeName.MatchString(name)) {
+			return nil
+		}
+		return errdefs.Invalid("image name %.1000q is not allowed", name).
+			WithHint("use a-z, 0-9, '.', '_' and '-', starting with a letter or digit, with ':' and a version after it, or what docker pull takes: HOST/PATH/NAME:TAG")
 	}
 	return errdefs.Invalid("%s name %q is not allowed", kind, name).
 		WithHint("use up to 128 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit; one ':' may set off a version")

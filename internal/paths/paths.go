@@ -20,6 +20,7 @@ const (
 	KernelsDir    = "kernels"      // kernels/<id>/
 	InitramfsDir  = "initramfs"    // initramfs/<hash>.cpio
 	VMsDir        = "vms"          // vms/<id>/
+	CacheDir      = "cache"        // content of images from registries, by digest
 	UsernetSocket = "usernet.sock" // control socket of the user-mode network helper
 	UsernetLog    = "usernet.log"  // its log
 	StagingPrefix = ".staging-"    // sibling of the final name while something is being made
@@ -195,6 +196,9 @@ func (l Layout) Kernel(id string) string { return filepath.Join(l.Kernels(), id)
 // Initramfs is the directory of built initramfs files.
 func (l Layout) Initramfs() string { return filepath.Join(l.State, InitramfsDir) }
 
+// Cache is the directory of what was fetched of images.
+func (l Layout) Cache() string { return filepath.Join(l.State, CacheDir) }
+
 // VMs is the directory of VM directories.
 func (l Layout) VMs() string { return filepath.Join(l.State, VMsDir) }
 
@@ -208,7 +212,7 @@ func (l Layout) Usernet() string { return filepath.Join(l.State, UsernetSocket) 
 // others beside it that begin with its name.
 func StateNames() []string {
 	return []string{
-		DatabaseFile, LockFile, SocketFile, DaemonLogFile, AccelFile, ImagesDir, KernelsDir, InitramfsDir, VMsDir,
+		DatabaseFile, LockFile, SocketFile, DaemonLogFile, AccelFile, ImagesDir, KernelsDir, InitramfsDir, CacheDir, VMsDir,
 		UsernetSocket, UsernetLog,
 	}
 }

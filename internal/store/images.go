@@ -11,20 +11,24 @@ import (
 	"banger/internal/model"
 )
 
-const imageColumns = `id, name, managed, path, size_bytes, kernel_id, config, digest, source, created_at`
+const imageColumns = `id, name, managed, path, size_bytes, kernel_id, config, digest, source, layers, created_at`
 
 func scanImage(row scanner) (model.Image, error) {
 	var (
 		i       model.Image
 		config  string
+		layers  string
 		created int64
 	)
-	if err := row.Scan(&i.ID, &i.Name, &i.Managed, &i.Path, &i.SizeBytes, &i.KernelID, &config, &i.Digest, &i.Source, &created); err != nil {
+	if err := row.Scan(&i.ID, &i.Name, &i.Managed, &i.Path, &i.SizeBytes, &i.KernelID, &config, &i.Digest, &i.Source, &layers, &created); err != nil {
 		return i, err
 	}
 	i.CreatedAt = fromUnix(created)
 	if err := json.Unmarshal([]byte(config), &i.Config); err != nil {
 		return i, fmt.Errorf("image %s: decode config: %w", i.ID, err)
+	}
+	if err := json.Unmarshal([]byte(layers), &i.Layers); err != nil {
+		return i, fmt.Errorf("image %s: decode layers: %w", i.ID, err)
 	}
 	return i, nil
 }
@@ -36,13 +40,17 @@ func (s *Store) PutImage(ctx context.Context, i model.Image) error {
 	if err != nil {
 		return fmt.Errorf("encode image config: %w", err)
 	}
+	layers, err := json.Marshal(i.Layers)
+	if err != nil {
+		return fmt.Errorf("encode image layers: %w", err)
+	}
 	err = s.tx(ctx, func(tx *sql.Tx) error {
 		if err := replaceNamed(ctx, tx, "images", "image_id", i.ID, i.Name); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO images (`+imageColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?)
-			ON CONFLICT (id) DO UPDATE SET name=excluded.name, managed=excluded.managed, path=excluded.path, size_bytes=excluded.size_bytes, kernel_id=excluded.kernel_id, config=excluded.config, digest=excluded.digest, source=excluded.source, created_at=excluded.created_at`,
-			i.ID, i.Name, i.Managed, i.Path, i.SizeBytes, i.KernelID, string(config), i.Digest, i.Source, toUnix(i.CreatedAt))
+		_, err := tx.ExecContext(ctx, `INSERT INTO images (`+imageColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?)
+			ON CONFLICT (id) DO UPDATE SET name=excluded.name, managed=excluded.managed, path=excluded.path, size_bytes=excluded.size_bytes, kernel_id=excluded.kernel_id, config=excluded.config, digest=excluded.digest, source=excluded.source, layers=excluded.layers, created_at=excluded.created_at`,
+			i.ID, i.Name, i.Managed, i.Path, i.SizeBytes, i.KernelID, string(config), i.Digest, i.Source, string(layers), toUnix(i.CreatedAt))
 		return err
 	})
 	if err != nil {

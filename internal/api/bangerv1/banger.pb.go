@@ -1756,10 +1756,12 @@ func (x *ImageRef) GetName() string {
 
 type PullRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`       // what to make; also the name it gets unless "as" says another
-	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`    // make it again although it is there
-	As            string                 `protobuf:"bytes,3,opt,name=as,proto3" json:"as,omitempty"`           // images: name of what is made; must not itself say what to make
-	Include       []string               `protobuf:"bytes,4,rep,name=include,proto3" json:"include,omitempty"` // images: Debian packages to install besides; needs "as"
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`          // what to make; also the name it gets unless "as" says another
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`       // make it again although it is there
+	As            string                 `protobuf:"bytes,3,opt,name=as,proto3" json:"as,omitempty"`              // images: name of what is made; must not itself say what to make
+	Include       []string               `protobuf:"bytes,4,rep,name=include,proto3" json:"include,omitempty"`    // images: Debian packages to install besides; needs "as"
+	Platform      string                 `protobuf:"bytes,5,opt,name=platform,proto3" json:"platform,omitempty"`  // images from elsewhere: OS/ARCHITECTURE[/VARIANT]; empty: as configured
+	Insecure      bool                   `protobuf:"varint,6,opt,name=insecure,proto3" json:"insecure,omitempty"` // images from elsewhere: allow http, and TLS that cannot be verified, for the registry
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1822,6 +1824,226 @@ func (x *PullRequest) GetInclude() []string {
 	return nil
 }
 
+func (x *PullRequest) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *PullRequest) GetInsecure() bool {
+	if x != nil {
+		return x.Insecure
+	}
+	return false
+}
+
+// ImageCache is what is kept of what was fetched, or what of it was removed.
+type ImageCache struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Blobs           []*CachedBlob          `protobuf:"bytes,1,rep,name=blobs,proto3" json:"blobs,omitempty"`                                             // the longest unused first
+	UnfinishedBytes int64                  `protobuf:"varint,2,opt,name=unfinished_bytes,json=unfinishedBytes,proto3" json:"unfinished_bytes,omitempty"` // of downloads that can be gone on with
+	LimitBytes      int64                  `protobuf:"varint,3,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`                // what the blobs may have together; 0: there is none
+	Dir             string                 `protobuf:"bytes,4,opt,name=dir,proto3" json:"dir,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ImageCache) Reset() {
+	*x = ImageCache{}
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageCache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageCache) ProtoMessage() {}
+
+func (x *ImageCache) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageCache.ProtoReflect.Descriptor instead.
+func (*ImageCache) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ImageCache) GetBlobs() []*CachedBlob {
+	if x != nil {
+		return x.Blobs
+	}
+	return nil
+}
+
+func (x *ImageCache) GetUnfinishedBytes() int64 {
+	if x != nil {
+		return x.UnfinishedBytes
+	}
+	return 0
+}
+
+func (x *ImageCache) GetLimitBytes() int64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+func (x *ImageCache) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+// CachedBlob is a layer, or what describes an image.
+type CachedBlob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	UsedAt        *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=used_at,json=usedAt,proto3" json:"used_at,omitempty"`
+	References    []string               `protobuf:"bytes,4,rep,name=references,proto3" json:"references,omitempty"`     // that have led to it
+	InUse         bool                   `protobuf:"varint,5,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"` // a pull is using it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CachedBlob) Reset() {
+	*x = CachedBlob{}
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CachedBlob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CachedBlob) ProtoMessage() {}
+
+func (x *CachedBlob) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CachedBlob.ProtoReflect.Descriptor instead.
+func (*CachedBlob) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CachedBlob) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *CachedBlob) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *CachedBlob) GetUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UsedAt
+	}
+	return nil
+}
+
+func (x *CachedBlob) GetReferences() []string {
+	if x != nil {
+		return x.References
+	}
+	return nil
+}
+
+func (x *CachedBlob) GetInUse() bool {
+	if x != nil {
+		return x.InUse
+	}
+	return false
+}
+
+type PruneCacheRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	All           bool                   `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`                                    // all there is; otherwise what nobody has used for a week
+	KeepBytes     *int64                 `protobuf:"varint,2,opt,name=keep_bytes,json=keepBytes,proto3,oneof" json:"keep_bytes,omitempty"` // or the longest unused, until no more than this is left
+	DryRun        bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`                // remove nothing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneCacheRequest) Reset() {
+	*x = PruneCacheRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneCacheRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneCacheRequest) ProtoMessage() {}
+
+func (x *PruneCacheRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneCacheRequest.ProtoReflect.Descriptor instead.
+func (*PruneCacheRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *PruneCacheRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *PruneCacheRequest) GetKeepBytes() int64 {
+	if x != nil && x.KeepBytes != nil {
+		return *x.KeepBytes
+	}
+	return 0
+}
+
+func (x *PruneCacheRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type RegisterImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1835,7 +2057,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2069,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2082,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -1916,13 +2138,18 @@ type Image struct {
 	Entrypoint    []string               `protobuf:"bytes,14,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
 	Cmd           []string               `protobuf:"bytes,15,rep,name=cmd,proto3" json:"cmd,omitempty"`
 	UsedBy        []string               `protobuf:"bytes,16,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"` // names of VMs
+	StopSignal    string                 `protobuf:"bytes,17,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
+	ExposedPorts  []string               `protobuf:"bytes,18,rep,name=exposed_ports,json=exposedPorts,proto3" json:"exposed_ports,omitempty"` // as in "80/tcp"
+	Volumes       []string               `protobuf:"bytes,19,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,20,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Layers        []*ImageLayer          `protobuf:"bytes,21,rep,name=layers,proto3" json:"layers,omitempty"` // of an image from elsewhere, the lowest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2161,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2174,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Image) GetId() string {
@@ -2062,6 +2289,94 @@ func (x *Image) GetUsedBy() []string {
 	return nil
 }
 
+func (x *Image) GetStopSignal() string {
+	if x != nil {
+		return x.StopSignal
+	}
+	return ""
+}
+
+func (x *Image) GetExposedPorts() []string {
+	if x != nil {
+		return x.ExposedPorts
+	}
+	return nil
+}
+
+func (x *Image) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *Image) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Image) GetLayers() []*ImageLayer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+// ImageLayer is one of what an image was made of.
+type ImageLayer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // as it is stored, mostly compressed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageLayer) Reset() {
+	*x = ImageLayer{}
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageLayer) ProtoMessage() {}
+
+func (x *ImageLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
+func (*ImageLayer) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ImageLayer) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ImageLayer) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
 type ImageList struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Images        []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
@@ -2071,7 +2386,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2398,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2411,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -2115,7 +2430,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2442,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2455,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *KernelRef) GetName() string {
@@ -2160,7 +2475,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2487,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2500,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -2220,7 +2535,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2547,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2560,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Kernel) GetId() string {
@@ -2327,7 +2642,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2654,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2667,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -2371,7 +2686,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2698,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2711,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -2416,7 +2731,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2743,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2756,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Network) GetName() string {
@@ -2467,7 +2782,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2479,7 +2794,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2492,7 +2807,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -2511,7 +2826,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2838,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2851,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *OperationRef) GetId() string {
@@ -2563,7 +2878,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2575,7 +2890,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2588,7 +2903,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Operation) GetId() string {
@@ -2669,7 +2984,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2996,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +3009,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Stage) GetName() string {
@@ -2755,7 +3070,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +3082,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +3095,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -2804,7 +3119,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +3131,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +3144,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -3035,18 +3350,43 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\fListResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\"\x1e\n" +
 	"\bImageRef\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"a\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x99\x01\n" +
 	"\vPullRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x12\x0e\n" +
 	"\x02as\x18\x03 \x01(\tR\x02as\x12\x18\n" +
-	"\ainclude\x18\x04 \x03(\tR\ainclude\"\x88\x01\n" +
+	"\ainclude\x18\x04 \x03(\tR\ainclude\x12\x1a\n" +
+	"\bplatform\x18\x05 \x01(\tR\bplatform\x12\x1a\n" +
+	"\binsecure\x18\x06 \x01(\bR\binsecure\"\x97\x01\n" +
+	"\n" +
+	"ImageCache\x12+\n" +
+	"\x05blobs\x18\x01 \x03(\v2\x15.banger.v1.CachedBlobR\x05blobs\x12)\n" +
+	"\x10unfinished_bytes\x18\x02 \x01(\x03R\x0funfinishedBytes\x12\x1f\n" +
+	"\vlimit_bytes\x18\x03 \x01(\x03R\n" +
+	"limitBytes\x12\x10\n" +
+	"\x03dir\x18\x04 \x01(\tR\x03dir\"\xaf\x01\n" +
+	"\n" +
+	"CachedBlob\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x123\n" +
+	"\aused_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06usedAt\x12\x1e\n" +
+	"\n" +
+	"references\x18\x04 \x03(\tR\n" +
+	"references\x12\x15\n" +
+	"\x06in_use\x18\x05 \x01(\bR\x05inUse\"q\n" +
+	"\x11PruneCacheRequest\x12\x10\n" +
+	"\x03all\x18\x01 \x01(\bR\x03all\x12\"\n" +
+	"\n" +
+	"keep_bytes\x18\x02 \x01(\x03H\x00R\tkeepBytes\x88\x01\x01\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRunB\r\n" +
+	"\v_keep_bytes\"\x88\x01\n" +
 	"\x14RegisterImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06rootfs\x18\x02 \x01(\tR\x06rootfs\x12\x16\n" +
 	"\x06kernel\x18\x03 \x01(\tR\x06kernel\x12\x12\n" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12\x18\n" +
-	"\aworkdir\x18\x05 \x01(\tR\aworkdir\"\xa5\x03\n" +
+	"\aworkdir\x18\x05 \x01(\tR\aworkdir\"\xa5\x05\n" +
 	"\x05Image\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -3069,7 +3409,21 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"entrypoint\x18\x0e \x03(\tR\n" +
 	"entrypoint\x12\x10\n" +
 	"\x03cmd\x18\x0f \x03(\tR\x03cmd\x12\x17\n" +
-	"\aused_by\x18\x10 \x03(\tR\x06usedBy\"5\n" +
+	"\aused_by\x18\x10 \x03(\tR\x06usedBy\x12\x1f\n" +
+	"\vstop_signal\x18\x11 \x01(\tR\n" +
+	"stopSignal\x12#\n" +
+	"\rexposed_ports\x18\x12 \x03(\tR\fexposedPorts\x12\x18\n" +
+	"\avolumes\x18\x13 \x03(\tR\avolumes\x124\n" +
+	"\x06labels\x18\x14 \x03(\v2\x1c.banger.v1.Image.LabelsEntryR\x06labels\x12-\n" +
+	"\x06layers\x18\x15 \x03(\v2\x15.banger.v1.ImageLayerR\x06layers\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"C\n" +
+	"\n" +
+	"ImageLayer\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\"5\n" +
 	"\tImageList\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.banger.v1.ImageR\x06images\"\x1f\n" +
 	"\tKernelRef\x12\x12\n" +
@@ -3152,13 +3506,16 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
 	"\vPortService\x123\n" +
 	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
-	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\x98\x02\n" +
+	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\x97\x03\n" +
 	"\fImageService\x124\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x14.banger.v1.ImageList\x12,\n" +
 	"\x03Get\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Image\x124\n" +
 	"\x04Pull\x12\x16.banger.v1.PullRequest\x1a\x14.banger.v1.Operation\x12=\n" +
 	"\bRegister\x12\x1f.banger.v1.RegisterImageRequest\x1a\x10.banger.v1.Image\x12/\n" +
-	"\x06Remove\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Empty2\x9e\x02\n" +
+	"\x06Remove\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Empty\x12:\n" +
+	"\tListCache\x12\x16.banger.v1.ListRequest\x1a\x15.banger.v1.ImageCache\x12A\n" +
+	"\n" +
+	"PruneCache\x12\x1c.banger.v1.PruneCacheRequest\x1a\x15.banger.v1.ImageCache2\x9e\x02\n" +
 	"\rKernelService\x125\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x15.banger.v1.KernelList\x12.\n" +
 	"\x03Get\x12\x14.banger.v1.KernelRef\x1a\x11.banger.v1.Kernel\x124\n" +
@@ -3188,7 +3545,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -3214,124 +3571,137 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*ListResponse)(nil),          // 21: banger.v1.ListResponse
 	(*ImageRef)(nil),              // 22: banger.v1.ImageRef
 	(*PullRequest)(nil),           // 23: banger.v1.PullRequest
-	(*RegisterImageRequest)(nil),  // 24: banger.v1.RegisterImageRequest
-	(*Image)(nil),                 // 25: banger.v1.Image
-	(*ImageList)(nil),             // 26: banger.v1.ImageList
-	(*KernelRef)(nil),             // 27: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 28: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 29: banger.v1.Kernel
-	(*KernelList)(nil),            // 30: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 31: banger.v1.NetworkRef
-	(*Network)(nil),               // 32: banger.v1.Network
-	(*NetworkList)(nil),           // 33: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 34: banger.v1.OperationRef
-	(*Operation)(nil),             // 35: banger.v1.Operation
-	(*Stage)(nil),                 // 36: banger.v1.Stage
-	(*OperationList)(nil),         // 37: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 38: banger.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil), // 39: google.protobuf.Timestamp
+	(*ImageCache)(nil),            // 24: banger.v1.ImageCache
+	(*CachedBlob)(nil),            // 25: banger.v1.CachedBlob
+	(*PruneCacheRequest)(nil),     // 26: banger.v1.PruneCacheRequest
+	(*RegisterImageRequest)(nil),  // 27: banger.v1.RegisterImageRequest
+	(*Image)(nil),                 // 28: banger.v1.Image
+	(*ImageLayer)(nil),            // 29: banger.v1.ImageLayer
+	(*ImageList)(nil),             // 30: banger.v1.ImageList
+	(*KernelRef)(nil),             // 31: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 32: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 33: banger.v1.Kernel
+	(*KernelList)(nil),            // 34: banger.v1.KernelList
+	(*NetworkRef)(nil),            // 35: banger.v1.NetworkRef
+	(*Network)(nil),               // 36: banger.v1.Network
+	(*NetworkList)(nil),           // 37: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 38: banger.v1.OperationRef
+	(*Operation)(nil),             // 39: banger.v1.Operation
+	(*Stage)(nil),                 // 40: banger.v1.Stage
+	(*OperationList)(nil),         // 41: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 42: banger.v1.ErrorDetail
+	nil,                           // 43: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	39, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	44, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	39, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	39, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	44, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	44, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
-	39, // 8: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	39, // 9: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	44, // 8: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	44, // 9: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
 	20, // 10: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
 	20, // 11: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
 	18, // 12: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	39, // 13: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	25, // 14: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	39, // 15: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	29, // 16: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	32, // 17: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	36, // 18: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	38, // 19: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	39, // 20: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	39, // 21: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	39, // 22: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	39, // 23: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	35, // 24: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
-	2,  // 25: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
-	5,  // 26: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 27: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 28: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
-	12, // 29: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	12, // 30: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
-	7,  // 31: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
-	13, // 32: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	1,  // 33: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	7,  // 34: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
-	14, // 35: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	15, // 36: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
-	7,  // 37: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	7,  // 38: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
-	16, // 39: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	10, // 40: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
-	10, // 41: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
-	1,  // 42: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	22, // 43: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	23, // 44: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	24, // 45: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	22, // 46: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	1,  // 47: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	27, // 48: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	23, // 49: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	28, // 50: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	27, // 51: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 52: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	31, // 53: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	31, // 54: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	31, // 55: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 56: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	34, // 57: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	34, // 58: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	34, // 59: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 60: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 61: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	35, // 62: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	35, // 63: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	35, // 64: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	35, // 65: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	35, // 66: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	35, // 67: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	21, // 68: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 69: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 70: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	35, // 71: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 72: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	19, // 73: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 74: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 75: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 76: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	26, // 77: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	25, // 78: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	35, // 79: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	25, // 80: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 81: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	30, // 82: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	29, // 83: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	35, // 84: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	35, // 85: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 86: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	33, // 87: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	32, // 88: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	32, // 89: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 90: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	37, // 91: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	35, // 92: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	35, // 93: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	35, // 94: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	60, // [60:95] is the sub-list for method output_type
-	25, // [25:60] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	25, // 13: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
+	44, // 14: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	44, // 15: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	43, // 16: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	29, // 17: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	28, // 18: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	44, // 19: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	33, // 20: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	36, // 21: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	40, // 22: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	42, // 23: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	44, // 24: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	44, // 25: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	44, // 26: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	44, // 27: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	39, // 28: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	2,  // 29: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
+	5,  // 30: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	8,  // 31: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	7,  // 32: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
+	12, // 33: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	12, // 34: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
+	7,  // 35: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
+	13, // 36: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	1,  // 37: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	7,  // 38: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
+	14, // 39: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
+	15, // 40: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	7,  // 41: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	7,  // 42: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
+	16, // 43: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	10, // 44: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
+	10, // 45: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
+	1,  // 46: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	22, // 47: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	23, // 48: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	27, // 49: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	22, // 50: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	1,  // 51: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	26, // 52: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 53: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	31, // 54: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	23, // 55: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	32, // 56: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	31, // 57: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 58: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	35, // 59: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	35, // 60: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	35, // 61: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 62: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	38, // 63: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	38, // 64: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	38, // 65: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 66: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 67: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	39, // 68: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	39, // 69: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	39, // 70: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	39, // 71: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	39, // 72: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	39, // 73: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	21, // 74: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 75: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 76: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	39, // 77: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 78: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	19, // 79: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 80: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 81: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 82: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	30, // 83: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	28, // 84: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	39, // 85: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	28, // 86: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 87: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	24, // 88: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	24, // 89: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	34, // 90: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	33, // 91: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	39, // 92: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	39, // 93: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 94: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	37, // 95: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	36, // 96: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	36, // 97: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 98: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	41, // 99: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	39, // 100: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	39, // 101: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	39, // 102: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	66, // [66:103] is the sub-list for method output_type
+	29, // [29:66] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_bangerv1_banger_proto_init() }
@@ -3342,13 +3712,14 @@ func file_bangerv1_banger_proto_init() {
 	file_bangerv1_banger_proto_msgTypes[8].OneofWrappers = []any{}
 	file_bangerv1_banger_proto_msgTypes[15].OneofWrappers = []any{}
 	file_bangerv1_banger_proto_msgTypes[19].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -12,6 +12,7 @@ import (
 	"banger/internal/api"
 	"banger/internal/api/bangerv1"
 	"banger/internal/api/bangerv1/bangerv1connect"
+	"banger/internal/daemon/imagemgr/blobs"
 	"banger/internal/model"
 )
 
@@ -83,12 +84,15 @@ func (h ImageHandlers) answer(ctx context.Context, i model.Image) (*connect.Resp
 
 // Pull implements ImageService. The operation's result is the image's id.
 func (h ImageHandlers) Pull(_ context.Context, req *connect.Request[bangerv1.PullRequest]) (*connect.Response[bangerv1.Operation], error) {
-	pull := Pull{From: req.Msg.Name, As: req.Msg.As, Include: req.Msg.Include, Force: req.Msg.Force}
-	name, _, _, err := pull.check()
+	pull := Pull{
+		From: req.Msg.Name, As: req.Msg.As, Include: req.Msg.Include, Force: req.Msg.Force,
+		Platform: req.Msg.Platform, Insecure: req.Msg.Insecure,
+	}
+	pl, err := h.s.plan(pull)
 	if err != nil {
 		return nil, api.ToConnect(err)
 	}
-	return connect.NewResponse(h.s.Ops.Begin(opImagePull, name, func(ctx context.Context, p model.Progress) (string, error) {
+	return connect.NewResponse(h.s.Ops.Begin(opImagePull, pl.name, func(ctx context.Context, p model.Progress) (string, error) {
 		i, err := h.s.PullImage(ctx, pull, p)
 		return i.ID, err
 	})), nil
@@ -110,6 +114,38 @@ func (h ImageHandlers) Remove(ctx context.Context, req *connect.Request[bangerv1
 		return nil, api.ToConnect(err)
 	}
 	return connect.NewResponse(&bangerv1.Empty{}), nil
+}
+
+// ListCache implements ImageService.
+func (h ImageHandlers) ListCache(ctx context.Context, _ *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
+	c, err := h.s.ListCache(ctx)
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	var unfinished int64
+	for _, p := range c.Parts {
+		unfinished += p.Size
+	}
+	return connect.NewResponse(h.s.wireCache(c.Blobs, unfinished)), nil
+}
+
+// PruneCache implements ImageService.
+func (h ImageHandlers) PruneCache(ctx context.Context, req *connect.Request[bangerv1.PruneCacheRequest]) (*connect.Response[bangerv1.ImageCache], error) {
+	gone, unfinished, err := h.s.PruneCache(ctx, CachePrune{All: req.Msg.All, Keep: req.Msg.KeepBytes, DryRun: req.Msg.DryRun})
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	return connect.NewResponse(h.s.wireCache(gone, unfinished)), nil
+}
+
+func (s *Service) wireCache(all []blobs.Blob, unfinished int64) *bangerv1.ImageCache {
+	c := &bangerv1.ImageCache{UnfinishedBytes: unfinished, LimitBytes: s.Sources.CacheBytes, Dir: s.Layout.Cache()}
+	for _, b := range all {
+		c.Blobs = append(c.Blobs, &bangerv1.CachedBlob{
+			Digest: string(b.Digest), SizeBytes: b.Size, UsedAt: timestamppb.New(b.Used), References: b.Refs, InUse: b.Pinned,
+		})
+	}
+	return c
 }
 
 // List implements KernelService.
@@ -191,11 +227,17 @@ func (s *Service) wireImage(ctx context.Context, i model.Image, kernels map[stri
 	if err != nil {
 		return nil, err
 	}
+	var layers []*bangerv1.ImageLayer
+	for _, l := range i.Layers {
+		layers = append(layers, &bangerv1.ImageLayer{Digest: l.Digest, SizeBytes: l.SizeBytes})
+	}
 	return &bangerv1.Image{
 		Id: i.ID, Name: i.Name, Managed: i.Managed, Path: i.Path, SizeBytes: i.SizeBytes, UsedBytes: allocated(i.Path),
 		Kernel: kernels[i.KernelID], Digest: i.Digest, Source: i.Source, CreatedAt: timestamppb.New(i.CreatedAt),
 		User: i.Config.User, Workdir: i.Config.Workdir, Env: i.Config.Env,
 		Entrypoint: i.Config.Entrypoint, Cmd: i.Config.Cmd, UsedBy: users,
+		StopSignal: i.Config.StopSignal, ExposedPorts: i.Config.ExposedPorts, Volumes: i.Config.Volumes, Labels: i.Config.Labels,
+		Layers: layers,
 	}, nil
 }
 

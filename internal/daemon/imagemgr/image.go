@@ -9,11 +9,13 @@ import (
 	"time"
 
 	"banger/internal/daemon/imagemgr/debian"
+	"banger/internal/daemon/imagemgr/oci"
 	"banger/internal/errdefs"
 	"banger/internal/model"
 	"banger/internal/paths"
 )
 
+// pullHint is for images of Debian's packages.
 const pullHint = "banger doctor checks what a pull needs; another release may do, e.g. debian:SUITE, or one of your own: see banger image register, banger kernel import"
 
 // madeImage is a root filesystem that is ready to be published.
@@ -22,103 +24,107 @@ type madeImage struct {
 	config model.ImageConfig
 	digest string
 	source string
+	layers []model.ImageLayer
 }
 
 // EnsureImage returns the image of that name, and pulls it first when it is not
 // there, or its files are gone, and the name says where it comes from.
 func (s *Service) EnsureImage(ctx context.Context, name string, p model.Progress) (model.Image, error) {
-	return s.PullImage(ctx, Pull{From: name}, p)
-}
-
-// Pull says which image to make.
-type Pull struct {
-	From    string   // what it is made from: "debian" or "debian:SUITE"
-	As      string   // its name; empty: From
-	Include []string // packages to install besides the usual ones; As is needed then
-	Force   bool     // make it again although it is there
-}
-
-// recipe is what an image of Debian's packages is made by.
-type recipe struct {
-	suite   string // "": the default one
-	include []string
-}
-
-// check returns the name and the recipe of the image; known is false when nothing
-// can be pulled for it.
-func (p Pull) check() (name string, r recipe, known bool, err error) {
-	name, r.include = p.From, p.Include
-	if err = model.CheckArtifactName("image", p.From); err != nil {
-		return name, r, false, err
-	}
-	if r.suite, known, err = suiteOf(p.From); err != nil {
-		return name, r, known, err
-	}
-	if err = debian.CheckPackages(p.Include); err != nil {
-		return name, r, known, err
-	}
-	switch {
-	case p.As == "" && len(p.Include) > 0:
-		err = errdefs.Invalid("an image with other packages than %q has needs a name of its own", p.From).
-			WithHint("say which: banger image pull %s --name mine --include …", p.From)
-	case p.As != "" && p.As != p.From:
-		name = p.As
-		if err = model.CheckArtifactName("image", name); err == nil {
-			err = ownName("image", name)
-		}
-	}
-	return name, r, known, err
-}
-
-// PullImage makes an image from where its name says. One that is there already is
-// returned as it is unless force is set. One pull per name runs at a time, and
-// everybody who asks meanwhile shares it.
-func (s *Service) PullImage(ctx context.Context, pull Pull, p model.Progress) (model.Image, error) {
-	name, r, known, err := pull.check()
+	pl, err := s.plan(Pull{From: name})
 	if err != nil {
 		return model.Image{}, err
 	}
-	force := pull.Force
-	if !force || !known {
-		i, err := s.presentImage(ctx, name, known)
-		if err == nil && force && i.Managed {
-			return i, errdefs.Invalid("image %q has a name of its own, which does not say what to make it from", name).
-				WithHint("say it again, with its packages: banger image pull --force --name %s --include … %s", name, debianName)
-		}
-		if err == nil && force {
-			return i, errdefs.Invalid("image %q is your own file; there is nothing to pull it from", name).
-				WithHint("put a new file in its place, or remove it and register another: banger image rm %s", name)
-		}
-		if err == nil || !errors.Is(err, errdefs.ErrNotFound) {
+	return s.pull(ctx, pl, p)
+}
+
+// PullImage makes an image from where its name says. One that is there already is
+// returned as it is, if it still is what its reference leads to, unless force is set.
+// One pull per name runs at a time, and everybody who asks meanwhile shares it.
+func (s *Service) PullImage(ctx context.Context, pull Pull, p model.Progress) (model.Image, error) {
+	pl, err := s.plan(pull)
+	if err != nil {
+		return model.Image{}, err
+	}
+	pl.look = pl.ref != nil
+	return s.pull(ctx, pl, p)
+}
+
+func (s *Service) pull(ctx context.Context, pl plan, p model.Progress) (model.Image, error) {
+	if i, here, err := s.here(ctx, pl); here || err != nil {
+		return i, err
+	}
+	if !pl.known() {
+		return model.Image{}, unknown("image", pl.name, s.imageNames(ctx))
+	}
+	return s.imagePulls.do(ctx, pl.key(), p, func(ctx context.Context, p model.Progress) (model.Image, error) {
+		if i, here, err := s.here(ctx, pl); here || err != nil { // somebody may have finished it in between
 			return i, err
 		}
-	}
-	if !known {
-		return model.Image{}, unknown("image", name, s.imageNames(ctx))
-	}
-	return s.imagePulls.do(ctx, name, p, func(ctx context.Context, p model.Progress) (model.Image, error) {
-		if !force { // somebody may have finished it in between
-			if i, err := s.presentImage(ctx, name, true); err == nil {
-				return i, nil
-			}
+		i, err := s.pullImage(ctx, pl, p)
+		if pl.ref != nil {
+			s.trimCache(context.WithoutCancel(ctx))
 		}
-		i, err := s.pullImage(ctx, name, r, p)
 		if err != nil {
-			return i, orTry(errdefs.Wrap(err, "pull image %q", name), pullHint)
+			return i, s.explain(ctx, pl, errdefs.Wrap(err, "pull image %q", pl.name))
 		}
 		return i, nil
 	})
 }
 
+// here returns the image of a plan when it is here and that is all that is wanted. Its
+// error says that something else has the name.
+func (s *Service) here(ctx context.Context, pl plan) (i model.Image, here bool, err error) {
+	for _, name := range pl.names() {
+		if i, err = s.presentImage(ctx, name, pl); !errors.Is(err, errdefs.ErrNotFound) {
+			break
+		}
+	}
+	switch {
+	case errors.Is(err, errdefs.ErrNotFound):
+		return i, false, nil
+	case err != nil:
+		return i, false, err
+	case !i.Managed && pl.As != "":
+		return i, false, errdefs.AlreadyExists("image %q is your own file", pl.name).
+			WithHint("choose another name, or remove it first: banger image rm %s", pl.name)
+	case pl.Force && !i.Managed:
+		return i, false, errdefs.Invalid("image %q is your own file; there is nothing to pull it from", pl.name).
+			WithHint("put a new file in its place, or remove it and register another: banger image rm %s", pl.name)
+	case pl.Force && !pl.madeBy(i):
+		return i, false, errdefs.Invalid("image %q has a name of its own, which does not say what to make it from", pl.name).
+			WithHint("say it again: %s", remake(i))
+	}
+	return i, !pl.Force && !(pl.look && pl.madeBy(i)), nil
+}
+
+// madeBy reports whether an image that is here is what the plan makes, perhaps an older
+// one: a name given to something else says nothing of where it comes from.
+func (p plan) madeBy(i model.Image) bool {
+	return i.Managed && (p.As != "" && p.known() || p.debian != nil || p.ref != nil && i.Source == p.ref.String())
+}
+
+// remake is the command that makes a managed image again.
+func remake(i model.Image) string {
+	_, named, _ := suiteOf(i.Name)
+	ref, err := oci.Parse(i.Source)
+	switch elsewhere := err == nil && ref.String() == i.Source; {
+	case named, elsewhere && imageNameOf(ref) == i.Name:
+		return "banger image pull --force " + i.Name
+	case elsewhere:
+		return "banger image pull --force --name " + i.Name + " " + i.Source
+	}
+	return "banger image pull --force --name " + i.Name + " --include … " + debianName
+}
+
 // presentImage returns the image when its row and its file are there. A row
-// without a file counts as absent when the image can be pulled again.
-func (s *Service) presentImage(ctx context.Context, name string, pullable bool) (model.Image, error) {
+// without a file counts as absent when the plan makes the image again.
+func (s *Service) presentImage(ctx context.Context, name string, pl plan) (model.Image, error) {
 	i, err := s.Store.ImageByName(ctx, name)
 	if err != nil {
 		return i, err
 	}
 	err = checkImage(i)
-	if err != nil && i.Managed && pullable {
+	if err != nil && pl.madeBy(i) {
 		return i, errdefs.NotFound("%w", err)
 	}
 	return i, err
@@ -134,22 +140,30 @@ func checkImage(i model.Image) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		e = errdefs.Precondition("image %q is broken: %w", i.Name, err)
 	}
-	switch _, pullable, _ := suiteOf(i.Name); {
-	case i.Managed && pullable:
-		return e.WithHint("make it again: banger image pull --force %s", i.Name)
-	case i.Managed:
-		return e.WithHint("make it again as it was made, or forget it: banger image rm %s", i.Name)
+	if i.Managed {
+		return e.WithHint("make it again: %s; or forget it: banger image rm %s", remake(i), i.Name)
 	}
 	return e.WithHint("put the file back, or forget the image: banger image rm %s", i.Name)
 }
 
-func (s *Service) pullImage(ctx context.Context, name string, r recipe, p model.Progress) (model.Image, error) {
+// pullImage makes an image and publishes it.
+func (s *Service) pullImage(ctx context.Context, pl plan, p model.Progress) (model.Image, error) {
+	if pl.ref != nil {
+		return s.pullRef(ctx, pl, p)
+	}
+	return s.assembleImage(ctx, pl.name, p, func(dir string) (madeImage, error) {
+		return s.makeImage(ctx, *pl.debian, dir, p)
+	})
+}
+
+// assembleImage has an image made in a staging directory, and publishes it.
+func (s *Service) assembleImage(ctx context.Context, name string, p model.Progress, make func(dir string) (madeImage, error)) (model.Image, error) {
 	dir, remove, err := s.stage(s.Layout.Images())
 	if err != nil {
 		return model.Image{}, err
 	}
 	defer remove()
-	made, err := s.makeImage(ctx, r, dir, p)
+	made, err := make(dir)
 	if err != nil {
 		return model.Image{}, err
 	}
@@ -174,7 +188,7 @@ func (s *Service) pullImage(ctx context.Context, name string, r recipe, p model.
 	id := newID()
 	i := model.Image{
 		ID: id, Name: name, Managed: true, Path: filepath.Join(s.Layout.Image(id), paths.RootfsFile), SizeBytes: st.Size(),
-		Config: made.config, Digest: made.digest, Source: made.source, CreatedAt: time.Now(),
+		Config: made.config, Digest: made.digest, Source: made.source, Layers: made.layers, CreatedAt: time.Now(),
 	}
 	// From here on it happens as a whole, whoever goes away.
 	if err := s.publish(final, s.Layout.Image(id), func() error { return s.Store.PutImage(context.WithoutCancel(ctx), i) }); err != nil {
@@ -224,11 +238,19 @@ func (s *Service) GetImage(ctx context.Context, name string) (model.Image, error
 	return i, checkImage(i)
 }
 
+// imageNamed finds an image by its name, or by another way to write the reference that
+// this is.
 func (s *Service) imageNamed(ctx context.Context, name string) (model.Image, error) {
-	if err := model.CheckArtifactName("image", name); err != nil {
-		return model.Image{}, err
-	}
 	i, err := s.Store.ImageByName(ctx, name)
+	if !errors.Is(err, errdefs.ErrNotFound) {
+		return i, err
+	}
+	ref, perr := oci.Parse(name)
+	if perr == nil {
+		i, err = s.Store.ImageByName(ctx, imageNameOf(ref))
+	} else if cerr := model.CheckArtifactName("image", name); cerr != nil {
+		return i, cerr
+	}
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return i, unknown("image", name, s.imageNames(ctx))
 	}

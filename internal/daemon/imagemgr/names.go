@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"banger/internal/daemon/imagemgr/debian"
+	"banger/internal/daemon/imagemgr/oci"
 	"banger/internal/errdefs"
 	"banger/internal/model"
 )
@@ -48,6 +49,42 @@ func unknown(kind, name string, have []string) error {
 		return e.WithHint("banger image list shows what is there; %s and %s:SUITE can be pulled, or register your own with banger image register", debianName, debianName)
 	}
 	return e.WithHint("banger kernel list shows what is there; %s and %s:SUITE can be pulled, or import your own with banger kernel import", debianName, debianName)
+}
+
+// Hints for images that are not made here.
+const (
+	limitHint  = "the size of its file system is vm.disk in the configuration; what an image may have at most, images.max_size and images.max_files"
+	brokenHint = "pull another tag or digest; if no other tool reads this image either, tell whoever made it"
+)
+
+// explain says what to do about a pull that failed, where nothing below does. A plain
+// name may be mistyped: it led to Docker Hub only because no image here has it.
+func (s *Service) explain(ctx context.Context, pl plan, err error) error {
+	class := errdefs.ClassOf(err)
+	switch {
+	case pl.ref == nil:
+		return orTry(err, pullHint)
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+		return errdefs.Exhausted("%w", err).
+			WithHint("free some space in the state directory (banger image cache prune --all), or set BANGER_STATE_DIR to a larger disk")
+	case class == errdefs.ClassExhausted:
+		return errdefs.Exhausted("%w", err).WithHint("%s", limitHint)
+	case class == errdefs.ClassNotFound || class == errdefs.ClassPermission || class == errdefs.ClassUnavailable || class == errdefs.ClassTimeout:
+		if near := s.nearImages(ctx, pl); near != "" {
+			return errdefs.New(class, "%w", err).WithHint("did you mean %s?", near)
+		}
+		return orTry(err, "check the reference, and whether this host reaches the registry")
+	}
+	return orTry(err, brokenHint)
+}
+
+// nearImages are names of images that a plan's looks like; "" where a host or a path is
+// part of it.
+func (s *Service) nearImages(ctx context.Context, pl plan) string {
+	if pl.ref.Kind != oci.Registry || strings.ContainsAny(pl.From, "/@") {
+		return ""
+	}
+	return strings.Join(model.Near(pl.From, append([]string{debianName}, s.imageNames(ctx)...)), ", ")
 }
 
 func (s *Service) imageNames(ctx context.Context) []string {

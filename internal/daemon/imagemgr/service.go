@@ -1,5 +1,6 @@
 // Package imagemgr keeps kernels and images: it pulls them from Debian's
-// packages, takes in the user's own, and hands out what a VM boots from.
+// packages, images also from wherever OCI images are, takes in the user's own, and hands
+// out what a VM boots from.
 //
 // Everything is made in a sibling directory with a staging name and published by
 // one rename and one store transaction, under imageOpsMu. So a failure or a crash
@@ -15,14 +16,18 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 
 	"banger/internal/api/bangerv1"
+	"banger/internal/daemon/imagemgr/blobs"
 	"banger/internal/daemon/imagemgr/debian"
+	"banger/internal/daemon/imagemgr/flatten"
 	"banger/internal/daemon/imagemgr/initramfs"
+	"banger/internal/daemon/imagemgr/oci"
 	"banger/internal/doctor"
 	"banger/internal/errdefs"
 	"banger/internal/lockrank"
@@ -61,8 +66,25 @@ type Deps struct {
 	Layout    paths.Layout
 	AgentPath string // of the binary that becomes /init
 	DiskBytes int64  // apparent size of the root filesystems made here
+	Sources   Sources
 	Ops       Operations
 	Log       *slog.Logger
+}
+
+// Sources says how images come from elsewhere. Its zero value does for images that need
+// no credentials.
+type Sources struct {
+	Mirrors    map[string][]string // as oci.Options.Mirrors
+	Insecure   []string            // hosts, as in references, that http will do for, or TLS that cannot be verified
+	Platform   oci.Platform        // zero: the host's
+	Keychain   oci.Keychain        // nil: no credentials
+	Sockets    []string            // of Docker's and Podman's daemons; nil: where they usually are
+	UserAgent  string
+	Transport  *http.Transport // nil: proxies from the environment
+	Retry      oci.Retry
+	Layers     oci.Limits
+	Tree       flatten.Limits
+	CacheBytes int64 // how much of what was fetched is kept; 0: all
 }
 
 // Service owns images, kernels and initramfs files.
@@ -73,6 +95,8 @@ type Service struct {
 	ctx    context.Context // lifetime of pulls; ends at Close
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
+
+	cache *blobs.Cache // since Restore
 
 	imagePulls  flights[model.Image]
 	kernelPulls flights[model.Kernel]
@@ -103,7 +127,10 @@ var errClosing = errdefs.New(errdefs.ClassCanceled, "the daemon is stopping")
 func (s *Service) Close() error {
 	s.cancel(errClosing)
 	s.wg.Wait()
-	return nil
+	if s.cache == nil {
+		return nil
+	}
+	return s.cache.Close()
 }
 
 // Restore removes what a crash left behind. It assumes that
@@ -119,6 +146,9 @@ func (s *Service) Restore(ctx context.Context) error {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("make %s: %w", dir, err)
 		}
+	}
+	if err := s.openCache(ctx); err != nil {
+		return err
 	}
 	if err := s.collect(ctx); err != nil {
 		return err

@@ -98,6 +98,10 @@ const (
 	ImageServiceRegisterProcedure = "/banger.v1.ImageService/Register"
 	// ImageServiceRemoveProcedure is the fully-qualified name of the ImageService's Remove RPC.
 	ImageServiceRemoveProcedure = "/banger.v1.ImageService/Remove"
+	// ImageServiceListCacheProcedure is the fully-qualified name of the ImageService's ListCache RPC.
+	ImageServiceListCacheProcedure = "/banger.v1.ImageService/ListCache"
+	// ImageServicePruneCacheProcedure is the fully-qualified name of the ImageService's PruneCache RPC.
+	ImageServicePruneCacheProcedure = "/banger.v1.ImageService/PruneCache"
 	// KernelServiceListProcedure is the fully-qualified name of the KernelService's List RPC.
 	KernelServiceListProcedure = "/banger.v1.KernelService/List"
 	// KernelServiceGetProcedure is the fully-qualified name of the KernelService's Get RPC.
@@ -732,11 +736,16 @@ func (UnimplementedPortServiceHandler) Remove(context.Context, *connect.Request[
 type ImageServiceClient interface {
 	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageList], error)
 	Get(context.Context, *connect.Request[bangerv1.ImageRef]) (*connect.Response[bangerv1.Image], error)
-	// Pull makes an image from where its name says; one pull per name, waiters share it.
+	// Pull makes an image from where its name says, unless it is here and still what its
+	// name leads to; those who ask for the same at the same time share the work.
 	Pull(context.Context, *connect.Request[bangerv1.PullRequest]) (*connect.Response[bangerv1.Operation], error)
 	// Register points at a root filesystem of the user's.
 	Register(context.Context, *connect.Request[bangerv1.RegisterImageRequest]) (*connect.Response[bangerv1.Image], error)
 	Remove(context.Context, *connect.Request[bangerv1.ImageRef]) (*connect.Response[bangerv1.Empty], error)
+	// ListCache says what was fetched of images and is kept.
+	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
+	// PruneCache removes what no pull is using of it, and answers with what that was.
+	PruneCache(context.Context, *connect.Request[bangerv1.PruneCacheRequest]) (*connect.Response[bangerv1.ImageCache], error)
 }
 
 // NewImageServiceClient constructs a client for the banger.v1.ImageService service. By default, it
@@ -780,16 +789,30 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Remove")),
 			connect.WithClientOptions(opts...),
 		),
+		listCache: connect.NewClient[bangerv1.ListRequest, bangerv1.ImageCache](
+			httpClient,
+			baseURL+ImageServiceListCacheProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ListCache")),
+			connect.WithClientOptions(opts...),
+		),
+		pruneCache: connect.NewClient[bangerv1.PruneCacheRequest, bangerv1.ImageCache](
+			httpClient,
+			baseURL+ImageServicePruneCacheProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("PruneCache")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // imageServiceClient implements ImageServiceClient.
 type imageServiceClient struct {
-	list     *connect.Client[bangerv1.ListRequest, bangerv1.ImageList]
-	get      *connect.Client[bangerv1.ImageRef, bangerv1.Image]
-	pull     *connect.Client[bangerv1.PullRequest, bangerv1.Operation]
-	register *connect.Client[bangerv1.RegisterImageRequest, bangerv1.Image]
-	remove   *connect.Client[bangerv1.ImageRef, bangerv1.Empty]
+	list       *connect.Client[bangerv1.ListRequest, bangerv1.ImageList]
+	get        *connect.Client[bangerv1.ImageRef, bangerv1.Image]
+	pull       *connect.Client[bangerv1.PullRequest, bangerv1.Operation]
+	register   *connect.Client[bangerv1.RegisterImageRequest, bangerv1.Image]
+	remove     *connect.Client[bangerv1.ImageRef, bangerv1.Empty]
+	listCache  *connect.Client[bangerv1.ListRequest, bangerv1.ImageCache]
+	pruneCache *connect.Client[bangerv1.PruneCacheRequest, bangerv1.ImageCache]
 }
 
 // List calls banger.v1.ImageService.List.
@@ -817,15 +840,30 @@ func (c *imageServiceClient) Remove(ctx context.Context, req *connect.Request[ba
 	return c.remove.CallUnary(ctx, req)
 }
 
+// ListCache calls banger.v1.ImageService.ListCache.
+func (c *imageServiceClient) ListCache(ctx context.Context, req *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
+	return c.listCache.CallUnary(ctx, req)
+}
+
+// PruneCache calls banger.v1.ImageService.PruneCache.
+func (c *imageServiceClient) PruneCache(ctx context.Context, req *connect.Request[bangerv1.PruneCacheRequest]) (*connect.Response[bangerv1.ImageCache], error) {
+	return c.pruneCache.CallUnary(ctx, req)
+}
+
 // ImageServiceHandler is an implementation of the banger.v1.ImageService service.
 type ImageServiceHandler interface {
 	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageList], error)
 	Get(context.Context, *connect.Request[bangerv1.ImageRef]) (*connect.Response[bangerv1.Image], error)
-	// Pull makes an image from where its name says; one pull per name, waiters share it.
+	// Pull makes an image from where its name says, unless it is here and still what its
+	// name leads to; those who ask for the same at the same time share the work.
 	Pull(context.Context, *connect.Request[bangerv1.PullRequest]) (*connect.Response[bangerv1.Operation], error)
 	// Register points at a root filesystem of the user's.
 	Register(context.Context, *connect.Request[bangerv1.RegisterImageRequest]) (*connect.Response[bangerv1.Image], error)
 	Remove(context.Context, *connect.Request[bangerv1.ImageRef]) (*connect.Response[bangerv1.Empty], error)
+	// ListCache says what was fetched of images and is kept.
+	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
+	// PruneCache removes what no pull is using of it, and answers with what that was.
+	PruneCache(context.Context, *connect.Request[bangerv1.PruneCacheRequest]) (*connect.Response[bangerv1.ImageCache], error)
 }
 
 // NewImageServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -865,6 +903,18 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Remove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServiceListCacheHandler := connect.NewUnaryHandler(
+		ImageServiceListCacheProcedure,
+		svc.ListCache,
+		connect.WithSchema(imageServiceMethods.ByName("ListCache")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServicePruneCacheHandler := connect.NewUnaryHandler(
+		ImageServicePruneCacheProcedure,
+		svc.PruneCache,
+		connect.WithSchema(imageServiceMethods.ByName("PruneCache")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/banger.v1.ImageService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ImageServiceListProcedure:
@@ -877,6 +927,10 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServiceRegisterHandler.ServeHTTP(w, r)
 		case ImageServiceRemoveProcedure:
 			imageServiceRemoveHandler.ServeHTTP(w, r)
+		case ImageServiceListCacheProcedure:
+			imageServiceListCacheHandler.ServeHTTP(w, r)
+		case ImageServicePruneCacheProcedure:
+			imageServicePruneCacheHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -904,6 +958,14 @@ func (UnimplementedImageServiceHandler) Register(context.Context, *connect.Reque
 
 func (UnimplementedImageServiceHandler) Remove(context.Context, *connect.Request[bangerv1.ImageRef]) (*connect.Response[bangerv1.Empty], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Remove is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.ListCache is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) PruneCache(context.Context, *connect.Request[bangerv1.PruneCacheRequest]) (*connect.Response[bangerv1.ImageCache], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.PruneCache is not implemented"))
 }
 
 // KernelServiceClient is a client for the banger.v1.KernelService service.

@@ -20,6 +20,7 @@ import (
 
 	"banger/internal/daemon/imagemgr/blobs"
 	"banger/internal/daemon/imagemgr/oci"
+	"banger/internal/daemon/imagemgr/ocitest"
 	"banger/internal/errdefs"
 )
 
@@ -78,12 +79,12 @@ func gunzip(t testing.TB, data []byte) []byte {
 
 // TestKindsBySkopeo reads what skopeo writes.
 func TestKindsBySkopeo(t *testing.T) {
-	need(t, "skopeo")
+	ocitest.Need(t, "skopeo")
 	m, other := makeImage(t, amd64, 100, 200_000, 50, 70_000), makeImage(t, arm64, 101, 10)
 	from := "oci:" + writeLayout(t, map[string]*made{"1": m}) + ":1"
 	dir := t.TempDir()
 	for _, to := range []string{"oci:" + dir + "/layout:here", "oci-archive:" + dir + "/oci.tar:here", "docker-archive:" + dir + "/docker.tar:some/name:here"} {
-		run(t, "skopeo", "--insecure-policy", "copy", from, to)
+		ocitest.Run(t, "skopeo", "--insecure-policy", "copy", from, to)
 		for _, ref := range []string{to, strings.TrimSuffix(strings.TrimSuffix(to, ":here"), ":some/name")} {
 			o := options(t)
 			img := resolve(t, ref, o)
@@ -112,7 +113,7 @@ func TestKindsBySkopeo(t *testing.T) {
 		checkLocal(t, resolve(t, kind+"-archive:"+dir+"/"+kind+".tgz", o), o, m, kind == "docker")
 	}
 	// Several images in one layout, and names that are not there.
-	run(t, "skopeo", "--insecure-policy", "copy", "--override-arch=arm64", "oci:"+writeLayout(t, map[string]*made{"1": other})+":1", "oci:"+dir+"/layout:there")
+	ocitest.Run(t, "skopeo", "--insecure-policy", "copy", "--override-arch=arm64", "oci:"+writeLayout(t, map[string]*made{"1": other})+":1", "oci:"+dir+"/layout:there")
 	for ref, class := range map[string]errdefs.Class{
 		"oci:" + dir + "/layout":                    errdefs.ClassInvalidArgument,
 		"oci:" + dir + "/layout:nowhere":            errdefs.ClassNotFound,
