@@ -6,7 +6,7 @@ import (
 
 func newImageCmd(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "image", Aliases: []string{"images"}, Short: "Manage images, the root filesystems of VMs"}
-	c.AddCommand(newImageListCmd(a), newImageShowCmd(a), newImagePullCmd(a), newImageRegisterCmd(a), newImageRmCmd(a))
+	c.AddCommand(newImageListCmd(a), newImageShowCmd(a), newImagePullCmd(a), newImageRegisterCmd(a), newImageRmCmd(a), newImageCacheCmd(a))
 	return groupOnly(c)
 }
 

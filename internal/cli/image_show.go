@@ -2,6 +2,9 @@ package cli
 
 import (
 	"context"
+	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -40,7 +43,11 @@ func runImageShow(ctx context.Context, a *app, name string, asJSON bool) error {
 	if i.GetManaged() {
 		kind = "managed"
 	}
-	return printFields(a.out, [][2]string{
+	var labels []string
+	for _, key := range slices.Sorted(maps.Keys(i.GetLabels())) {
+		labels = append(labels, key+"="+i.GetLabels()[key])
+	}
+	fields := [][2]string{
 		{"Name", i.GetName()},
 		{"ID", i.GetId()},
 		{"Kind", kind},
@@ -54,7 +61,15 @@ func runImageShow(ctx context.Context, a *app, name string, asJSON bool) error {
 		{"Env", strings.Join(i.GetEnv(), " ")},
 		{"Entrypoint", strings.Join(i.GetEntrypoint(), " ")},
 		{"Cmd", strings.Join(i.GetCmd(), " ")},
+		{"Stop signal", i.GetStopSignal()},
+		{"Ports", strings.Join(i.GetExposedPorts(), ", ")},
+		{"Volumes", strings.Join(i.GetVolumes(), ", ")},
+		{"Labels", strings.Join(labels, ", ")},
 		{"Used by", strings.Join(i.GetUsedBy(), ", ")},
 		{"Created", showTime(i.GetCreatedAt())},
-	})
+	}
+	for n, l := range i.GetLayers() {
+		fields = append(fields, [2]string{fmt.Sprintf("Layer %d", n+1), l.GetDigest() + ", " + humanBytes(l.GetSizeBytes())})
+	}
+	return printFields(a.out, fields)
 }

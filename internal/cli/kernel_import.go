@@ -50,7 +50,7 @@ func runKernelImport(ctx context.Context, a *app, name, from string) error {
 	case !info.IsDir():
 		return errdefs.Invalid("import: %s is not a directory", dir).WithHint("give the directory that holds vmlinux or bzImage")
 	}
-	return a.pull(ctx, name, func(ctx context.Context, c *client.Client) (*bangerv1.Operation, error) {
+	return a.pull(ctx, func(ctx context.Context, c *client.Client) (*bangerv1.Operation, error) {
 		return c.ImportKernel(ctx, name, dir)
 	})
 }

@@ -21,7 +21,7 @@ made from Debian's packages. What is there already is kept, unless --force.`,
 		Args:              needName("kernel"),
 		ValidArgsFunction: pullable(),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.pull(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) (*bangerv1.Operation, error) {
+			return a.pull(cmd.Context(), func(ctx context.Context, c *client.Client) (*bangerv1.Operation, error) {
 				return c.PullKernel(ctx, args[0], force)
 			})
 		},

@@ -47,7 +47,7 @@ func (s *shape) registerSize(cmd *cobra.Command, otherwise string) {
 func (s *shape) register(cmd *cobra.Command, a *app) {
 	f := cmd.Flags()
 	f.StringVar(&s.name, "name", "", "`name` of the VM (default: a friendly one is made up)")
-	f.StringVar(&s.image, "image", "", "`image` to boot (default: the configured one)")
+	f.StringVar(&s.image, "image", "", "`image` to boot, pulled if it is not here (default: the configured one)")
 	f.StringVar(&s.kernel, "kernel", "", "`kernel` to boot (default: the image's)")
 	s.registerSize(cmd, "as configured")
 	f.StringVar(&s.diskBPS, "disk-bps", "", "most `bytes` per second that the guest reads and writes on its disk, like 20M (default: no bound)")
@@ -144,6 +144,9 @@ func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 		return nil, errdefs.Invalid("--workdir %q is not absolute", s.workdir).WithHint("write the whole path, e.g. --workdir /srv")
 	}
 	var err error
+	if req.Image, err = absoluteImage(s.image); err != nil {
+		return nil, err
+	}
 	if req.Ports, err = wirePorts(s.ports, model.ParsePort); err != nil {
 		return nil, err
 	}

@@ -143,14 +143,64 @@ type imageView struct {
 	Cmd        []string   `json:"cmd"`
 	UsedBy     []string   `json:"used_by"`
 	CreatedAt  *time.Time `json:"created_at"`
+
+	StopSignal   string            `json:"stop_signal"`
+	ExposedPorts []string          `json:"exposed_ports"`
+	Volumes      []string          `json:"volumes"`
+	Labels       map[string]string `json:"labels"`
+	Layers       []layerView       `json:"layers"`
+}
+
+// layerView is a layer of an image from elsewhere, as it is stored there.
+type layerView struct {
+	Digest    string `json:"digest"`
+	SizeBytes int64  `json:"size_bytes"`
+}
+
+func viewLayer(l *bangerv1.ImageLayer) layerView {
+	return layerView{Digest: l.GetDigest(), SizeBytes: l.GetSizeBytes()}
+}
+
+// cacheView is what is kept of what was fetched of images, or what of it went.
+type cacheView struct {
+	Dir             string     `json:"dir"`
+	LimitBytes      int64      `json:"limit_bytes"` // 0: none
+	UnfinishedBytes int64      `json:"unfinished_bytes"`
+	Blobs           []blobView `json:"blobs"`
+}
+
+type blobView struct {
+	Digest     string     `json:"digest"`
+	SizeBytes  int64      `json:"size_bytes"`
+	UsedAt     *time.Time `json:"used_at"`
+	InUse      bool       `json:"in_use"`
+	References []string   `json:"references"`
+}
+
+func viewCache(c *bangerv1.ImageCache) cacheView {
+	return cacheView{
+		Dir: c.GetDir(), LimitBytes: c.GetLimitBytes(), UnfinishedBytes: c.GetUnfinishedBytes(),
+		Blobs: views(c.GetBlobs(), func(b *bangerv1.CachedBlob) blobView {
+			return blobView{
+				Digest: b.GetDigest(), SizeBytes: b.GetSizeBytes(), UsedAt: viewTime(b.GetUsedAt()), InUse: b.GetInUse(),
+				References: list(b.GetReferences()),
+			}
+		}),
+	}
 }
 
 func viewImage(i *bangerv1.Image) imageView {
+	labels := i.GetLabels()
+	if labels == nil {
+		labels = map[string]string{} // prints as {}
+	}
 	return imageView{
 		ID: i.GetId(), Name: i.GetName(), Managed: i.GetManaged(), Path: i.GetPath(),
 		SizeBytes: i.GetSizeBytes(), UsedBytes: i.GetUsedBytes(), Kernel: i.GetKernel(), Digest: i.GetDigest(),
 		Source: i.GetSource(), User: i.GetUser(), Workdir: i.GetWorkdir(), Env: list(i.GetEnv()),
 		Entrypoint: list(i.GetEntrypoint()), Cmd: list(i.GetCmd()), UsedBy: list(i.GetUsedBy()),
+		StopSignal: i.GetStopSignal(), ExposedPorts: list(i.GetExposedPorts()), Volumes: list(i.GetVolumes()),
+		Labels: labels, Layers: views(i.GetLayers(), viewLayer),
 		CreatedAt: viewTime(i.GetCreatedAt()),
 	}
 }

@@ -148,6 +148,16 @@ func (c *Client) RemoveImage(ctx context.Context, name string) error {
 	return err
 }
 
+// ImageCache says what was fetched of images and is kept.
+func (c *Client) ImageCache(ctx context.Context) (*bangerv1.ImageCache, error) {
+	return call(ctx, c.images.ListCache, &bangerv1.ListRequest{})
+}
+
+// PruneImageCache removes some of that, and returns what went.
+func (c *Client) PruneImageCache(ctx context.Context, req *bangerv1.PruneCacheRequest) (*bangerv1.ImageCache, error) {
+	return call(ctx, c.images.PruneCache, req)
+}
+
 // ListKernels returns all kernels.
 func (c *Client) ListKernels(ctx context.Context) ([]*bangerv1.Kernel, error) {
 	res, err := call(ctx, c.kernels.List, &bangerv1.ListRequest{})

@@ -30,6 +30,7 @@ type Config struct {
 	Firecracker Firecracker `yaml:"firecracker"`
 	Network     Network     `yaml:"network"`
 	DNS         DNS         `yaml:"dns"`
+	Images      Images      `yaml:"images"`
 	Limits      Limits      `yaml:"limits"`
 }
 
@@ -65,6 +66,16 @@ type Network struct {
 // DNS tells where names of VMs are answered.
 type DNS struct {
 	Listen string `yaml:"listen"` // "auto", "none" or a loopback address and port; see Resolve
+}
+
+// Images tells how images come from registries and files, and what they may be like.
+type Images struct {
+	Mirrors  Mirrors  `yaml:"mirrors"`   // by host of a registry: mirrors to try before it
+	Insecure Hosts    `yaml:"insecure"`  // registries that http will do for, or TLS that cannot be verified
+	Platform string   `yaml:"platform"`  // OS/ARCHITECTURE[/VARIANT]; auto: this host's
+	Cache    AutoSize `yaml:"cache"`     // how much of what was fetched is kept; auto: a tenth of the state's file system, 2G to 32G
+	MaxSize  AutoSize `yaml:"max_size"`  // of an image's layers, as they are stored and unpacked; auto: 128G
+	MaxFiles Count    `yaml:"max_files"` // of an image; auto: 2 million
 }
 
 // Addr returns the address to answer on; false for none. Resolve comes first.
@@ -140,7 +151,8 @@ func Default() Config {
 
 			Loopback: Prefix(netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 42, 0, 0}), 16)),
 		},
-		DNS: DNS{Listen: Auto},
+		DNS:    DNS{Listen: Auto},
+		Images: Images{Platform: Auto},
 		Limits: Limits{
 			VMs:   2000,
 			Boots: 0,
@@ -192,6 +204,15 @@ func (c Config) Resolve(h Host) Config {
 		// A disk larger than what it lies on is refused, and so would be every VM.
 		holds := AutoSize(h.DiskBytes / GiB * GiB)
 		c.VM.Disk = min(max(holds, 4*GiB), 16*GiB)
+	}
+	if c.Images.Cache == 0 {
+		c.Images.Cache = min(max(AutoSize(h.DiskBytes/10/GiB*GiB), 2*GiB), 32*GiB)
+	}
+	if c.Images.MaxSize == 0 {
+		c.Images.MaxSize = 128 * GiB
+	}
+	if c.Images.MaxFiles == 0 {
+		c.Images.MaxFiles = 2_000_000
 	}
 	if c.Limits.Boots == 0 {
 		c.Limits.Boots = Count(max(h.CPUs, 2))

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func TestExampleEqualsDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.Config != config.Default() {
+	if !reflect.DeepEqual(l.Config, config.Default()) {
 		t.Errorf("the example differs from the defaults:\n got %+v\nwant %+v", l.Config, config.Default())
 	}
 	// Every key must be in it: take the defaults away and it still fills all.
@@ -51,12 +52,12 @@ func TestExampleEqualsDefault(t *testing.T) {
 func TestMissingAndEmptyFilesAreDefaults(t *testing.T) {
 	t.Setenv(paths.EnvLogLevel, "")
 	missing, err := config.Load(filepath.Join(t.TempDir(), "none.yaml"))
-	if err != nil || missing.Exists || missing.Config != config.Default() {
+	if err != nil || missing.Exists || !reflect.DeepEqual(missing.Config, config.Default()) {
 		t.Errorf("missing: %+v, %v", missing, err)
 	}
 	for _, text := range []string{"", "# nothing\n", "vm:\n", "vm: {}\n"} {
 		l, err := config.Load(write(t, text))
-		if err != nil || !l.Exists || l.Config != config.Default() {
+		if err != nil || !l.Exists || !reflect.DeepEqual(l.Config, config.Default()) {
 			t.Errorf("%q: %+v, %v", text, l.Config, err)
 		}
 	}
@@ -71,7 +72,7 @@ func TestLoadSetsValues(t *testing.T) {
 	want.Driver, want.VM.CPUs, want.VM.Memory = config.DriverFake, 3, 1536*config.MiB
 	want.VM.StopTimeout, want.Limits.Boots = config.Duration(90*time.Second), 9
 	want.Network.Prefix = config.Prefix(netip.MustParsePrefix("10.20.0.0/16"))
-	if l.Config != want {
+	if !reflect.DeepEqual(l.Config, want) {
 		t.Errorf("got %+v, want %+v", l.Config, want)
 	}
 }
@@ -79,7 +80,7 @@ func TestLoadSetsValues(t *testing.T) {
 func TestBadFiles(t *testing.T) {
 	for _, tc := range []struct{ text, msg, hint string }{
 		{"vm:\n  cpu: 2\n", "config: vm.cpu: unknown key (line 2)", "did you mean cpus?"},
-		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, root_disk, log_level, vm, qemu, firecracker, network, dns, limits"},
+		{"zzzzzz: 1\n", "config: zzzzzz: unknown key (line 1)", "keys here are driver, root_disk, log_level, vm, qemu, firecracker, network, dns, images, limits"},
 		{"vm:\n  cpus: 0\n", `config: vm.cpus: must be "auto" or a whole number above zero, not "0" (line 2)`, ""},
 		{"vm: {cpus: -1}\n", "config: vm.cpus: must be", ""},
 		{"vm: {cpus: 999}\n", "config: vm.cpus: must be at most 256, not 999", ""},
@@ -117,6 +118,20 @@ func TestBadFiles(t *testing.T) {
 		{"network: {prefix: {a: b}}\n", "config: network.prefix: needs one value", ""},
 		{"network: {mtu: 100}\n", "config: network.mtu: must be at least 1280", ""},
 		{"network: {pool: 1000}\n", "config: network.pool: must be at most 256", ""},
+		{"images: {mirrors: [a]}\n", "config: images.mirrors: must be hosts of registries, each with a list of mirrors", "docker.io"},
+		{"images: {mirrors: x}\n", "config: images.mirrors: must be hosts", ""},
+		{"images: {mirrors: {docker.io: a}}\n", `config: images.mirrors: "docker.io": must be a list`, ""},
+		{"images: {mirrors: {docker.io: [a], docker.io: [b]}}\n", "config: images.mirrors:", ""},
+		{"images: {mirrors: {'https://docker.io': [a]}}\n", `config: images.mirrors: "https://docker.io" is no host of a registry`, "without a scheme"},
+		{"images: {mirrors: {docker.io: ['ftp://a']}}\n", `config: images.mirrors: "ftp://a" is no mirror of docker.io`, "[http://]HOST"},
+		{"images: {mirrors: {docker.io: [[a]]}}\n", "config: images.mirrors:", ""},
+		{"images: {insecure: localhost}\n", "config: images.insecure: must be a list", ""},
+		{"images: {insecure: [a/b]}\n", `config: images.insecure: "a/b" is no host of a registry`, "HOST:PORT"},
+		{"images: {insecure:}\n", "config: images.insecure: needs one value", "remove the line"},
+		{"images: {platform: windows/amd64}\n", "config: images.platform: must be auto or linux/ARCHITECTURE", "linux/amd64"},
+		{"images: {cache: 1K}\n", "config: images.cache: must be at least 1M", ""},
+		{"images: {max_size: 0}\n", `config: images.max_size: must be "auto"`, ""},
+		{"images: {max_files: 0}\n", `config: images.max_files: must be "auto"`, ""},
 		{"dns: {listen: localhost:53}\n", `config: dns.listen: must be auto, none or an IP address and a port, not "localhost:53"`, "127.0.0.42:53"},
 		{"dns: {listen: 127.0.0.42}\n", "config: dns.listen: must be auto, none or", "127.0.0.42:53"},
 		{"dns: {listen: 0.0.0.0:53}\n", "config: dns.listen: must be a loopback address, not 0.0.0.0", "127.0.0.42:53"},
@@ -227,7 +242,7 @@ func TestShowNamesSourcesAndLoadsAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := l.Resolve(config.Host{CPUs: 4, MemoryBytes: 16 * config.GiB}); again.Config != want {
+	if want := l.Resolve(config.Host{CPUs: 4, MemoryBytes: 16 * config.GiB}); !reflect.DeepEqual(again.Config, want) {
 		t.Errorf("got %+v, want %+v", again.Config, want)
 	}
 }
@@ -307,5 +322,36 @@ func TestBridgeIsForRoot(t *testing.T) {
 	}
 	if err := config.Default().CheckHost(config.Host{UID: 1000}); err != nil {
 		t.Errorf("the defaults: %v", err)
+	}
+}
+
+func TestRegistries(t *testing.T) {
+	l, err := config.Load(write(t, "images:\n  mirrors:\n    docker.io: [mirror.example:5000/hub, http://localhost]\n    quay.io: []\n  insecure: [localhost:5000, '[::1]:5000']\n  platform: linux/arm64/v8\n  cache: 3G\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config.Images{
+		Mirrors:  config.Mirrors{"docker.io": {"mirror.example:5000/hub", "http://localhost"}, "quay.io": nil},
+		Insecure: config.Hosts{"localhost:5000", "[::1]:5000"}, Platform: "linux/arm64/v8", Cache: 3 * config.GiB,
+	}
+	if !reflect.DeepEqual(l.Images, want) {
+		t.Errorf("%+v", l.Images)
+	}
+	// What is shown can be loaded again.
+	var out strings.Builder
+	if err := l.Show(&out, config.Host{CPUs: 8, MemoryBytes: 32 * config.GiB, DiskBytes: 100 * config.GiB}); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"mirrors: {docker.io: [mirror.example:5000/hub, http://localhost], quay.io: []} # file",
+		"insecure: [localhost:5000, '[::1]:5000'] # file", "cache: 3G # file", "max_size: 128G # host",
+	} {
+		if !strings.Contains(out.String(), line) {
+			t.Errorf("%q is not in\n%s", line, out.String())
+		}
+	}
+	again, err := config.Load(write(t, out.String()))
+	if err != nil || !reflect.DeepEqual(again.Images.Mirrors, want.Mirrors) || !reflect.DeepEqual(again.Images.Insecure, want.Insecure) {
+		t.Errorf("%+v, %v", again.Images, err)
 	}
 }

@@ -126,7 +126,7 @@ func (l *Loaded) decodeMap(n *yaml.Node, v reflect.Value, path string) error {
 			}
 			continue
 		}
-		if val.Kind != yaml.ScalarNode || val.Tag == "!!null" {
+		if _, many := field.Addr().Interface().(several); val.Kind != yaml.ScalarNode && !many || val.Tag == "!!null" {
 			return keyError(sub, val, errdefs.Invalid("needs one value").
 				WithHint("remove the line to take the default"))
 		}
@@ -220,7 +220,7 @@ func (l Loaded) walk(n, written *yaml.Node, path string, visit func(string, *yam
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, val, was := n.Content[i], n.Content[i+1], written.Content[i+1]
 		sub := join(path, key.Value)
-		if val.Kind == yaml.MappingNode {
+		if val.Kind == yaml.MappingNode && val.Style&yaml.FlowStyle == 0 {
 			l.walk(val, was, sub, visit)
 			continue
 		}

@@ -25,6 +25,11 @@ const (
 	maxPool        = 256
 	maxVMs         = 100_000
 	maxBoots       = 1024
+	minCache       = 1 * MiB
+	maxCache       = 16 * TiB
+	minImage       = 1 * MiB
+	maxImage       = 4 * TiB
+	maxFiles       = 100_000_000
 )
 
 // Validate checks every value. The error names the key, as in
@@ -54,6 +59,12 @@ func (c Config) Validate() error {
 		{"network.mtu", between(c.Network.MTU, minMTU, maxMTU)},
 		{"network.pool", between(c.Network.Pool, 1, maxPool)},
 		{"dns.listen", listen(c.DNS.Listen)},
+		{"images.mirrors", c.Images.Mirrors.check()},
+		{"images.insecure", c.Images.Insecure.check()},
+		{"images.platform", platform(c.Images.Platform)},
+		{"images.cache", autoOr(c.Images.Cache, minCache, maxCache)},
+		{"images.max_size", autoOr(c.Images.MaxSize, minImage, maxImage)},
+		{"images.max_files", between(c.Images.MaxFiles, 0, maxFiles)},
 		{"limits.vms", between(c.Limits.VMs, 1, maxVMs)},
 		{"limits.boots", between(c.Limits.Boots, 0, maxBoots)},
 	}

@@ -6,12 +6,15 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/user"
 
 	"banger/internal/config"
 	"banger/internal/daemon/dmsnap"
 	"banger/internal/daemon/fakevm"
 	"banger/internal/daemon/fcproc"
 	"banger/internal/daemon/imagemgr"
+	"banger/internal/daemon/imagemgr/flatten"
+	"banger/internal/daemon/imagemgr/oci"
 	"banger/internal/daemon/networks"
 	"banger/internal/daemon/opstate"
 	"banger/internal/daemon/ports"
@@ -28,6 +31,7 @@ import (
 	"banger/internal/lockrank"
 	"banger/internal/logkey"
 	"banger/internal/store"
+	"banger/internal/version"
 )
 
 // vmmUIDBase is the first user id for VMMs of a daemon that is root. It lies in
@@ -69,9 +73,13 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	d.closeLater(caps.close)
 
 	ops := opstate.New(d.log)
+	sources, err := imageSources(conf.Images)
+	if err != nil {
+		return nil, err
+	}
 	images := imagemgr.New(imagemgr.Deps{
 		Store: db, Layout: layout, AgentPath: d.opts.AgentPath, Log: d.log, Ops: ops,
-		DiskBytes: conf.VM.Disk.Bytes(),
+		DiskBytes: conf.VM.Disk.Bytes(), Sources: sources,
 	})
 	d.closeLater(func(context.Context) error { return images.Close() })
 
@@ -100,6 +108,35 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 		Locks: &vmlock.Set{Noun: "workspace of vm", Display: displayName(db), Rank: lockrank.Workspace},
 	})
 	return &services{images: images, vms: vms, workspaces: workspaces, networks: nets, ops: ops, ports: caps.ports}, nil
+}
+
+// imageSources says how images come from elsewhere: with what the daemon's own user may
+// read. Whoever is let in (peerListener) is that user, or as powerful.
+func imageSources(conf config.Images) (imagemgr.Sources, error) {
+	platform := oci.HostPlatform()
+	if conf.Platform != config.Auto {
+		var err error
+		if platform, err = oci.ParsePlatform(conf.Platform); err != nil {
+			return imagemgr.Sources{}, errdefs.Wrap(err, "config: images.platform")
+		}
+	}
+	return imagemgr.Sources{
+		Mirrors: conf.Mirrors, Insecure: conf.Insecure, Platform: platform, Keychain: oci.UserFiles(getenv),
+		UserAgent: "banger/" + version.String(), Sockets: oci.DefaultSockets(getenv),
+		Layers: oci.Limits{Bytes: conf.MaxSize.Bytes()}, Tree: flatten.Limits{Bytes: conf.MaxSize.Bytes(), Entries: int64(conf.MaxFiles)},
+		CacheBytes: conf.Cache.Bytes(),
+	}, nil
+}
+
+// getenv is the daemon's environment; systemd gives a service of root's no HOME.
+func getenv(key string) string {
+	value := os.Getenv(key)
+	if key == "HOME" && value == "" {
+		if u, err := user.Current(); err == nil {
+			return u.HomeDir
+		}
+	}
+	return value
 }
 
 // closeLater registers fn for Close, which runs them in reverse.
