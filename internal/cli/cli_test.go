@@ -282,8 +282,11 @@ func TestJSONNames(t *testing.T) {
 		{portView{VM: "web"}, []string{"vm", "address", "host_port", "guest_port", "problem"}},
 		{viewImage(&bangerv1.Image{}), []string{
 			"id", "name", "managed", "path", "size_bytes", "used_bytes", "kernel", "digest", "source", "user", "workdir", "env",
-			"entrypoint", "cmd", "used_by", "created_at",
+			"entrypoint", "cmd", "used_by", "created_at", "stop_signal", "exposed_ports", "volumes", "labels", "layers",
 		}},
+		{layerView{}, []string{"digest", "size_bytes"}},
+		{viewCache(&bangerv1.ImageCache{}), []string{"dir", "limit_bytes", "unfinished_bytes", "blobs"}},
+		{blobView{}, []string{"digest", "size_bytes", "used_at", "in_use", "references"}},
 		{viewKernel(&bangerv1.Kernel{}), []string{
 			"id", "name", "release", "vmlinux", "bzimage", "modules", "source", "used_bytes", "used_by", "created_at",
 		}},
@@ -325,5 +328,18 @@ func TestConfigAsJSON(t *testing.T) {
 	vm, _ := got.Config["vm"].(map[string]any)
 	if !got.Exists || got.File != file || vm["cpus"] != 3.0 || got.Sources["vm.cpus"] != config.SourceFile || got.Sources["vm.image"] != config.SourceDefault {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestAbsoluteImage(t *testing.T) {
+	t.Chdir("/tmp")
+	for ref, want := range map[string]string{
+		"alpine:3": "alpine:3", "oci:a": "oci:/tmp/a", "oci:./a:b": "oci:/tmp/a:b", "oci-archive:../a.tar:b:c": "oci-archive:/a.tar:b:c",
+		"docker-archive:/a.tar:x/y:z": "docker-archive:/a.tar:x/y:z", "tar:a:b": "tar:/tmp/a:b", "tar:": "tar:", "docker-daemon:a": "docker-daemon:a",
+		"oci/a:1": "oci/a:1", "": "",
+	} {
+		if got, err := absoluteImage(ref); err != nil || got != want {
+			t.Errorf("%q becomes %q, %v; want %q", ref, got, err, want)
+		}
 	}
 }

@@ -127,7 +127,7 @@ func TestBadFiles(t *testing.T) {
 		{"images: {mirrors: {docker.io: [[a]]}}\n", "config: images.mirrors:", ""},
 		{"images: {insecure: localhost}\n", "config: images.insecure: must be a list", ""},
 		{"images: {insecure: [a/b]}\n", `config: images.insecure: "a/b" is no host of a registry`, "HOST:PORT"},
-		{"images: {insecure:}\n", "config: images.insecure: needs one value", "remove the line"},
+		{"images:\n  insecure:\n", "config: images.insecure: needs one value", "remove the line"},
 		{"images: {platform: windows/amd64}\n", "config: images.platform: must be auto or linux/ARCHITECTURE", "linux/amd64"},
 		{"images: {cache: 1K}\n", "config: images.cache: must be at least 1M", ""},
 		{"images: {max_size: 0}\n", `config: images.max_size: must be "auto"`, ""},
@@ -343,8 +343,8 @@ func TestRegistries(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, line := range []string{
-		"mirrors: {docker.io: [mirror.example:5000/hub, http://localhost], quay.io: []} # file",
-		"insecure: [localhost:5000, '[::1]:5000'] # file", "cache: 3G # file", "max_size: 128G # host",
+		"mirrors: {docker.io: ['mirror.example:5000/hub', 'http://localhost'], quay.io: []} # file",
+		"insecure: ['localhost:5000', '[::1]:5000'] # file", "cache: 3G # file", "max_size: 128G # host",
 	} {
 		if !strings.Contains(out.String(), line) {
 			t.Errorf("%q is not in\n%s", line, out.String())

@@ -171,6 +171,7 @@ type coming struct {
 	mu      sync.Mutex // guards the fields below, and orders what is told of progress
 	p       model.Progress
 	last    time.Time // when something was told
+	told    int64     // what of the bytes to come
 	arrives map[blobs.Digest]chan struct{}
 	writing bool
 	written int64 // bytes of layers, unpacked
@@ -239,7 +240,8 @@ func (c *coming) moved(at oci.Progress) {
 		close(begun)
 		delete(c.arrives, at.Layer.Digest)
 	}
-	if at.AllDone == at.All || c.dueLocked() {
+	if at.AllDone == at.All || at.AllDone-c.told > at.All/100 || c.dueLocked() {
+		c.told = at.AllDone
 		c.p.Count(at.AllDone, at.All, "bytes")
 	}
 }

@@ -174,7 +174,7 @@ func (c *Cache) sound(ctx context.Context, d Digest) (bool, error) {
 	}
 	defer f.Close()
 	h := sha256.New()
-	if _, err := io.CopyBuffer(h, &contextReader{ctx, f}, make([]byte, bufferSize)); err != nil {
+	if _, err := io.CopyBuffer(h, Until(ctx, f), make([]byte, bufferSize)); err != nil {
 		return false, fmt.Errorf("read blob %s: %w", d, err)
 	}
 	return fromSum(h.Sum(nil)) == d, nil
@@ -212,7 +212,9 @@ func (c *Cache) Pin(ds ...Digest) (release func()) {
 	}
 }
 
-// contextReader is a reader that ends with a context.
+// Until is r until ctx ends: reading then fails with the reason.
+func Until(ctx context.Context, r io.Reader) io.Reader { return &contextReader{ctx, r} }
+
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader

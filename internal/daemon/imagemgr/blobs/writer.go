@@ -95,7 +95,7 @@ func (w *Writer) rehash(ctx context.Context) error {
 	if fi.Size() > w.size {
 		return w.Reset() // of something else, or damaged
 	}
-	n, err := io.CopyBuffer(onlyWriter{w.hash}, &contextReader{ctx, io.NewSectionReader(w.f, 0, fi.Size())}, make([]byte, bufferSize))
+	n, err := io.CopyBuffer(onlyWriter{w.hash}, Until(ctx, io.NewSectionReader(w.f, 0, fi.Size())), make([]byte, bufferSize))
 	if err != nil {
 		return fmt.Errorf("read the part of blob %s: %w", w.d, err)
 	}

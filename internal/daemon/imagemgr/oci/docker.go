@@ -120,7 +120,7 @@ func (d *docker) layer(ctx context.Context, name string, diffID blobs.Digest) (v
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return l, err
 	}
-	digest, err := digestOf(&contextReader{ctx, f})
+	digest, err := digestOf(blobs.Until(ctx, f))
 	l.Digest = hashOf(digest)
 	return l, err
 }

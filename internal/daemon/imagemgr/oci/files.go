@@ -155,7 +155,7 @@ func openArchive(ctx context.Context, f *os.File, o Options) (_ *archive, err er
 
 // unpack writes what is packed in f to a scratch file.
 func unpack(ctx context.Context, f *os.File, o Options) (*os.File, error) {
-	z, err := decompress.NewReader(&contextReader{ctx, f})
+	z, err := decompress.NewReader(blobs.Until(ctx, f))
 	if err != nil {
 		return nil, errdefs.Invalid("unpack the archive: %w", err)
 	}
@@ -298,19 +298,6 @@ type section struct{ *io.SectionReader }
 
 func (section) Close() error { return nil }
 
-// contextReader is a reader that ends with a context.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r *contextReader) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
-	}
-	return r.r.Read(p)
-}
-
 // packed reports whether a file is compressed.
 func packed(r io.Reader) (bool, error) {
 	head, err := bufio.NewReaderSize(r, 16).Peek(6)
@@ -368,7 +355,7 @@ func copyFrom(ctx context.Context, w *blobs.Writer, f io.ReadSeeker) error {
 	if _, err := f.Seek(w.Offset(), io.SeekStart); err != nil {
 		return err
 	}
-	_, err := io.CopyBuffer(struct{ io.Writer }{w}, &contextReader{ctx, f}, make([]byte, copyBuffer))
+	_, err := io.CopyBuffer(struct{ io.Writer }{w}, blobs.Until(ctx, f), make([]byte, copyBuffer))
 	return err
 }
 

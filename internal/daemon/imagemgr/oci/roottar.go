@@ -59,7 +59,7 @@ func (s *single) close() error { return s.f.Close() }
 
 func (t *rootTar) read(ctx context.Context, f io.ReaderAt, size int64, o Options) error {
 	outer := sha256.New()
-	all := io.TeeReader(&contextReader{ctx, io.NewSectionReader(f, 0, size)}, outer)
+	all := io.TeeReader(blobs.Until(ctx, io.NewSectionReader(f, 0, size)), outer)
 	compressed, err := packed(io.NewSectionReader(f, 0, size))
 	if err != nil {
 		return err
