@@ -136,6 +136,7 @@ func setup(env *testscript.Env) error {
 		"BANGER_CONFIG":     filepath.Join(env.WorkDir, "config.yaml"),
 		"BANGER_SOCKET":     "",
 		"NO_COLOR":          "1",
+		"HTTPS_PROXY":       "http://127.0.0.1:1", // nobody: names of images may be on Docker Hub
 		"TERM":              "xterm",
 		"ASSETS":            assets,
 		"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",

@@ -16,6 +16,10 @@ import (
 	"banger/internal/errdefs"
 )
 
+// firstAttempts is how often a manifest is asked for at most: nothing has been fetched yet
+// that would be lost, and somebody without a network wants to be told.
+const firstAttempts = 3
+
 // registry is an image on a registry.
 type registry struct {
 	ref   Reference
@@ -118,6 +122,7 @@ func (r *registry) document(ctx context.Context, want blobs.Digest) (document, e
 	}
 	var doc document
 	from, err := r.try(ctx, func(e *endpoint, retry Retry) error {
+		retry.Attempts = min(retry.Attempts, firstAttempts)
 		return retry.again(ctx, func() (_ bool, err error) {
 			doc, err = r.getDocument(ctx, e, want)
 			return false, err
