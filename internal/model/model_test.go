@@ -66,3 +66,26 @@ func TestTransitions(t *testing.T) {
 		t.Errorf("stopped to starting: %v, now %s", err, v.State)
 	}
 }
+
+func TestImageNames(t *testing.T) {
+	digest := "@sha256:" + strings.Repeat("0a", 32)
+	for name, both := range map[string]bool{
+		"debian": true, "debian:trixie": true, "a_b-c.d": true, "alpine:Edge": false, "library/alpine": false,
+		"host:5000/a/b:tag" + digest: false, "localhost/a": false, "[::1]:5000/a": false, "Example.org/a:1": false, "a" + digest: false,
+		"docker-daemon:a/b:1": false, "oci:/a dir/b:c": false, "tar:/é.tar": false, "docker-archive:/a.tar:b/c:d": false,
+	} {
+		if err := model.CheckArtifactName("image", name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := model.CheckArtifactName("kernel", name); (err == nil) != both {
+			t.Errorf("kernel %s: %v", name, err)
+		}
+	}
+	for _, name := range []string{
+		"", "Debian", "../a", "/a", "a//b", "a/../b", "a b", "oci:a", "oci:/a\nb", "tar:/\xff", "a:b:c", "a@sha256:00", "-a", "tar:/" + strings.Repeat("a", 1024),
+	} {
+		if model.CheckArtifactName("image", name) == nil {
+			t.Errorf("%q is allowed", name)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -394,5 +395,41 @@ func TestPullFromRealRegistry(t *testing.T) {
 	w.sound(byDigest, m, "there")
 	if _, err := w.s.cache.Stat(blobs.Of(m.Manifest)); err != nil {
 		t.Error(err)
+	}
+}
+
+// A plain name is one on Docker Hub, if no image here has it.
+func TestDockerHub(t *testing.T) {
+	w, r := newWorld(t), ocitest.Serve(t)
+	w.s.Sources.Transport.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if addr != "index.docker.io:443" {
+			return nil, fmt.Errorf("dial %s: not here", addr)
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, r.Host)
+	}
+	m := small(t, "there")
+	r.Put("library/alpine:latest", m)
+	r.Put("library/debian:latest", m)
+	r.Put("me/mine:2", m)
+	for from, want := range map[string]string{
+		"alpine": "alpine", "alpine:latest": "alpine", "docker.io/library/alpine": "alpine", "index.docker.io/library/alpine:latest": "alpine",
+		"library/debian": "docker.io/library/debian", "docker.io/library/debian:latest": "docker.io/library/debian", "me/mine:2": "me/mine:2",
+		"debian": "debian",
+	} {
+		i := w.image(from)
+		if i.Name != want {
+			t.Errorf("%s is called %s, want %s", from, i.Name, want)
+		}
+		if got, err := w.s.GetImage(t.Context(), from); err != nil || got.ID != i.ID {
+			t.Errorf("%s is not found: %v", from, err)
+		}
+	}
+	if all, err := w.s.ListImages(t.Context()); err != nil || len(all) != 4 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	for name, hint := range map[string]string{"alpin": "did you mean alpine?", "something-else": "check name and tag", "alpine:3": "did you mean alpine?"} {
+		if _, err := w.s.EnsureImage(t.Context(), name, nobody{}); !errors.Is(err, errdefs.ErrNotFound) || errdefs.HintOf(err) != hint {
+			t.Errorf("%s: %v (%s)", name, err, errdefs.HintOf(err))
+		}
 	}
 }
