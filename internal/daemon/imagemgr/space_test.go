@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/internal/daemon/imagemgr/ocitest"
 	"banger/internal/disktest"
 	"banger/internal/errdefs"
 	"banger/internal/model"
@@ -102,6 +103,8 @@ func kernelTree(t *testing.T) string {
 // Whatever is made, and however little space there is: the error says so and what
 // to do, the state is what it was, and with enough space it works.
 func TestNoSpace(t *testing.T) {
+	registry := ocitest.Serve(t)
+	registry.Put("a:1", large(t, "there", 1<<20))
 	for name, c := range map[string]struct {
 		tools []string
 		make  func(ctx context.Context, w *world, from string) error
@@ -112,6 +115,10 @@ func TestNoSpace(t *testing.T) {
 		}},
 		"pull image again": {make: func(ctx context.Context, w *world, _ string) error {
 			_, err := w.s.PullImage(ctx, Pull{From: "debian", Force: true}, nobody{})
+			return err
+		}},
+		"pull layers": {make: func(ctx context.Context, w *world, _ string) error {
+			_, err := w.s.PullImage(ctx, Pull{From: registry.Host + "/a:1"}, nobody{})
 			return err
 		}},
 		"pull kernel": {make: func(ctx context.Context, w *world, _ string) error {
