@@ -52,14 +52,6 @@ func small(t testing.TB, hello string) ocitest.Made {
 	}}, nil)
 }
 
-// layoutOf writes one image as a layout and returns its reference.
-func layoutOf(t testing.TB, m ocitest.Made) string {
-	t.Helper()
-	dir := t.TempDir()
-	ocitest.WriteLayout(t, dir, map[string]ocitest.Made{"1": m})
-	return "oci:" + dir + ":1"
-}
-
 // tool runs a program of e2fsprogs and returns what it says.
 func tool(t testing.TB, name string, args ...string) string {
 	t.Helper()

@@ -24,7 +24,7 @@ type Files map[string]string
 
 // Image is an image to be made, for Linux on x86-64.
 type Image struct {
-	Layers [][]byte // as Layer or Damaged makes them, the lowest first
+	Layers [][]byte // as Layer makes them, the lowest first
 	Config v1.Config
 }
 
