@@ -95,6 +95,13 @@ type Retry struct {
 	Silence  time.Duration // how long a server may say nothing; 60 s
 }
 
+func (r Retry) withDefaults() Retry {
+	return Retry{
+		Attempts: orDefault(r.Attempts, 6), Pause: orDefault(r.Pause, 500*time.Millisecond),
+		MaxPause: orDefault(r.MaxPause, 20*time.Second), Silence: orDefault(r.Silence, 60*time.Second),
+	}
+}
+
 // Options is what Resolve has to know.
 type Options struct {
 	Cache     *blobs.Cache
@@ -116,10 +123,7 @@ func (o Options) withDefaults() Options {
 	o.Platform = o.Platform.normal()
 	o.Limits.Layers = orDefault(o.Limits.Layers, 1000)
 	o.Limits.Bytes = orDefault(o.Limits.Bytes, 128<<30)
-	o.Retry.Attempts = orDefault(o.Retry.Attempts, 6)
-	o.Retry.Pause = orDefault(o.Retry.Pause, 500*time.Millisecond)
-	o.Retry.MaxPause = orDefault(o.Retry.MaxPause, 20*time.Second)
-	o.Retry.Silence = orDefault(o.Retry.Silence, 60*time.Second)
+	o.Retry = o.Retry.withDefaults()
 	if o.UserAgent == "" {
 		o.UserAgent = "banger"
 	}

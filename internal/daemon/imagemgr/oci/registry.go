@@ -216,29 +216,35 @@ const enough = 256 << 10
 // damaged on this host, and from the next endpoint then.
 func (r *registry) fill(ctx context.Context, d blobs.Digest, w *blobs.Writer) error {
 	_, err := r.try(ctx, func(e *endpoint, retry Retry) error {
-		best, afresh := w.Offset(), false
-		return retry.again(ctx, func() (bool, error) {
-			whole, err := r.piece(ctx, e, d, w)
-			if err == nil {
-				if err = w.Verify(); errors.Is(err, blobs.ErrDigest) {
-					if whole || afresh {
-						return false, errdefs.Unavailable("%s: %w", e.host, err).WithHint(damagedHint)
-					}
-					afresh = true
-					_, err = r.piece(ctx, e, d, w)
-					if err == nil {
-						err = w.Verify()
-					}
-				}
-			}
-			further := w.Offset() >= best+enough
-			if further {
-				best = w.Offset()
-			}
-			return further, err
-		})
+		return retry.fill(ctx, e.host, w, func() (bool, error) { return r.piece(ctx, e, d, w) })
 	})
 	return err
+}
+
+// fill makes requests with piece, which says whether it was one for the whole blob,
+// until all of it is there. Host is who is blamed for content that is wrong.
+func (r Retry) fill(ctx context.Context, host string, w *blobs.Writer, piece func() (whole bool, err error)) error {
+	best, afresh := w.Offset(), false
+	return r.again(ctx, func() (bool, error) {
+		whole, err := piece()
+		if err == nil {
+			if err = w.Verify(); errors.Is(err, blobs.ErrDigest) {
+				if whole || afresh {
+					return false, errdefs.Unavailable("%s: %w", host, err).WithHint(damagedHint)
+				}
+				afresh = true
+				_, err = piece()
+				if err == nil {
+					err = w.Verify()
+				}
+			}
+		}
+		further := w.Offset() >= best+enough
+		if further {
+			best = w.Offset()
+		}
+		return further, err
+	})
 }
 
 // errRead marks content that broke off.
@@ -251,15 +257,26 @@ func (r *registry) piece(ctx context.Context, e *endpoint, d blobs.Digest, w *bl
 	}
 	ctx, quiet := withSilence(context.WithValue(ctx, layerKey{}, true), r.o.Retry.Silence)
 	defer quiet.stop()
-	header, wanted := http.Header{}, []int{http.StatusOK}
-	if w.Offset() > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", w.Offset()))
-		wanted = append(wanted, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable)
-	}
+	header, wanted := lacking(w)
 	resp, err := e.request(ctx, http.MethodGet, "/blobs/"+string(d), header, wanted...)
 	if err != nil {
 		return false, err
 	}
+	return receive(resp, quiet, e.host, d, w)
+}
+
+// lacking is how to ask for what a blob lacks, and which answers are good.
+func lacking(w *blobs.Writer) (header http.Header, wanted []int) {
+	header, wanted = http.Header{}, []int{http.StatusOK}
+	if w.Offset() > 0 {
+		header.Set("Range", fmt.Sprintf("bytes=%d-", w.Offset()))
+		wanted = append(wanted, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable)
+	}
+	return header, wanted
+}
+
+// receive takes the answer to what lacking asks for, and closes it.
+func receive(resp *http.Response, quiet *silence, host string, d blobs.Digest, w *blobs.Writer) (whole bool, err error) {
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusPartialContent && !continues(resp.Header.Get("Content-Range"), w) || resp.StatusCode == http.StatusRequestedRangeNotSatisfiable {
 		if err := w.Reset(); err != nil {
@@ -272,7 +289,7 @@ func (r *registry) piece(ctx context.Context, e *endpoint, d blobs.Digest, w *bl
 		left = w.Size()
 	}
 	if resp.ContentLength >= 0 && resp.ContentLength != left {
-		return whole, errdefs.Unavailable("%s: blob %s: %w: it sends %d bytes of %d", e.host, d.Short(), blobs.ErrSize, resp.ContentLength, left).WithHint(damagedHint)
+		return whole, errdefs.Unavailable("%s: blob %s: %w: it sends %d bytes of %d", host, d.Short(), blobs.ErrSize, resp.ContentLength, left).WithHint(damagedHint)
 	}
 	if whole && w.Offset() > 0 {
 		if err := w.Reset(); err != nil {
@@ -285,7 +302,7 @@ func (r *registry) piece(ctx context.Context, e *endpoint, d blobs.Digest, w *bl
 		n, err := body.Read(buf)
 		if n > 0 {
 			if _, werr := w.Write(buf[:n]); errors.Is(werr, blobs.ErrSize) {
-				return whole, errdefs.Unavailable("%s: %w", e.host, werr).WithHint(damagedHint)
+				return whole, errdefs.Unavailable("%s: %w", host, werr).WithHint(damagedHint)
 			} else if werr != nil {
 				return whole, &localError{werr}
 			}

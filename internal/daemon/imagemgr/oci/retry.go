@@ -26,10 +26,15 @@ type statusError struct {
 	code   int
 	after  time.Duration // when to come again; 0: not said
 	detail string        // what the registry says; printable
+	web    bool          // it is no registry that says so
 }
 
 func (e *statusError) Error() string {
-	s := fmt.Sprintf("the registry says %d %s", e.code, http.StatusText(e.code))
+	who := "registry"
+	if e.web {
+		who = "server"
+	}
+	s := fmt.Sprintf("the %s says %d %s", who, e.code, http.StatusText(e.code))
 	if e.detail != "" {
 		s += fmt.Sprintf(" (%q)", e.detail)
 	}
