@@ -2,6 +2,7 @@ package debian
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,8 +11,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
+	"syscall"
 
+	"banger/internal/daemon/imagemgr/deb"
 	"banger/internal/daemon/imagemgr/kmod"
 	"banger/internal/errdefs"
 	"banger/internal/sysexec"
@@ -143,8 +148,78 @@ func unpackKernel(ctx context.Context, deb, dir string, p Progress) (Kernel, err
 	return k, nil
 }
 
+// releaseName is of what names a directory below lib/modules, and is handed to depmod.
+var releaseName = regexp.MustCompile(`^[0-9][0-9A-Za-z.+~_-]{0,127}$`)
+
+// UnpackDeb takes a kernel out of a Debian package: boot/vmlinuz-RELEASE, its
+// configuration, and lib/modules/RELEASE. Nothing of it is run, no other program reads
+// it, and it need not be from Debian. Release and ModulesRoot are empty when it has no
+// modules. Errors about what is in the package are of class invalid_argument,
+// unsupported or exhausted.
+func UnpackDeb(ctx context.Context, file io.Reader, dir string, p Progress) (Kernel, error) {
+	k := Kernel{ModulesRoot: filepath.Join(dir, "tree")}
+	data, err := deb.Data(&contextReader{ctx, file})
+	if err != nil {
+		return k, err
+	}
+	defer data.Close()
+	if err := k.readTar(tar.NewReader(data), dir, p); err != nil {
+		return k, inPackage(ctx, err)
+	}
+	if k.BzImage == "" {
+		return k, errdefs.Unsupported("the package holds no kernel: it has no boot/vmlinuz-RELEASE").
+			WithHint("on Debian kernels are in packages like linux-image-6.1.0-18-cloud-amd64; linux-image-cloud-amd64 only depends on one")
+	}
+	if k.Release == "" {
+		k.ModulesRoot = ""
+	}
+	return k, nil
+}
+
+// inPackage gives an error of reading a package its class: unless it is one of this
+// host's, it is the package's fault. That names collide, or are too long, is.
+func inPackage(ctx context.Context, err error) error {
+	var (
+		classed *errdefs.Error
+		errno   syscall.Errno
+	)
+	if ctx.Err() != nil || errors.As(err, &classed) {
+		return err
+	}
+	if errors.As(err, &errno) && !slices.Contains([]syscall.Errno{syscall.EEXIST, syscall.ENOTDIR, syscall.EISDIR, syscall.ENAMETOOLONG}, errno) {
+		return err
+	}
+	return errdefs.Invalid("%w", err)
+}
+
+type contextReader struct {
+	ctx context.Context // of this one package
+	r   io.Reader
+}
+
+func (r *contextReader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.r.Read(p)
+}
+
+// ReadModules reads the tar archive of a tree of modules, lib/modules/RELEASE, as one
+// of UnpackDeb's is read, and writes it below dir.
+func ReadModules(ctx context.Context, file io.Reader, dir string, p Progress) (Kernel, error) {
+	k := Kernel{ModulesRoot: filepath.Join(dir, "tree")}
+	if err := k.readTar(tar.NewReader(&contextReader{ctx, file}), dir, p); err != nil {
+		return k, inPackage(ctx, err)
+	}
+	if k.BzImage != "" || k.Config != "" || k.Release == "" {
+		return k, errdefs.Invalid("it holds something else than lib/modules/RELEASE")
+	}
+	return k, nil
+}
+
 func (k *Kernel) readTar(tr *tar.Reader, dir string, p Progress) error {
 	var files, size int64
+	plain := int64(0) // of modules, unpacked
 	for {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -178,6 +253,9 @@ func (k *Kernel) readTar(tr *tar.Reader, dir string, p Progress) error {
 			if k.Release == "" {
 				k.Release = release
 			}
+			if !releaseName.MatchString(release) {
+				return errdefs.Invalid("it holds modules of a release %q", release)
+			}
 			if release != k.Release {
 				return errdefs.Unsupported("it holds modules of two kernels, %s and %s", k.Release, release)
 			}
@@ -185,7 +263,11 @@ func (k *Kernel) readTar(tr *tar.Reader, dir string, p Progress) error {
 			if n, isModule := kmod.ModuleName(base); isModule {
 				p.Detail(n)
 				// Plain modules load without a decompressor in the guest, whatever its tools.
-				err = writeModule(filepath.Join(filepath.Dir(dst), base[:strings.Index(base, ".ko")]+".ko"), tr)
+				var n int64
+				n, err = writeModule(filepath.Join(filepath.Dir(dst), base[:strings.Index(base, ".ko")]+".ko"), tr)
+				if plain += n; plain > maxKernelBytes {
+					return errdefs.Exhausted("its modules have more than %d bytes", int64(maxKernelBytes))
+				}
 			} else {
 				err = writeFile(dst, tr)
 			}
@@ -196,15 +278,12 @@ func (k *Kernel) readTar(tr *tar.Reader, dir string, p Progress) error {
 	}
 }
 
-func writeModule(dst string, r io.Reader) error {
+func writeModule(dst string, r io.Reader) (int64, error) {
 	data, err := kmod.Plain(r)
 	if err != nil {
-		return fmt.Errorf("unpack %s: %w", filepath.Base(dst), err)
+		return 0, fmt.Errorf("unpack %s: %w", filepath.Base(dst), err)
 	}
-	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(dst, data, 0o644)
+	return int64(len(data)), writeFile(dst, bytes.NewReader(data))
 }
 
 func writeFile(dst string, r io.Reader) (err error) {
