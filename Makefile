@@ -25,7 +25,7 @@ FUZZTIME ?= 10s
 ONLY ?=
 export FUZZTIME
 
-sources := $(wildcard cmd internal test bench)
+sources := $(wildcard cmd internal kernels test bench)
 scripts := .ci/run $(wildcard scripts/*)
 
 .DEFAULT_GOAL := build
@@ -146,6 +146,20 @@ gen-code: go-found
 docs: build ## write the reference of the commands, docs/cli.md
 	scripts/cli-docs > docs/cli.md.new
 	@mv docs/cli.md.new docs/cli.md
+
+# The kernel that `make kernel` builds, and what signs it: make kernel-bundle SIGN=minisign.key
+KERNEL_NAME ?= small
+KERNEL_CONFIG ?= kernels/small.config
+SIGN ?=
+
+.PHONY: kernel
+kernel: ## build a small kernel from Debian's linux-source into bin/kernel
+	scripts/kernel-build --config "$(KERNEL_CONFIG)" bin/kernel
+
+.PHONY: kernel-bundle
+kernel-bundle: go-found ## pack bin/kernel, from make kernel, as a bundle; sign it with SIGN=KEYFILE
+	"$(GO)" run ./kernels/pack -kind kernel -name "$(KERNEL_NAME)" bin/kernel "bin/$(KERNEL_NAME).tar.zst"
+	@if [ -n "$(SIGN)" ]; then "$(GO)" run aead.dev/minisign/cmd/minisign -S -s "$(SIGN)" -m "bin/$(KERNEL_NAME).tar.zst"; fi
 
 .PHONY: clean
 clean: ## remove what was built
