@@ -76,9 +76,10 @@ var rings = map[string]ring{
 	"internal/cli":           ringMechanism, // narrowed below: it knows the client, not the daemon
 	"internal/cli/daemoncmd": ringCommand,
 
-	"cmd":   ringProgram,
-	"bench": ringProgram,
-	"test":  ringProgram,
+	"cmd":     ringProgram,
+	"bench":   ringProgram,
+	"kernels": ringProgram, // what packs them
+	"test":    ringProgram,
 }
 
 // only narrows what some packages may import of the project, beyond their ring.

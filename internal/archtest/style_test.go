@@ -26,8 +26,8 @@ var sleeps = map[string]string{}
 // the ones that drive the real thing.
 var (
 	mayExec  = []string{"internal/sysexec", "tools", "bench"}
-	mayPrint = []string{"internal/cli", "cmd", "tools", "bench"}
-	mayExit  = []string{"cmd", "tools", "bench"}
+	mayPrint = []string{"internal/cli", "cmd", "kernels", "tools", "bench"}
+	mayExit  = []string{"cmd", "kernels", "tools", "bench"}
 )
 
 // exits lists the other files that may call os.Exit, and why.

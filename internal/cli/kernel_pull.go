@@ -15,7 +15,9 @@ func newKernelPullCmd(a *app) *cobra.Command {
 		Use:   "pull KERNEL",
 		Short: "Make a kernel from where its name says",
 		Long: `Pull makes a kernel and prints its name. "debian" is the kernel of Debian stable,
-made from Debian's packages. What is there already is kept, unless --force.`,
+made from Debian's packages; other names are those of the catalogs that the
+configuration names, whose signatures are checked. What is there already is kept,
+unless --force.`,
 		Example: `  banger kernel pull debian
   banger kernel pull --force debian`,
 		Args:              needName("kernel"),

@@ -174,9 +174,10 @@ func (c *Client) PullKernel(ctx context.Context, name string, force bool) (*bang
 	return call(ctx, c.kernels.Pull, &bangerv1.PullRequest{Name: name, Force: force})
 }
 
-// ImportKernel starts to take a kernel from a directory on the daemon's host.
-func (c *Client) ImportKernel(ctx context.Context, name, dir string) (*bangerv1.Operation, error) {
-	return call(ctx, c.kernels.Import, &bangerv1.ImportKernelRequest{Name: name, Dir: dir})
+// ImportKernel starts to take a kernel from a directory, a package or a bundle on the
+// daemon's host.
+func (c *Client) ImportKernel(ctx context.Context, req *bangerv1.ImportKernelRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.kernels.Import, req)
 }
 
 // RemoveKernel removes a kernel.

@@ -485,7 +485,7 @@ func TestEveryProcedureHasAMethod(t *testing.T) {
 		func() { _, _ = c.ListKernels(ctx) },
 		func() { _, _ = c.GetKernel(ctx, "x") },
 		func() { _, _ = c.PullKernel(ctx, "x", false) },
-		func() { _, _ = c.ImportKernel(ctx, "x", "/d") },
+		func() { _, _ = c.ImportKernel(ctx, &bangerv1.ImportKernelRequest{Name: "x", Dir: "/d"}) },
 		func() { _ = c.RemoveKernel(ctx, "x") },
 		func() { _, _ = c.ListNetworks(ctx) },
 		func() { _, _ = c.GetNetwork(ctx, "x") },

@@ -2465,10 +2465,15 @@ func (x *KernelRef) GetName() string {
 	return ""
 }
 
+// ImportKernelRequest names one of dir, deb and bundle: absolute paths on the daemon's
+// host.
 type ImportKernelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Dir           string                 `protobuf:"bytes,2,opt,name=dir,proto3" json:"dir,omitempty"` // absolute directory with vmlinux or bzImage, optional modules/
+	Dir           string                 `protobuf:"bytes,2,opt,name=dir,proto3" json:"dir,omitempty"`       // directory with vmlinux or bzImage, optional modules/
+	Deb           string                 `protobuf:"bytes,3,opt,name=deb,proto3" json:"deb,omitempty"`       // Debian package
+	Bundle        string                 `protobuf:"bytes,4,opt,name=bundle,proto3" json:"bundle,omitempty"` // bundle, with its signature beside it in BUNDLE.minisig
+	Key           string                 `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`       // of a bundle: minisign's public key
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2513,6 +2518,27 @@ func (x *ImportKernelRequest) GetName() string {
 func (x *ImportKernelRequest) GetDir() string {
 	if x != nil {
 		return x.Dir
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetDeb() string {
+	if x != nil {
+		return x.Deb
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetKey() string {
+	if x != nil {
+		return x.Key
 	}
 	return ""
 }
@@ -3427,10 +3453,13 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\tImageList\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.banger.v1.ImageR\x06images\"\x1f\n" +
 	"\tKernelRef\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\";\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"w\n" +
 	"\x13ImportKernelRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
-	"\x03dir\x18\x02 \x01(\tR\x03dir\"\x9f\x02\n" +
+	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x10\n" +
+	"\x03deb\x18\x03 \x01(\tR\x03deb\x12\x16\n" +
+	"\x06bundle\x18\x04 \x01(\tR\x06bundle\x12\x10\n" +
+	"\x03key\x18\x05 \x01(\tR\x03key\"\x9f\x02\n" +
 	"\x06Kernel\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +

@@ -192,12 +192,12 @@ func (h KernelHandlers) Pull(_ context.Context, req *connect.Request[bangerv1.Pu
 
 // Import implements KernelService. The operation's result is the kernel's id.
 func (h KernelHandlers) Import(_ context.Context, req *connect.Request[bangerv1.ImportKernelRequest]) (*connect.Response[bangerv1.Operation], error) {
-	name, dir := req.Msg.Name, req.Msg.Dir
-	if _, err := checkImport(name, dir); err != nil {
+	name, from := req.Msg.Name, KernelFrom{Dir: req.Msg.Dir, Deb: req.Msg.Deb, Bundle: req.Msg.Bundle, Key: req.Msg.Key}
+	if _, err := importer(name, from); err != nil {
 		return nil, api.ToConnect(err)
 	}
 	return connect.NewResponse(h.s.Ops.Begin(opKernelImport, name, func(ctx context.Context, p model.Progress) (string, error) {
-		k, err := h.s.ImportKernel(ctx, name, dir, p)
+		k, err := h.s.ImportKernel(ctx, name, from, p)
 		return k.ID, err
 	})), nil
 }

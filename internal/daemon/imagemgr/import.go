@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"banger/internal/daemon/imagemgr/kmod"
@@ -26,41 +27,74 @@ type found struct {
 	vmlinux, bzImage, config, modules string
 }
 
-const importHint = "give a directory with an x86-64 vmlinux or bzImage, and lib/modules/RELEASE when the kernel has modules"
+const (
+	importHint = "give a directory with an x86-64 vmlinux or bzImage, and lib/modules/RELEASE when the kernel has modules"
+	fileHint   = "give a package like Debian's linux-image-RELEASE, or a bundle with its signature beside it"
+)
 
-// ImportKernel takes a kernel from a directory on the host: vmlinux or bzImage
+// KernelFrom says where a kernel is taken from: one of the first three, an absolute path
+// each.
+type KernelFrom struct {
+	Dir    string // vmlinux or bzImage (also vmlinuz), perhaps config and modules
+	Deb    string // a Debian package
+	Bundle string // a bundle; its signature is in the file beside it that has ".minisig" after the name
+	Key    string // the public key it is signed with
+}
+
+// ImportKernel takes in a kernel of the user's. In a directory that is vmlinux or bzImage
 // (also vmlinuz, and with a release after a dash), optionally config, and the
 // modules as lib/modules/RELEASE or modules. Files are copied. A kernel of that
 // name is replaced.
-func (s *Service) ImportKernel(ctx context.Context, name, dir string, p model.Progress) (model.Kernel, error) {
-	src, err := checkImport(name, dir)
+func (s *Service) ImportKernel(ctx context.Context, name string, from KernelFrom, p model.Progress) (model.Kernel, error) {
+	fetch, err := importer(name, from)
 	if err != nil {
 		return model.Kernel{}, err
 	}
 	k, err := s.kernelPulls.do(ctx, name, p, func(ctx context.Context, p model.Progress) (model.Kernel, error) {
-		return s.addKernel(ctx, name, p, func(staging string) (madeKernel, error) {
-			p.Stage("copy")
-			return copyKernel(ctx, src, staging, p)
-		})
+		return s.addKernel(ctx, name, p, func(staging string) (madeKernel, error) { return fetch(ctx, staging, p) })
 	})
 	if err != nil {
-		return k, orTry(errdefs.Wrap(err, "import kernel %q", name), importHint)
+		hint := fileHint
+		if from.Dir != "" {
+			hint = importHint
+		}
+		return k, orTry(errdefs.Wrap(err, "import kernel %q", name), hint)
 	}
 	return k, nil
 }
 
-func checkImport(name, dir string) (_ found, err error) {
-	defer func() { err = orTry(err, importHint) }()
+// fetcher brings what a kernel is made of into a fresh directory.
+type fetcher func(ctx context.Context, staging string, p model.Progress) (madeKernel, error)
+
+// importer checks what can be checked before anything is copied.
+func importer(name string, from KernelFrom) (fetcher, error) {
 	if err := model.CheckArtifactName("kernel", name); err != nil {
-		return found{}, err
+		return nil, orTry(err, importHint)
 	}
 	if err := ownName("kernel", name); err != nil {
-		return found{}, err
+		return nil, err
 	}
-	if !filepath.IsAbs(dir) {
-		return found{}, errdefs.Invalid("path %q is not absolute", dir)
+	paths := slices.DeleteFunc([]string{from.Dir, from.Deb, from.Bundle}, func(s string) bool { return s == "" })
+	if len(paths) != 1 {
+		return nil, errdefs.Invalid("a kernel is imported from one of directory, package and bundle, not from %d", len(paths)).WithHint("%s", importHint)
 	}
-	return look(dir)
+	if !filepath.IsAbs(paths[0]) {
+		return nil, errdefs.Invalid("path %q is not absolute", paths[0]).WithHint("%s", importHint)
+	}
+	switch {
+	case from.Deb != "":
+		return packagedKernel(from.Deb)
+	case from.Bundle != "":
+		return signedBundle(from.Bundle, from.Key)
+	}
+	src, err := look(from.Dir)
+	if err != nil {
+		return nil, orTry(err, importHint)
+	}
+	return func(ctx context.Context, staging string, p model.Progress) (madeKernel, error) {
+		p.Stage("copy")
+		return copyKernel(ctx, src, staging, p)
+	}, nil
 }
 
 // look finds the parts of a kernel in dir.

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"banger/internal/daemon/imagemgr/bundle"
+	"banger/internal/daemon/imagemgr/catalog"
 	"banger/internal/daemon/imagemgr/debian"
 	"banger/internal/errdefs"
 	"banger/internal/model"
@@ -35,30 +37,23 @@ func (s *Service) PullKernel(ctx context.Context, name string, force bool, p mod
 	if err := model.CheckArtifactName("kernel", name); err != nil {
 		return model.Kernel{}, err
 	}
-	suite, known, err := suiteOf(name)
-	if err != nil {
-		return model.Kernel{}, err
-	}
-	if !force || !known {
-		k, err := s.presentKernel(ctx, name, known)
-		if err == nil && force {
-			return k, errdefs.Invalid("kernel %q was imported; there is nothing to pull it from", name).
-				WithHint("import it again: banger kernel import %s --from DIR", name)
-		}
+	if !force {
+		k, err := s.presentKernel(ctx, name)
 		if err == nil || !errors.Is(err, errdefs.ErrNotFound) {
 			return k, err
 		}
 	}
-	if !known {
-		return model.Kernel{}, unknown("kernel", name, s.kernelNames(ctx))
+	fetch, err := s.kernelSource(ctx, name, force)
+	if err != nil {
+		return model.Kernel{}, err
 	}
 	return s.kernelPulls.do(ctx, name, p, func(ctx context.Context, p model.Progress) (model.Kernel, error) {
 		if !force {
-			if k, err := s.presentKernel(ctx, name, true); err == nil {
+			if k, err := s.presentKernel(ctx, name); err == nil {
 				return k, nil
 			}
 		}
-		k, err := s.addKernel(ctx, name, p, func(dir string) (madeKernel, error) { return s.makeKernel(ctx, suite, dir, p) })
+		k, err := s.addKernel(ctx, name, p, func(dir string) (madeKernel, error) { return fetch(ctx, dir, p) })
 		if err != nil {
 			return k, orTry(errdefs.Wrap(err, "pull kernel %q", name), pullHint)
 		}
@@ -66,16 +61,54 @@ func (s *Service) PullKernel(ctx context.Context, name string, force bool, p mod
 	})
 }
 
-func (s *Service) presentKernel(ctx context.Context, name string, pullable bool) (model.Kernel, error) {
+// kernelSource says how a kernel of that name is pulled: from Debian, or as a catalog
+// has it.
+func (s *Service) kernelSource(ctx context.Context, name string, force bool) (fetcher, error) {
+	suite, known, err := suiteOf(name)
+	if err != nil {
+		return nil, err
+	}
+	if known {
+		return func(ctx context.Context, dir string, p model.Progress) (madeKernel, error) {
+			return s.makeKernel(ctx, suite, dir, p)
+		}, nil
+	}
+	names := s.kernelNames(ctx)
+	if s.Catalogs != nil {
+		found, err := s.Catalogs.Find(ctx, bundle.Kernel, name)
+		if err == nil {
+			return s.catalogKernel(found), nil
+		}
+		if !errors.Is(err, errdefs.ErrNotFound) {
+			return nil, err
+		}
+		names = append(names, s.Catalogs.Names(bundle.Kernel)...)
+	}
+	if _, err := s.Store.KernelByName(ctx, name); force && err == nil {
+		return nil, errdefs.Invalid("kernel %q was imported; there is nothing to pull it from", name).
+			WithHint("import it again: banger kernel import %s --from DIR", name)
+	}
+	return nil, unknown("kernel", name, names)
+}
+
+// presentKernel returns the kernel if it is there. One with files gone that can be made
+// again counts as not there.
+func (s *Service) presentKernel(ctx context.Context, name string) (model.Kernel, error) {
 	k, err := s.Store.KernelByName(ctx, name)
 	if err != nil {
 		return k, err
 	}
 	err = checkKernel(k)
-	if err != nil && pullable {
+	if err != nil && pulled(k) {
 		return k, errdefs.NotFound("%w", err)
 	}
 	return k, err
+}
+
+// pulled reports whether a kernel can be pulled again, as far as its row tells.
+func pulled(k model.Kernel) bool {
+	_, known, _ := suiteOf(k.Name)
+	return known || catalog.IsOrigin(k.Source)
 }
 
 // checkKernel reports a kernel with files gone.
@@ -86,7 +119,7 @@ func checkKernel(k model.Kernel) error {
 		}
 		if _, err := os.Stat(path); err != nil {
 			e := errdefs.Precondition("kernel %q is broken: %w", k.Name, err)
-			if _, known, _ := suiteOf(k.Name); known {
+			if pulled(k) {
 				return e.WithHint("make it again: banger kernel pull --force %s", k.Name)
 			}
 			return e.WithHint("import it again: banger kernel import %s --from DIR", k.Name)

@@ -137,7 +137,7 @@ func TestImportKernel(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a [strange] name")
 	w.write(filepath.Join(dir, "vmlinux"), string(elf))
 	w.write(filepath.Join(dir, ".config"), "CONFIG_X=y")
-	k, err := w.s.ImportKernel(t.Context(), "mine", dir, nobody{})
+	k, err := w.s.ImportKernel(t.Context(), "mine", KernelFrom{Dir: dir}, nobody{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,11 +166,11 @@ func TestImportKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, dir := range map[string]string{"modules of another": other, "nothing built in": bare, "a device": device, "gone": dir, "empty": t.TempDir(), "two kernels": two, "no kernel": bad, "relative": "x"} {
-		if _, err := w.s.ImportKernel(t.Context(), "other", dir, nobody{}); err == nil || errdefs.ClassOf(err) == errdefs.ClassInternal || errdefs.HintOf(err) == "" {
+		if _, err := w.s.ImportKernel(t.Context(), "other", KernelFrom{Dir: dir}, nobody{}); err == nil || errdefs.ClassOf(err) == errdefs.ClassInternal || errdefs.HintOf(err) == "" {
 			t.Errorf("%s: %v (%s)", name, err, errdefs.HintOf(err))
 		}
 	}
-	if _, err := w.s.ImportKernel(t.Context(), "debian", bad, nobody{}); !errors.Is(err, errdefs.ErrInvalidArgument) {
+	if _, err := w.s.ImportKernel(t.Context(), "debian", KernelFrom{Dir: bad}, nobody{}); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("a reserved name: %v", err)
 	}
 	if got := w.files(); got != "kernels/"+k.ID {

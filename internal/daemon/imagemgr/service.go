@@ -24,6 +24,7 @@ import (
 
 	"banger/internal/api/bangerv1"
 	"banger/internal/daemon/imagemgr/blobs"
+	"banger/internal/daemon/imagemgr/catalog"
 	"banger/internal/daemon/imagemgr/debian"
 	"banger/internal/daemon/imagemgr/flatten"
 	"banger/internal/daemon/imagemgr/initramfs"
@@ -60,7 +61,7 @@ type Operations interface {
 	Begin(kind, subject string, work func(ctx context.Context, p model.Progress) (string, error)) *bangerv1.Operation
 }
 
-// Deps are the service's collaborators; all are required.
+// Deps are the service's collaborators; all but Catalogs are required.
 type Deps struct {
 	Store     Store
 	Layout    paths.Layout
@@ -68,6 +69,7 @@ type Deps struct {
 	DiskBytes int64  // apparent size of the root filesystems made here
 	Sources   Sources
 	Ops       Operations
+	Catalogs  *catalog.Set // nil: none
 	Log       *slog.Logger
 }
 

@@ -130,7 +130,7 @@ func TestNoSpace(t *testing.T) {
 			return err
 		}},
 		"import kernel": {tools: []string{"mke2fs", "debugfs", "depmod"}, make: func(ctx context.Context, w *world, from string) error {
-			_, err := w.s.ImportKernel(ctx, "mine", from, nobody{})
+			_, err := w.s.ImportKernel(ctx, "mine", KernelFrom{Dir: from}, nobody{})
 			return err
 		}},
 		"initramfs": {make: func(ctx context.Context, w *world, _ string) error {

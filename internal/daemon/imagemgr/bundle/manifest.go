@@ -18,6 +18,7 @@ import (
 
 	"banger/internal/errdefs"
 	"banger/internal/model"
+	"banger/internal/paths"
 )
 
 // Kinds of bundles.
@@ -35,7 +36,7 @@ const SignatureSuffix = ".minisig"
 // Files that bundles hold.
 const (
 	ManifestFile = "manifest.json"
-	Rootfs       = "rootfs.ext4"
+	Rootfs       = paths.RootfsFile
 	Vmlinux      = "vmlinux"
 	BzImage      = "bzImage"
 	Config       = "config"
@@ -111,7 +112,7 @@ func DecodeManifest(data []byte) (Manifest, error) {
 
 func (m Manifest) check() error {
 	if m.Format != format {
-		return errdefs.Unsupported("it is of format %d, and known is %d", m.Format, format).WithHint("a newer banger may know it")
+		return errdefs.Unsupported("it is of format %d, and known is %d", m.Format, format).WithHint("it takes a newer version of banger")
 	}
 	allowed, known := may[m.Kind]
 	if !known {

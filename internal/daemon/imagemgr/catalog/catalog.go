@@ -72,7 +72,7 @@ func Decode(data []byte) ([]Entry, error) {
 		return nil, err
 	}
 	if l.Format != format {
-		return nil, errdefs.Unsupported("it is of format %d, and known is %d", l.Format, format).WithHint("a newer banger may know it")
+		return nil, errdefs.Unsupported("it is of format %d, and known is %d", l.Format, format).WithHint("it takes a newer version of banger")
 	}
 	if len(l.Entries) > maxEntries {
 		return nil, errdefs.Exhausted("it has %d entries, more than %d", len(l.Entries), maxEntries)
