@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"banger/internal/daemon/imagemgr/blobs"
 	"banger/internal/daemon/imagemgr/bundle"
@@ -21,17 +22,22 @@ import (
 
 // openRegular opens a file of the user's. It does not wait for a pipe's other end.
 func openRegular(path string) (*os.File, error) {
-	st, err := os.Stat(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errdefs.NotFound("look for a kernel: %w", err).WithHint("%s", fileHint)
-	}
-	if err == nil && !st.Mode().IsRegular() {
-		err = errdefs.Invalid("%s is not a regular file", path).WithHint("%s", fileHint)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return os.Open(path)
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = errdefs.Invalid("%s is not a regular file", path).WithHint("%s", fileHint)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // packagedKernel takes a kernel out of a Debian package, which nobody has vouched for.

@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"banger/internal/daemon/imagemgr/blobs"
 	"banger/internal/daemon/imagemgr/bundle"
@@ -24,6 +26,10 @@ import (
 	"banger/internal/logkey"
 	"banger/internal/model"
 )
+
+// maxSilence is how long the server of a catalog may say nothing: somebody waits for it
+// who may want what is here already, or has only mistyped a name.
+const maxSilence = 10 * time.Second
 
 // Source is a catalog and who signs it, as images.catalogs of the configuration says.
 type Source struct {
@@ -95,6 +101,9 @@ func IsOrigin(text string) bool {
 func New(o Options) (*Set, error) {
 	brief := o.Retry
 	brief.Attempts = 2
+	if brief.Silence <= 0 || brief.Silence > maxSilence {
+		brief.Silence = maxSilence
+	}
 	s := &Set{o: o, web: oci.NewWeb(o.UserAgent, o.Transport, o.Retry), lists: oci.NewWeb(o.UserAgent, o.Transport, brief)}
 	var err error
 	if s.builtin, err = Decode(builtin); err != nil {
@@ -236,7 +245,7 @@ func openWhole(ctx context.Context, f Found) (*os.File, error) {
 }
 
 func openFile(path string) (*os.File, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe has no other end
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, errdefs.NotFound("%w", err)
