@@ -259,11 +259,11 @@ func writeData(out *os.File, data []byte, at int64, sparse bool) error {
 // padding reads the zeros that may follow an archive.
 func padding(r io.Reader) error {
 	var total int
-	buf := make([]byte, 32<<10)
+	buf := make([]byte, block)
 	for {
 		n, err := r.Read(buf)
 		total += n
-		if total > maxPadding || bytes.ContainsFunc(buf[:n], func(r rune) bool { return r != 0 }) {
+		if total > maxPadding || !bytes.Equal(buf[:n], zeros[:n]) {
 			return errdefs.Invalid("something follows the end of its archive")
 		}
 		if err == io.EOF {
