@@ -52,3 +52,30 @@ func storedACL(value string) (stored string, extended bool, err error) {
 	}
 	return string(out), seen != must, nil
 }
+
+// shownACL is the reverse of storedACL.
+func shownACL(p []byte) (string, error) {
+	if len(p) < aclHeader || le.Uint32(p) != diskACL {
+		return "", errdefs.Invalid("%d bytes are no ACL", len(p))
+	}
+	out := le.AppendUint32(nil, userACL)
+	for p = p[aclHeader:]; len(p) > 0; {
+		if len(p) < 4 {
+			return "", errdefs.Invalid("an ACL is cut short")
+		}
+		tag, perm, id, size := le.Uint16(p), le.Uint16(p[2:]), uint32(1<<32-1), 4
+		if tag == aclUser || tag == aclGroup {
+			if size = aclUserEntry; len(p) < size {
+				return "", errdefs.Invalid("an ACL is cut short")
+			}
+			id = le.Uint32(p[4:])
+		}
+		out = le.AppendUint32(le.AppendUint16(le.AppendUint16(out, tag), perm), id)
+		p = p[size:]
+	}
+	// What could not be stored is not believed either.
+	if _, _, err := storedACL(string(out)); err != nil {
+		return "", err
+	}
+	return string(out), nil
+}

@@ -1,4 +1,4 @@
-// Package ext4 writes ext4 filesystems, without a mount, root, or another program.
+// Package ext4 writes and reads ext4 filesystems, without a mount, root, or another program.
 //
 // A Writer is made for a file and a size. Content of regular files is written first, by
 // any number of goroutines, straight to where it stays; what a later layer hides is given
@@ -10,6 +10,9 @@
 // descriptors of more groups, so that the kernel can grow them while they are used. No
 // blocks are reserved for root. Nothing is written that is not needed: the tables of
 // groups without files are holes, and said to be unused.
+//
+// An FS reads what a guest has made of one, or of any other of that family, and believes
+// nothing of it: Walk visits its tree once, checked and bounded by the size of the disk.
 package ext4
 
 import (

@@ -10,10 +10,11 @@ const (
 )
 
 const (
-	superAt  = 1024 // where in the first block the superblock is
-	superLen = 1024
-	mark     = "banger-ext4 0001" // in a part of the superblock that nobody uses
-	markAt   = 0x3e0
+	superAt    = 1024 // where in the first block the superblock is
+	superLen   = 1024
+	superMagic = 0xef53
+	mark       = "banger-ext4 0001" // in a part of the superblock that nobody uses
+	markAt     = 0x3e0
 )
 
 // Flags of groups.
@@ -81,7 +82,7 @@ func (w *Writer) super(freeBlocks, freeInodes uint64) []byte {
 	l := w.l
 	le.PutUint16(p[0x34:], 0)      // mounts so far
 	le.PutUint16(p[0x36:], 0xffff) // and until a check: never
-	le.PutUint16(p[0x38:], 0xef53)
+	le.PutUint16(p[0x38:], superMagic)
 	le.PutUint16(p[0x3a:], 1) // clean
 	le.PutUint16(p[0x3c:], 1) // go on at errors
 	le.PutUint32(p[0x18:], 2) // blocks of 1024<<2

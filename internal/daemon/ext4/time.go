@@ -25,3 +25,9 @@ func (t Time) encode() (sec, extra uint32) {
 	epoch := uint32((t.Sec-int64(int32(t.Sec)))>>32) & 3
 	return uint32(t.Sec), t.Nsec<<2 | epoch
 }
+
+// decode is the reverse of encode. It fails if there are too many nanoseconds.
+func decode(sec, extra uint32) (Time, bool) {
+	t := Time{int64(int32(sec)) + int64(extra&3)<<32, extra >> 2}
+	return t, t.Nsec < 1e9
+}
