@@ -1,0 +1,196 @@
+package ociwrite
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"banger/internal/daemon/ext4"
+	"banger/internal/daemon/imagemgr/blobs"
+	"banger/internal/daemon/imagemgr/oci"
+	"banger/internal/errdefs"
+)
+
+// Save makes an image of fsys and stores it where ref says: a new directory
+// (oci:DIR[:TAG]), or a file (oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]), which
+// takes the place of another one. It is there as a whole or not at all; what a crash
+// leaves beside it has a name that begins with a dot and the target's.
+func Save(ctx context.Context, fsys *ext4.FS, ref oci.Reference, o Options) (_ *Image, err error) {
+	defer func() { err = errdefs.Wrap(err, "save %s", ref) }()
+	switch ref.Kind {
+	case oci.Layout:
+		if _, err := os.Lstat(ref.Path); err == nil {
+			return nil, errdefs.AlreadyExists("%q is there", ref.Path).WithHint("name a directory that does not exist")
+		}
+	case oci.DockerArchive:
+		o.Compression = None
+	case oci.LayoutArchive:
+	default:
+		return nil, errdefs.Invalid("an image cannot be saved there").WithHint("save it to oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]")
+	}
+	path := filepath.Clean(ref.Path)
+	dir, err := os.MkdirTemp(filepath.Dir(path), "."+filepath.Base(path)+".")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }() // it may have become the target
+	i, err := Build(ctx, fsys, dir, o)
+	if err != nil {
+		return nil, err
+	}
+	if ref.Kind == oci.DockerArchive {
+		return i, publish(path, func(w io.Writer) error { return i.writeDocker(ctx, w, ref.Tag) })
+	}
+	if err := i.index(ref.Tag); err != nil {
+		return nil, err
+	}
+	if ref.Kind == oci.LayoutArchive {
+		return i, publish(path, func(w io.Writer) error { return i.writeLayout(ctx, w) })
+	}
+	// A rename onto a directory that somebody has made meanwhile fails, unless that is empty.
+	if err := errors.Join(os.Chmod(dir, 0o755), syncAll(i), os.Rename(dir, path)); err != nil {
+		return nil, err
+	}
+	i.Dir = path
+	return i, syncDir(filepath.Dir(path))
+}
+
+// publish writes a file that is seen once it is whole.
+func publish(path string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails after the rename
+	defer f.Close()
+	w := bufio.NewWriterSize(f, 256<<10)
+	if err := write(w); err != nil {
+		return err
+	}
+	if err := errors.Join(w.Flush(), f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncAll(i *Image) error {
+	names := []string{"index.json", "oci-layout", "blobs/sha256", "."}
+	for _, d := range i.Descriptors() {
+		names = append(names, filepath.Join("blobs/sha256", d.Digest.Hex))
+	}
+	var errs []error
+	for _, name := range names {
+		errs = append(errs, syncDir(filepath.Join(i.Dir, name)))
+	}
+	return errors.Join(errs...)
+}
+
+// syncDir syncs a directory, or a file.
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// member is a file of an archive.
+type member struct {
+	name string
+	from string // a file's path; "": data is the content
+	data []byte
+	size int64
+}
+
+func (i *Image) blob(name string, d v1.Descriptor) member {
+	return member{name: name, from: i.file(blobs.Digest(d.Digest.String())), size: d.Size}
+}
+
+// writeLayout writes the layout as a tar, descriptions first.
+func (i *Image) writeLayout(ctx context.Context, out io.Writer) error {
+	var all []member
+	for _, name := range []string{"oci-layout", "index.json"} {
+		data, err := os.ReadFile(filepath.Join(i.Dir, name))
+		if err != nil {
+			return err
+		}
+		all = append(all, member{name: name, data: data})
+	}
+	for _, d := range []v1.Descriptor{i.Manifest, i.Config, i.Layer} {
+		all = append(all, i.blob("blobs/sha256/"+d.Digest.Hex, d))
+	}
+	return archive(ctx, out, all)
+}
+
+// writeDocker writes the image as `docker save` did before it knew layouts. Name is
+// NAME:TAG, or "" for an image without one.
+func (i *Image) writeDocker(ctx context.Context, out io.Writer, name string) error {
+	config, layer := i.Config.Digest.Hex+".json", i.DiffID.Hex()+".tar"
+	type entry struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	e := entry{Config: config, Layers: []string{layer}}
+	if name != "" {
+		e.RepoTags = []string{name}
+	}
+	manifest, err := json.Marshal([]entry{e})
+	if err != nil {
+		return err
+	}
+	return archive(ctx, out, []member{{name: "manifest.json", data: manifest}, i.blob(config, i.Config), i.blob(layer, i.Layer)})
+}
+
+func archive(ctx context.Context, out io.Writer, all []member) error {
+	w := tar.NewWriter(out)
+	for _, m := range all {
+		if m.from == "" {
+			m.size = int64(len(m.data))
+		}
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: m.name, Mode: 0o644, Size: m.size}); err != nil {
+			return err
+		}
+		if err := m.copy(ctx, w); err != nil {
+			return err
+		}
+	}
+	return w.Close()
+}
+
+func (m *member) copy(ctx context.Context, w io.Writer) error {
+	if m.from == "" {
+		_, err := w.Write(m.data)
+		return err
+	}
+	f, err := os.Open(m.from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(w, &contextReader{ctx, f})
+	return err
+}
+
+// contextReader ends with its context.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r *contextReader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.r.Read(p)
+}
