@@ -36,6 +36,8 @@ type endpoint struct {
 	keys Keychain
 	// What the credentials are looked up by: a mirror has its own.
 	keyHost, keyRepo string
+	scopes           []string // what a token is asked for
+	pushing          bool     // errors are those of a push
 
 	guard  *guard
 	turn   chan struct{} // of one place: whoever has put something there may shake hands, and has client
@@ -53,7 +55,10 @@ func newEndpoint(host, repo string, insecure, plain bool, o Options) (*endpoint,
 	if err != nil {
 		return nil, errdefs.Invalid("registry %q: %w", host, err)
 	}
-	e := &endpoint{host: reg.RegistryStr(), repo: repo, reg: reg, keys: o.Keychain, keyHost: host, keyRepo: repo, turn: make(chan struct{}, 1)}
+	e := &endpoint{
+		host: reg.RegistryStr(), repo: repo, reg: reg, keys: o.Keychain, keyHost: host, keyRepo: repo, turn: make(chan struct{}, 1),
+		scopes: []string{"repository:" + repo + ":" + transport.PullScope},
+	}
 	base := o.Transport
 	if base == nil {
 		base = &http.Transport{
@@ -204,7 +209,7 @@ func (e *endpoint) handshake(ctx context.Context, stale *http.Client) (*http.Cli
 			})
 		}
 	}
-	t, err := transport.NewWithContext(ctx, e.reg, auth, e.guard, []string{"repository:" + e.repo + ":" + transport.PullScope})
+	t, err := transport.NewWithContext(ctx, e.reg, auth, e.guard, e.scopes)
 	if err != nil {
 		return nil, err
 	}
@@ -225,10 +230,23 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// request makes one request about the repository. An answer other than want is an
-// error; the caller closes the body of the others.
+// call is a request about the repository.
+type call struct {
+	method, path string // path below the repository's; or a whole URL, of a Location
+	header       http.Header
+	body         func() (io.ReadCloser, error) // may be called more than once; nil: there is none
+	size         int64                         // of body
+}
+
+// request makes one request without a body. An answer other than want is an error; the
+// caller closes the body of the others.
 func (e *endpoint) request(ctx context.Context, method, path string, header http.Header, want ...int) (*http.Response, error) {
-	resp, err := e.send(ctx, method, path, header)
+	return e.do(ctx, call{method: method, path: path, header: header}, want...)
+}
+
+// do makes any request.
+func (e *endpoint) do(ctx context.Context, c call, want ...int) (*http.Response, error) {
+	resp, err := e.send(ctx, c)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -245,7 +263,7 @@ func (e *endpoint) request(ctx context.Context, method, path string, header http
 	return nil, newStatusError(resp)
 }
 
-func (e *endpoint) send(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
+func (e *endpoint) send(ctx context.Context, c call) (*http.Response, error) {
 	var client *http.Client
 	for {
 		stale := client
@@ -254,7 +272,7 @@ func (e *endpoint) send(ctx context.Context, method, path string, header http.He
 		if err != nil {
 			return nil, err
 		}
-		resp, err := e.ask(ctx, client, method, path, header)
+		resp, err := e.ask(ctx, client, c)
 		if err != nil || stale != nil || resp.StatusCode != http.StatusUnauthorized || !wantsToken(resp) {
 			return resp, err
 		}
@@ -269,14 +287,23 @@ func wantsToken(resp *http.Response) bool {
 	})
 }
 
-func (e *endpoint) ask(ctx context.Context, client *http.Client, method, path string, header http.Header) (*http.Response, error) {
-	u := url.URL{Scheme: "https", Host: e.host, Path: "/v2/" + e.repo + path}
-	req, err := http.NewRequestWithContext(context.WithValue(ctx, askedKey{}, true), method, u.String(), nil)
+func (e *endpoint) ask(ctx context.Context, client *http.Client, c call) (*http.Response, error) {
+	to := c.path
+	if strings.HasPrefix(to, "/") {
+		to = "https://" + e.host + "/v2/" + e.repo + to
+	}
+	req, err := http.NewRequestWithContext(context.WithValue(ctx, askedKey{}, true), c.method, to, nil)
 	if err != nil {
 		return nil, err
 	}
-	for k, v := range header {
+	for k, v := range c.header {
 		req.Header[k] = v
+	}
+	if c.body != nil {
+		if req.Body, err = c.body(); err != nil {
+			return nil, &localError{err}
+		}
+		req.GetBody, req.ContentLength = c.body, c.size
 	}
 	return client.Do(req)
 }

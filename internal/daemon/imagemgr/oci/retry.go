@@ -192,6 +192,7 @@ func (e *endpoint) explain(err error) error {
 		err = &statusError{code: code} // its own text is as long as the server likes
 	}
 	err = fmt.Errorf("%s: %w", e.host, &tamed{err})
+	hint := hints[e.pushing]
 	switch {
 	case code == http.StatusNotFound:
 		return errdefs.NotFound("%w", err).WithHint("check name and tag")
@@ -199,12 +200,17 @@ func (e *endpoint) explain(err error) error {
 		if why := e.keyErr.Load(); why != nil {
 			err = fmt.Errorf("%w; there are no credentials: %s", err, why)
 		}
-		return errdefs.Permission("%w", err).
-			WithHint("check the name: registries say this of images that do not exist, too; for a private one, log in: docker login %[1]s, or podman login %[1]s", e.keyHost)
+		return errdefs.Permission("%w", err).WithHint("%[1]s: docker login %[2]s, or podman login %[2]s", hint.denied, e.keyHost)
 	case code == http.StatusTooManyRequests:
-		return errdefs.Unavailable("%w", err).WithHint("wait; those who have logged in may pull more often: docker login %[1]s, or podman login %[1]s", e.keyHost)
+		return errdefs.Unavailable("%w", err).WithHint("wait; those who have logged in may %[1]s more often: docker login %[2]s, or podman login %[2]s", hint.verb, e.keyHost)
 	case noTLS:
 		return errdefs.Unavailable("%w", err).WithHint("if you trust this registry and the network to it: --insecure")
 	}
-	return errdefs.Unavailable("%w", err).WithHint("check the network and the proxy (HTTPS_PROXY), and pull again: what was fetched is kept")
+	return errdefs.Unavailable("%w", err).WithHint("check the network and the proxy (HTTPS_PROXY), and %s again: %s", hint.verb, hint.kept)
+}
+
+// hints are what is to be tried, by whether it was a push that failed.
+var hints = map[bool]struct{ verb, kept, denied string }{
+	false: {"pull", "what was fetched is kept", "check the name: registries say this of images that do not exist, too; for a private one, log in"},
+	true:  {"push", "what is there is not sent again", "check the name, and log in as somebody who may write there"},
 }
