@@ -78,6 +78,10 @@ type Method interface {
 	// Clone makes the disk from what Freeze has put into a directory. Image must be the
 	// frozen disk's. It is otherwise as Create.
 	Clone(ctx context.Context, from string, d Disk) error
+	// Flat writes what the guest sees into f, which is empty, as a plain file. Where the
+	// file system can, it shares the blocks of disk and image; holes stay holes. No VMM
+	// may use the disk. What is in f after an error is of no use. It is not synced.
+	Flat(ctx context.Context, d Disk, f *os.File) error
 	// Used returns how many bytes of the host's disk the disk takes, not counting the
 	// image. What several disks share counts for each.
 	Used(d Disk) (int64, error)

@@ -43,6 +43,17 @@ func qemuIO(t *testing.T, path string, value byte, at, n int64) {
 	}
 }
 
+// qemuZero has clusters say that they are zero.
+func qemuZero(t *testing.T, path string, at, n int64) {
+	t.Helper()
+	out, err := sysexec.Output(t.Context(), sysexec.Cmd{
+		Path: "qemu-io", Args: []string{"-f", "qcow2", "-c", fmt.Sprintf("write -z %d %d", at, n), path},
+	})
+	if err != nil || strings.Contains(string(out), "fail") {
+		t.Fatalf("qemu-io: %v: %s", err, out)
+	}
+}
+
 // filled is b with n bytes of value at a place.
 func filled(b []byte, at, n int64, value byte) []byte {
 	b = bytes.Clone(b)
