@@ -52,6 +52,7 @@ func Push(ctx context.Context, ref Reference, u Upload, o Options, progress func
 	}
 	defer e.guard.closeIdle()
 	p := &pusher{e: e, ref: ref, from: u.From, retry: o.withDefaults().Retry, progress: progress}
+	defer p.silent()
 	for _, b := range u.Blobs {
 		p.all += b.Size
 	}
@@ -86,10 +87,17 @@ type pusher struct {
 	ref       Reference
 	from      []string
 	retry     Retry
-	progress  func(Progress)
 	sent, all int64 // of blobs; sent without the present one
 
-	mu sync.Mutex // a leaf; orders the reports: a request that failed may still read its body
+	mu       sync.Mutex // a leaf; orders the reports: a request that failed may still read its body
+	progress func(Progress)
+}
+
+// silent lets nothing be reported any more.
+func (p *pusher) silent() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.progress = nil
 }
 
 func (p *pusher) explain(err error) error {
@@ -101,9 +109,9 @@ func (p *pusher) explain(err error) error {
 }
 
 func (p *pusher) tell(b Blob, done int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.progress != nil {
-		p.mu.Lock()
-		defer p.mu.Unlock()
 		p.progress(Progress{Layer: b.Layer, Done: done, AllDone: p.sent + done, All: p.all})
 	}
 }
@@ -114,6 +122,7 @@ type upload struct {
 	Blob
 	location string // where to go on; "": nowhere yet
 	at       int64  // how much of it the registry has
+	resumed  bool   // as it says
 }
 
 func (p *pusher) blob(ctx context.Context, b Blob) error {
@@ -127,7 +136,7 @@ func (p *pusher) blob(ctx context.Context, b Blob) error {
 		if there, err = up.begin(ctx); there || err != nil {
 			return false, err
 		}
-		return up.at > before, up.finish(ctx)
+		return up.at > before, up.doubt(up.finish(ctx))
 	})
 	if err == nil {
 		p.tell(b, b.Size)
@@ -153,7 +162,7 @@ func (u *upload) begin(ctx context.Context) (there bool, err error) {
 	if u.location != "" && u.resume(ctx) {
 		return false, nil
 	}
-	u.location, u.at = "", 0
+	u.location, u.at, u.resumed = "", 0, false
 	for _, from := range u.from {
 		query := "?mount=" + url.QueryEscape(string(u.Digest)) + "&from=" + url.QueryEscape(from)
 		if there, err := u.start(ctx, query); there || err != nil {
@@ -170,7 +179,11 @@ func (u *upload) begin(ctx context.Context) (there bool, err error) {
 func (u *upload) start(ctx context.Context, query string) (there bool, err error) {
 	ctx, quiet := withSilence(ctx, u.retry.Silence)
 	defer quiet.stop()
-	resp, err := u.e.request(ctx, http.MethodPost, "/blobs/uploads/"+query, nil, http.StatusAccepted, http.StatusCreated)
+	want := []int{http.StatusAccepted}
+	if query != "" {
+		want = append(want, http.StatusCreated)
+	}
+	resp, err := u.e.request(ctx, http.MethodPost, "/blobs/uploads/"+query, nil, want...)
 	if err != nil {
 		return false, err
 	}
@@ -208,8 +221,19 @@ func (u *upload) resume(ctx context.Context) bool {
 	if resp.Header.Get("Location") != "" && u.follow(resp) != nil {
 		return false
 	}
-	u.at = at
+	u.at, u.resumed = at, true
 	return true
+}
+
+// doubt makes an error of the registry's one that passes, where the upload was gone on
+// with: it may not know as well as it says.
+func (u *upload) doubt(err error) error {
+	var se *statusError
+	if !u.resumed || !errors.As(err, &se) {
+		return err
+	}
+	u.location = ""
+	return fmt.Errorf("%w: an upload that was to go on: %v", errRead, err)
 }
 
 // received reads a header that says which bytes have come: 0-LAST. Nothing is 0-0 for some

@@ -83,6 +83,20 @@ func (i *Image) Descriptors() []v1.Descriptor {
 	return []v1.Descriptor{i.Layer, i.Config, i.Manifest}
 }
 
+// Upload is the image as it is pushed.
+func (i *Image) Upload() (oci.Upload, error) {
+	manifest, err := os.ReadFile(i.file(blobs.Digest(i.Manifest.Digest.String())))
+	u := oci.Upload{Manifest: manifest, MediaType: string(i.Manifest.MediaType)}
+	for _, d := range []v1.Descriptor{i.Layer, i.Config} {
+		digest := blobs.Digest(d.Digest.String())
+		u.Blobs = append(u.Blobs, oci.Blob{
+			Layer: oci.Layer{Digest: digest, Size: d.Size, MediaType: string(d.MediaType)},
+			Open:  func() (io.ReadSeekCloser, error) { return i.Open(digest) },
+		})
+	}
+	return u, err
+}
+
 // Build makes an image of fsys in dir, which is empty, and the caller's to remove.
 func Build(ctx context.Context, fsys *ext4.FS, dir string, o Options) (*Image, error) {
 	if o.Platform == (oci.Platform{}) {
@@ -159,6 +173,9 @@ func (i *Image) layer(ctx context.Context, fsys *ext4.FS, o Options) error {
 	}
 	plain := newCounted(packed)
 	plain.tell = o.Progress
+	if o.Compression == None {
+		plain.w, stored = buffered, plain // it need not be hashed twice
+	}
 	if i.Sockets, err = writeTar(ctx, plain, fsys, o); err != nil {
 		return err
 	}

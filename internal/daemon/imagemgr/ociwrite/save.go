@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -20,7 +21,8 @@ import (
 
 // Save makes an image of fsys and stores it where ref says: a new directory
 // (oci:DIR[:TAG]), or a file (oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]), which
-// takes the place of another one. It is there as a whole or not at all; what a crash
+// takes the place of another one. It is there as a whole or not at all, with the rights
+// of this process; what a crash
 // leaves beside it has a name that begins with a dot and the target's.
 func Save(ctx context.Context, fsys *ext4.FS, ref oci.Reference, o Options) (_ *Image, err error) {
 	defer func() { err = errdefs.Wrap(err, "save %s", ref) }()
@@ -37,6 +39,9 @@ func Save(ctx context.Context, fsys *ext4.FS, ref oci.Reference, o Options) (_ *
 	}
 	path := filepath.Clean(ref.Path)
 	dir, err := os.MkdirTemp(filepath.Dir(path), "."+filepath.Base(path)+".")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errdefs.NotFound("%w", err).WithHint("make the directory first, or check the path")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -45,14 +50,15 @@ func Save(ctx context.Context, fsys *ext4.FS, ref oci.Reference, o Options) (_ *
 	if err != nil {
 		return nil, err
 	}
-	if ref.Kind == oci.DockerArchive {
-		return i, publish(path, func(w io.Writer) error { return i.writeDocker(ctx, w, ref.Tag) })
+	if ref.Kind != oci.Layout {
+		err := publish(path, func(w io.Writer) error { return i.Archive(ctx, w, ref.Kind, ref.Tag) })
+		if err != nil {
+			return nil, err
+		}
+		return i, nil
 	}
 	if err := i.index(ref.Tag); err != nil {
 		return nil, err
-	}
-	if ref.Kind == oci.LayoutArchive {
-		return i, publish(path, func(w io.Writer) error { return i.writeLayout(ctx, w) })
 	}
 	// A rename onto a directory that somebody has made meanwhile fails, unless that is empty.
 	if err := errors.Join(os.Chmod(dir, 0o755), syncAll(i), os.Rename(dir, path)); err != nil {
@@ -60,6 +66,22 @@ func Save(ctx context.Context, fsys *ext4.FS, ref oci.Reference, o Options) (_ *
 	}
 	i.Dir = path
 	return i, syncDir(filepath.Dir(path))
+}
+
+// Archive writes the image as a tar file: an oci-archive, in which it is called name, or a
+// docker-archive, where that is NAME:TAG. It may be "". For a docker-archive the layer must
+// be stored as it is.
+func (i *Image) Archive(ctx context.Context, out io.Writer, kind oci.Kind, name string) error {
+	switch {
+	case kind == oci.LayoutArchive:
+		if err := i.index(name); err != nil {
+			return err
+		}
+		return i.writeLayout(ctx, out)
+	case kind == oci.DockerArchive && i.Layer.MediaType == layerTypes[None]:
+		return i.writeDocker(ctx, out, name)
+	}
+	return errdefs.Internal("write an image with a layer of type %q as %q", i.Layer.MediaType, kind)
 }
 
 // publish writes a file that is seen once it is whole.

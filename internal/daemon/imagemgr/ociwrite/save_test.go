@@ -11,11 +11,14 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -372,6 +375,58 @@ func attrsOf(t testing.TB, p string) map[string]string {
 	return xs
 }
 
+// registry is as much of one as it takes to push and pull one image.
+func registry() http.Handler {
+	var mu sync.Mutex
+	stored, upload := map[string][]byte{}, []byte(nil)
+	mux := http.NewServeMux()
+	handle := func(pattern string, status int, do func(w http.ResponseWriter, r *http.Request, body []byte)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			body, _ := io.ReadAll(r.Body)
+			if status == http.StatusAccepted {
+				w.Header().Set("Location", "/v2/some/name/blobs/uploads/1")
+			}
+			if r.Method != http.MethodGet {
+				w.WriteHeader(status)
+			}
+			do(w, r, body)
+		})
+	}
+	handle("GET /v2/{$}", 200, func(http.ResponseWriter, *http.Request, []byte) {})
+	handle("POST /v2/some/name/blobs/uploads/{$}", 202, func(http.ResponseWriter, *http.Request, []byte) { upload = nil })
+	handle("PATCH /v2/some/name/blobs/uploads/1", 202, func(_ http.ResponseWriter, _ *http.Request, b []byte) { upload = append(upload, b...) })
+	handle("PUT /v2/some/name/blobs/uploads/1", 201, func(_ http.ResponseWriter, r *http.Request, _ []byte) { stored[r.URL.Query().Get("digest")] = upload })
+	handle("PUT /v2/some/name/manifests/{name}", 201, func(_ http.ResponseWriter, r *http.Request, b []byte) { stored[r.PathValue("name")] = b })
+	handle("HEAD /v2/some/name/{kind}/{name}", 404, func(http.ResponseWriter, *http.Request, []byte) {})
+	handle("GET /v2/some/name/{kind}/{name}", 200, func(w http.ResponseWriter, r *http.Request, _ []byte) { _, _ = w.Write(stored[r.PathValue("name")]) })
+	return mux
+}
+
+func TestPush(t *testing.T) {
+	server := httptest.NewServer(registry())
+	defer server.Close()
+	fsys := rich(t)
+	i, err := ociwrite.Build(t.Context(), fsys, t.TempDir(), options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := i.Upload()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := parse(t, strings.TrimPrefix(server.URL, "http://")+"/some/name:v1")
+	if digest, err := oci.Push(t.Context(), ref, u, oci.Options{}, nil); err != nil || string(digest) != i.Manifest.Digest.String() {
+		t.Fatal(digest, err)
+	}
+	_, pulled := pull(t, ref)
+	compare(t, factsOf(t, pulled), factsOf(t, fsys))
+	if err := i.Archive(t.Context(), io.Discard, oci.DockerArchive, ""); !errors.Is(err, errdefs.ErrInternal) {
+		t.Errorf("a compressed layer for Docker: %v", err)
+	}
+}
+
 func TestSaveIsTheSame(t *testing.T) {
 	fsys := rich(t)
 	for _, c := range []ociwrite.Compression{ociwrite.Gzip, ociwrite.Zstd, ociwrite.None} {
@@ -471,7 +526,7 @@ func TestSaveRefuses(t *testing.T) {
 		"many files":        {rich(t), "", few, errdefs.ErrExhausted, "more than 1 files"},
 		"what is there":     {plain, "oci:" + there, options(), errdefs.ErrAlreadyExists, there},
 		"a registry":        {plain, "registry.invalid/a", options(), errdefs.ErrInvalidArgument, "cannot be saved"},
-		"no such directory": {plain, "oci-archive:" + there + "/no/file", options(), errdefs.ErrInternal, "no such"},
+		"no such directory": {plain, "oci-archive:" + there + "/no/file", options(), errdefs.ErrNotFound, "no such"},
 		"another packer":    {plain, "", ociwrite.Options{Compression: "xz"}, errdefs.ErrInvalidArgument, "xz"},
 	} {
 		t.Run(name, func(t *testing.T) {
