@@ -18,6 +18,7 @@ import (
 
 	"banger/internal/daemon/imagemgr/blobs"
 	"banger/internal/daemon/imagemgr/oci"
+	"banger/internal/daemon/imagemgr/ocitest"
 	"banger/internal/errdefs"
 )
 
@@ -45,10 +46,10 @@ func uploadOf(t testing.TB, m *made) oci.Upload {
 }
 
 func TestPushReal(t *testing.T) {
-	d := startRegistry(t)
+	d := ocitest.StartRegistry(t)
 	m := makeImage(t, amd64, 80, 1_000_000, 10, 300_000)
-	o := d.options(t)
-	ref := d.host + "/some/where:1"
+	o := registryOptions(t, d)
+	ref := d.Host + "/some/where:1"
 	var last oci.Progress
 	digest, err := oci.Push(t.Context(), parse(t, ref), uploadOf(t, m), o, func(p oci.Progress) { last = p })
 	if err != nil || digest != blobs.Of(m.manifest) {
@@ -58,13 +59,13 @@ func TestPushReal(t *testing.T) {
 		t.Errorf("%+v", last)
 	}
 	var judge inspect
-	if err := json.Unmarshal(d.skopeo(t, "inspect", "--creds=me:secret", "--cert-dir="+d.certs, "docker://"+ref), &judge); err != nil {
+	if err := json.Unmarshal(d.Skopeo(t, "inspect", "--creds=me:secret", "--cert-dir="+d.Certs, "docker://"+ref), &judge); err != nil {
 		t.Fatal(err)
 	}
 	if judge.Digest != digest {
 		t.Errorf("skopeo says %+v", judge)
 	}
-	d.skopeo(t, "copy", "--src-creds=me:secret", "--src-cert-dir="+d.certs, "docker://"+ref, "dir:"+t.TempDir())
+	d.Skopeo(t, "copy", "--src-creds=me:secret", "--src-cert-dir="+d.Certs, "docker://"+ref, "dir:"+t.TempDir())
 	img := resolve(t, ref, o)
 	if err := img.Fetch(t.Context(), o.Cache, 0, nil); err != nil {
 		t.Fatal(err)
@@ -78,20 +79,20 @@ func TestPushReal(t *testing.T) {
 		u.Blobs[i].Open = func() (io.ReadSeekCloser, error) { return nil, errors.New("it is sent again") }
 	}
 	for _, to := range []string{"/some/where:2", "/some/where@" + string(digest), "/else/where:1"} {
-		if _, err := oci.Push(t.Context(), parse(t, d.host+to), u, o, nil); err != nil {
+		if _, err := oci.Push(t.Context(), parse(t, d.Host+to), u, o, nil); err != nil {
 			t.Error(to, err)
 		}
 	}
-	resolve(t, d.host+"/else/where:1", d.options(t))
+	resolve(t, d.Host+"/else/where:1", registryOptions(t, d))
 
 	o.Keychain = nil
 	if _, err := oci.Push(t.Context(), parse(t, ref), uploadOf(t, m), o, nil); !errors.Is(err, errdefs.ErrPermission) || !strings.Contains(errdefs.HintOf(err), "log in") {
 		t.Errorf("without credentials: %v", err)
 	}
-	if _, err := oci.Push(t.Context(), parse(t, d.host+"/a/b@"+string(blobs.Of(nil))), uploadOf(t, m), d.options(t), nil); !errors.Is(err, errdefs.ErrInvalidArgument) {
+	if _, err := oci.Push(t.Context(), parse(t, d.Host+"/a/b@"+string(blobs.Of(nil))), uploadOf(t, m), registryOptions(t, d), nil); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("to another digest: %v", err)
 	}
-	if _, err := oci.Push(t.Context(), parse(t, "oci:/nowhere"), uploadOf(t, m), d.options(t), nil); !errors.Is(err, errdefs.ErrInvalidArgument) {
+	if _, err := oci.Push(t.Context(), parse(t, "oci:/nowhere"), uploadOf(t, m), registryOptions(t, d), nil); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("to a directory: %v", err)
 	}
 }
