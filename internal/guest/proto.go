@@ -87,6 +87,7 @@ type Request struct {
 	BenchSpawn *BenchSpawn `json:"bench_spawn,omitempty"`
 	Dial       *Dial       `json:"dial,omitempty"`
 	Grow       *Grow       `json:"grow,omitempty"`
+	Shutdown   *Shutdown   `json:"shutdown,omitempty"` // may be left out
 	// Ephemeral is for the daemon, not the agent: delete the VM when this stream ends.
 	Ephemeral bool `json:"ephemeral,omitempty"`
 }
@@ -102,6 +103,15 @@ type Exec struct {
 	Rows    uint16   `json:"rows,omitempty"`
 	Cols    uint16   `json:"cols,omitempty"`
 	Stdin   bool     `json:"stdin,omitempty"` // false: the command's stdin is /dev/null
+	// StopSignal is the number of the signal that the command gets first when the machine
+	// is shut down; 0: it is ended with everything else.
+	StopSignal int `json:"stop_signal,omitempty"`
+}
+
+// Shutdown says how long commands with a StopSignal have to end by it, before the
+// machine goes down all the same; 0: 10 s.
+type Shutdown struct {
+	GraceMillis int64 `json:"grace_millis,omitempty"`
 }
 
 // Configure gives a booted guest its identity. The agent applies what is set.
@@ -113,6 +123,7 @@ type Configure struct {
 	User      string   `json:"user,omitempty"`       // default user of commands; empty: root
 	Workdir   string   `json:"workdir,omitempty"`    // default directory; empty: the user's home
 	Env       []string `json:"env,omitempty"`        // added to every command
+	Dirs      []string `json:"dirs,omitempty"`       // absolute; made if they are missing
 }
 
 // NetConf is the guest's network configuration.

@@ -15,11 +15,21 @@ const maxBench = 10000
 func (r *Request) Validate() error {
 	missing := func() error { return errdefs.Invalid("%s request without its arguments", r.Kind) }
 	switch r.Kind {
-	case KindPing, KindShutdown, KindSync, KindWaitSystem:
+	case KindPing, KindSync, KindWaitSystem:
+		return nil
+	case KindShutdown:
+		if r.Shutdown != nil && r.Shutdown.GraceMillis < 0 {
+			return errdefs.Invalid("a shutdown after %d ms", r.Shutdown.GraceMillis)
+		}
 		return nil
 	case KindConfigure:
 		if r.Configure == nil {
 			return missing()
+		}
+		for _, dir := range r.Configure.Dirs {
+			if err := checkPath(dir); err != nil {
+				return err
+			}
 		}
 		return checkEnv(r.Configure.Env)
 	case KindExec:
@@ -31,6 +41,9 @@ func (r *Request) Validate() error {
 		}
 		if strings.IndexByte(r.Exec.Workdir, 0) >= 0 {
 			return errdefs.Invalid("working directory holds a NUL byte")
+		}
+		if n := r.Exec.StopSignal; n < 0 || n > MaxSignal {
+			return errdefs.Invalid("signal %d: 1 to %d are allowed", n, MaxSignal)
 		}
 		return checkEnv(r.Exec.Env)
 	case KindCopyIn:

@@ -238,8 +238,8 @@ func (ex *execution) control(c guest.Control) error {
 			_ = ex.tty.Resize(c.Rows, c.Cols) // gone with the command
 		}
 	case guest.ControlSignal:
-		if c.Number < 1 || c.Number > 64 {
-			return errdefs.Invalid("signal %d: 1 to 64 are allowed", c.Number)
+		if c.Number < 1 || c.Number > guest.MaxSignal {
+			return errdefs.Invalid("signal %d: 1 to %d are allowed", c.Number, guest.MaxSignal)
 		}
 		if ex.tty != nil && ex.tty.Signal(c.Number) == nil {
 			return nil
