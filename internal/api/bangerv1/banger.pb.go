@@ -446,6 +446,8 @@ type CreateRequest struct {
 	NoNat              bool                   `protobuf:"varint,18,opt,name=no_nat,json=noNat,proto3" json:"no_nat,omitempty"`                       // on the bridge: it reaches nothing beyond the host
 	ExposeHost         []uint32               `protobuf:"varint,19,rep,packed,name=expose_host,json=exposeHost,proto3" json:"expose_host,omitempty"` // on the bridge: ports of the host that it reaches at its gateway, TCP and UDP
 	Network            string                 `protobuf:"bytes,20,opt,name=network,proto3" json:"network,omitempty"`                                 // a named network of the bridge that it is on; implies net "bridge"
+	PublishAll         bool                   `protobuf:"varint,21,opt,name=publish_all,json=publishAll,proto3" json:"publish_all,omitempty"`        // forward the TCP ports that its image exposes, each from a free port of the host's loopback
+	NeedsCommand       bool                   `protobuf:"varint,22,opt,name=needs_command,json=needsCommand,proto3" json:"needs_command,omitempty"`  // fail, before anything is made, if the image names no command to run
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -618,6 +620,20 @@ func (x *CreateRequest) GetNetwork() string {
 		return x.Network
 	}
 	return ""
+}
+
+func (x *CreateRequest) GetPublishAll() bool {
+	if x != nil {
+		return x.PublishAll
+	}
+	return false
+}
+
+func (x *CreateRequest) GetNeedsCommand() bool {
+	if x != nil {
+		return x.NeedsCommand
+	}
+	return false
 }
 
 // Port is a TCP port of the host that leads to one of a VM's, which is connected to
@@ -1164,6 +1180,7 @@ type VM struct {
 	Network            string                 `protobuf:"bytes,37,opt,name=network,proto3" json:"network,omitempty"`                                 // the named network it is on; empty: none
 	DiskMethod         string                 `protobuf:"bytes,38,opt,name=disk_method,json=diskMethod,proto3" json:"disk_method,omitempty"`         // how its root disk is made: "qcow2", "reflink", "dmsnap", "sparse"
 	DiskWhy            string                 `protobuf:"bytes,39,opt,name=disk_why,json=diskWhy,proto3" json:"disk_why,omitempty"`                  // why so, for people
+	ImageConfig        *ImageConfig           `protobuf:"bytes,40,opt,name=image_config,json=imageConfig,proto3" json:"image_config,omitempty"`      // in answers about one VM: of the image it was made from, whatever has its name now
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1471,6 +1488,122 @@ func (x *VM) GetDiskWhy() string {
 	return ""
 }
 
+func (x *VM) GetImageConfig() *ImageConfig {
+	if x != nil {
+		return x.ImageConfig
+	}
+	return nil
+}
+
+// ImageConfig is how an image's author wants it to be run.
+type ImageConfig struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"` // empty: root
+	Workdir       string                 `protobuf:"bytes,2,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	Env           []string               `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"` // KEY=VALUE
+	Entrypoint    []string               `protobuf:"bytes,4,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
+	Cmd           []string               `protobuf:"bytes,5,rep,name=cmd,proto3" json:"cmd,omitempty"`
+	StopSignal    string                 `protobuf:"bytes,6,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`       // of the command, a name or a number; empty: SIGTERM
+	ExposedPorts  []string               `protobuf:"bytes,7,rep,name=exposed_ports,json=exposedPorts,proto3" json:"exposed_ports,omitempty"` // "80/tcp"
+	Volumes       []string               `protobuf:"bytes,8,rep,name=volumes,proto3" json:"volumes,omitempty"`                               // absolute paths
+	Labels        map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageConfig) Reset() {
+	*x = ImageConfig{}
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageConfig) ProtoMessage() {}
+
+func (x *ImageConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
+func (*ImageConfig) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ImageConfig) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetEntrypoint() []string {
+	if x != nil {
+		return x.Entrypoint
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetCmd() []string {
+	if x != nil {
+		return x.Cmd
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetStopSignal() string {
+	if x != nil {
+		return x.StopSignal
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetExposedPorts() []string {
+	if x != nil {
+		return x.ExposedPorts
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 // VMStats is one sample. What is absent is not known; what a guest uses of its memory
 // is the guest's word.
 type VMStats struct {
@@ -1492,7 +1625,7 @@ type VMStats struct {
 
 func (x *VMStats) Reset() {
 	*x = VMStats{}
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1637,7 @@ func (x *VMStats) String() string {
 func (*VMStats) ProtoMessage() {}
 
 func (x *VMStats) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1650,7 @@ func (x *VMStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMStats.ProtoReflect.Descriptor instead.
 func (*VMStats) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VMStats) GetId() string {
@@ -1610,7 +1743,7 @@ type VMTransfer struct {
 
 func (x *VMTransfer) Reset() {
 	*x = VMTransfer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1755,7 @@ func (x *VMTransfer) String() string {
 func (*VMTransfer) ProtoMessage() {}
 
 func (x *VMTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1768,7 @@ func (x *VMTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMTransfer.ProtoReflect.Descriptor instead.
 func (*VMTransfer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VMTransfer) GetReadBytes() int64 {
@@ -1675,7 +1808,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1820,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1833,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListResponse) GetVms() []*VM {
@@ -1719,7 +1852,7 @@ type ImageRef struct {
 
 func (x *ImageRef) Reset() {
 	*x = ImageRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1864,7 @@ func (x *ImageRef) String() string {
 func (*ImageRef) ProtoMessage() {}
 
 func (x *ImageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1877,7 @@ func (x *ImageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
 func (*ImageRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ImageRef) GetName() string {
@@ -1768,7 +1901,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +1913,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +1926,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PullRequest) GetName() string {
@@ -1851,7 +1984,7 @@ type ImageCache struct {
 
 func (x *ImageCache) Reset() {
 	*x = ImageCache{}
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +1996,7 @@ func (x *ImageCache) String() string {
 func (*ImageCache) ProtoMessage() {}
 
 func (x *ImageCache) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2009,7 @@ func (x *ImageCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCache.ProtoReflect.Descriptor instead.
 func (*ImageCache) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ImageCache) GetBlobs() []*CachedBlob {
@@ -1921,7 +2054,7 @@ type CachedBlob struct {
 
 func (x *CachedBlob) Reset() {
 	*x = CachedBlob{}
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2066,7 @@ func (x *CachedBlob) String() string {
 func (*CachedBlob) ProtoMessage() {}
 
 func (x *CachedBlob) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +2079,7 @@ func (x *CachedBlob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachedBlob.ProtoReflect.Descriptor instead.
 func (*CachedBlob) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CachedBlob) GetDigest() string {
@@ -1995,7 +2128,7 @@ type PruneCacheRequest struct {
 
 func (x *PruneCacheRequest) Reset() {
 	*x = PruneCacheRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2140,7 @@ func (x *PruneCacheRequest) String() string {
 func (*PruneCacheRequest) ProtoMessage() {}
 
 func (x *PruneCacheRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2153,7 @@ func (x *PruneCacheRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneCacheRequest.ProtoReflect.Descriptor instead.
 func (*PruneCacheRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PruneCacheRequest) GetAll() bool {
@@ -2057,7 +2190,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2202,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2215,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -2149,7 +2282,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +2294,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +2307,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Image) GetId() string {
@@ -2335,7 +2468,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2480,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2493,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ImageLayer) GetDigest() string {
@@ -2386,7 +2519,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2531,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2544,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -2430,7 +2563,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2575,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2588,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *KernelRef) GetName() string {
@@ -2480,7 +2613,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2492,7 +2625,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2505,7 +2638,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -2561,7 +2694,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +2706,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +2719,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Kernel) GetId() string {
@@ -2668,7 +2801,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2680,7 +2813,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2693,7 +2826,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -2712,7 +2845,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +2857,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +2870,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -2757,7 +2890,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2769,7 +2902,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2782,7 +2915,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Network) GetName() string {
@@ -2808,7 +2941,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2820,7 +2953,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2833,7 +2966,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -2852,7 +2985,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2864,7 +2997,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2877,7 +3010,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *OperationRef) GetId() string {
@@ -2904,7 +3037,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2916,7 +3049,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2929,7 +3062,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Operation) GetId() string {
@@ -3010,7 +3143,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +3155,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +3168,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Stage) GetName() string {
@@ -3096,7 +3229,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3241,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3254,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -3145,7 +3278,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3290,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3303,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -3228,7 +3361,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
 	"\x10ShutdownResponse\"\x19\n" +
 	"\x05VMRef\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xf2\x04\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xb8\x05\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -3254,7 +3387,10 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x06no_nat\x18\x12 \x01(\bR\x05noNat\x12\x1f\n" +
 	"\vexpose_host\x18\x13 \x03(\rR\n" +
 	"exposeHost\x12\x18\n" +
-	"\anetwork\x18\x14 \x01(\tR\anetworkB\a\n" +
+	"\anetwork\x18\x14 \x01(\tR\anetwork\x12\x1f\n" +
+	"\vpublish_all\x18\x15 \x01(\bR\n" +
+	"publishAll\x12#\n" +
+	"\rneeds_command\x18\x16 \x01(\bR\fneedsCommandB\a\n" +
 	"\x05_cpusB\r\n" +
 	"\v_memory_mibB\r\n" +
 	"\v_disk_bytes\"v\n" +
@@ -3296,7 +3432,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"tail_bytes\x18\x04 \x01(\x03R\ttailBytes\"\x1e\n" +
 	"\bLogChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xf2\b\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xad\t\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3347,7 +3483,24 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\anetwork\x18% \x01(\tR\anetwork\x12\x1f\n" +
 	"\vdisk_method\x18& \x01(\tR\n" +
 	"diskMethod\x12\x19\n" +
-	"\bdisk_why\x18' \x01(\tR\adiskWhy\"\x86\x04\n" +
+	"\bdisk_why\x18' \x01(\tR\adiskWhy\x129\n" +
+	"\fimage_config\x18( \x01(\v2\x16.banger.v1.ImageConfigR\vimageConfig\"\xd6\x02\n" +
+	"\vImageConfig\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x12\x18\n" +
+	"\aworkdir\x18\x02 \x01(\tR\aworkdir\x12\x10\n" +
+	"\x03env\x18\x03 \x03(\tR\x03env\x12\x1e\n" +
+	"\n" +
+	"entrypoint\x18\x04 \x03(\tR\n" +
+	"entrypoint\x12\x10\n" +
+	"\x03cmd\x18\x05 \x03(\tR\x03cmd\x12\x1f\n" +
+	"\vstop_signal\x18\x06 \x01(\tR\n" +
+	"stopSignal\x12#\n" +
+	"\rexposed_ports\x18\a \x03(\tR\fexposedPorts\x12\x18\n" +
+	"\avolumes\x18\b \x03(\tR\avolumes\x12:\n" +
+	"\x06labels\x18\t \x03(\v2\".banger.v1.ImageConfig.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x86\x04\n" +
 	"\aVMStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
@@ -3574,7 +3727,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -3595,142 +3748,146 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*LogsRequest)(nil),           // 16: banger.v1.LogsRequest
 	(*LogChunk)(nil),              // 17: banger.v1.LogChunk
 	(*VM)(nil),                    // 18: banger.v1.VM
-	(*VMStats)(nil),               // 19: banger.v1.VMStats
-	(*VMTransfer)(nil),            // 20: banger.v1.VMTransfer
-	(*ListResponse)(nil),          // 21: banger.v1.ListResponse
-	(*ImageRef)(nil),              // 22: banger.v1.ImageRef
-	(*PullRequest)(nil),           // 23: banger.v1.PullRequest
-	(*ImageCache)(nil),            // 24: banger.v1.ImageCache
-	(*CachedBlob)(nil),            // 25: banger.v1.CachedBlob
-	(*PruneCacheRequest)(nil),     // 26: banger.v1.PruneCacheRequest
-	(*RegisterImageRequest)(nil),  // 27: banger.v1.RegisterImageRequest
-	(*Image)(nil),                 // 28: banger.v1.Image
-	(*ImageLayer)(nil),            // 29: banger.v1.ImageLayer
-	(*ImageList)(nil),             // 30: banger.v1.ImageList
-	(*KernelRef)(nil),             // 31: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 32: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 33: banger.v1.Kernel
-	(*KernelList)(nil),            // 34: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 35: banger.v1.NetworkRef
-	(*Network)(nil),               // 36: banger.v1.Network
-	(*NetworkList)(nil),           // 37: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 38: banger.v1.OperationRef
-	(*Operation)(nil),             // 39: banger.v1.Operation
-	(*Stage)(nil),                 // 40: banger.v1.Stage
-	(*OperationList)(nil),         // 41: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 42: banger.v1.ErrorDetail
-	nil,                           // 43: banger.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
+	(*ImageConfig)(nil),           // 19: banger.v1.ImageConfig
+	(*VMStats)(nil),               // 20: banger.v1.VMStats
+	(*VMTransfer)(nil),            // 21: banger.v1.VMTransfer
+	(*ListResponse)(nil),          // 22: banger.v1.ListResponse
+	(*ImageRef)(nil),              // 23: banger.v1.ImageRef
+	(*PullRequest)(nil),           // 24: banger.v1.PullRequest
+	(*ImageCache)(nil),            // 25: banger.v1.ImageCache
+	(*CachedBlob)(nil),            // 26: banger.v1.CachedBlob
+	(*PruneCacheRequest)(nil),     // 27: banger.v1.PruneCacheRequest
+	(*RegisterImageRequest)(nil),  // 28: banger.v1.RegisterImageRequest
+	(*Image)(nil),                 // 29: banger.v1.Image
+	(*ImageLayer)(nil),            // 30: banger.v1.ImageLayer
+	(*ImageList)(nil),             // 31: banger.v1.ImageList
+	(*KernelRef)(nil),             // 32: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 33: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 34: banger.v1.Kernel
+	(*KernelList)(nil),            // 35: banger.v1.KernelList
+	(*NetworkRef)(nil),            // 36: banger.v1.NetworkRef
+	(*Network)(nil),               // 37: banger.v1.Network
+	(*NetworkList)(nil),           // 38: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 39: banger.v1.OperationRef
+	(*Operation)(nil),             // 40: banger.v1.Operation
+	(*Stage)(nil),                 // 41: banger.v1.Stage
+	(*OperationList)(nil),         // 42: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 43: banger.v1.ErrorDetail
+	nil,                           // 44: banger.v1.ImageConfig.LabelsEntry
+	nil,                           // 45: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 46: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	44, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	46, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	44, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	44, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	46, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	46, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
-	44, // 8: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	44, // 9: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
-	20, // 10: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
-	20, // 11: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
-	18, // 12: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	25, // 13: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
-	44, // 14: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
-	44, // 15: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	43, // 16: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
-	29, // 17: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
-	28, // 18: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	44, // 19: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	33, // 20: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	36, // 21: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	40, // 22: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	42, // 23: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	44, // 24: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	44, // 25: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	44, // 26: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	44, // 27: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	39, // 28: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
-	2,  // 29: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
-	5,  // 30: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 31: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 32: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
-	12, // 33: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	12, // 34: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
-	7,  // 35: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
-	13, // 36: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	1,  // 37: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	7,  // 38: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
-	14, // 39: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	15, // 40: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
-	7,  // 41: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	7,  // 42: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
-	16, // 43: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	10, // 44: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
-	10, // 45: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
-	1,  // 46: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	22, // 47: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	23, // 48: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	27, // 49: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	22, // 50: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	1,  // 51: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
-	26, // 52: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
-	1,  // 53: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	31, // 54: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	23, // 55: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	32, // 56: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	31, // 57: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 58: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	35, // 59: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	35, // 60: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	35, // 61: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 62: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	38, // 63: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	38, // 64: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	38, // 65: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 66: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 67: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	39, // 68: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	39, // 69: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	39, // 70: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	39, // 71: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	39, // 72: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	39, // 73: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	21, // 74: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 75: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 76: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	39, // 77: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 78: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	19, // 79: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 80: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 81: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 82: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	30, // 83: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	28, // 84: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	39, // 85: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	28, // 86: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 87: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	24, // 88: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
-	24, // 89: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
-	34, // 90: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	33, // 91: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	39, // 92: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	39, // 93: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 94: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	37, // 95: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	36, // 96: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	36, // 97: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 98: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	41, // 99: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	39, // 100: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	39, // 101: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	39, // 102: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	66, // [66:103] is the sub-list for method output_type
-	29, // [29:66] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	19, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
+	44, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	46, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	46, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	21, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
+	21, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
+	18, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	26, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
+	46, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	46, // 17: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	45, // 18: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	30, // 19: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	29, // 20: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	46, // 21: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	34, // 22: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	37, // 23: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	41, // 24: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	43, // 25: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	46, // 26: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	46, // 27: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	46, // 28: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	46, // 29: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	40, // 30: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	2,  // 31: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
+	5,  // 32: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	8,  // 33: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	7,  // 34: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
+	12, // 35: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	12, // 36: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
+	7,  // 37: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
+	13, // 38: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	1,  // 39: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	7,  // 40: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
+	14, // 41: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
+	15, // 42: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	7,  // 43: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	7,  // 44: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
+	16, // 45: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	10, // 46: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
+	10, // 47: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
+	1,  // 48: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	23, // 49: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	24, // 50: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	28, // 51: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	23, // 52: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	1,  // 53: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	27, // 54: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 55: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	32, // 56: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	24, // 57: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	33, // 58: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	32, // 59: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 60: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	36, // 61: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	36, // 62: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	36, // 63: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 64: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	39, // 65: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	39, // 66: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	39, // 67: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 68: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 69: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	40, // 70: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	40, // 71: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	40, // 72: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	40, // 73: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	40, // 74: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	40, // 75: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	22, // 76: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 77: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 78: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	40, // 79: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 80: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	20, // 81: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 82: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 83: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 84: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	31, // 85: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	29, // 86: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	40, // 87: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	29, // 88: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 89: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	25, // 90: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	25, // 91: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	35, // 92: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	34, // 93: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	40, // 94: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	40, // 95: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 96: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	38, // 97: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	37, // 98: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	37, // 99: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 100: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	42, // 101: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	40, // 102: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	40, // 103: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	40, // 104: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	68, // [68:105] is the sub-list for method output_type
+	31, // [31:68] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_bangerv1_banger_proto_init() }
@@ -3740,15 +3897,15 @@ func file_bangerv1_banger_proto_init() {
 	}
 	file_bangerv1_banger_proto_msgTypes[8].OneofWrappers = []any{}
 	file_bangerv1_banger_proto_msgTypes[15].OneofWrappers = []any{}
-	file_bangerv1_banger_proto_msgTypes[19].OneofWrappers = []any{}
-	file_bangerv1_banger_proto_msgTypes[26].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[20].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

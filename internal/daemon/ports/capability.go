@@ -3,6 +3,7 @@ package ports
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"banger/internal/api/bangerv1"
 	"banger/internal/daemon/vmcap"
@@ -19,6 +20,12 @@ func (s *Service) Capability() vmcap.Capability {
 				return err
 			}
 			return s.plan(ctx, v.Ports)
+		},
+		Image: func(ctx context.Context, v *model.VM, req *bangerv1.CreateRequest, image *model.ImageConfig) error {
+			if !req.PublishAll {
+				return nil
+			}
+			return s.expose(ctx, v, image)
 		},
 		Reserve: func(ctx context.Context, v *model.VM) error { return s.keep(ctx, v, v.Ports) },
 		// They are had before the VMM is started: one that is taken is told at once.
@@ -43,6 +50,21 @@ func (s *Service) Capability() vmcap.Capability {
 		},
 		Describe: s.describe,
 	}
+}
+
+// expose adds the ports that an image exposes, but for those that are forwarded as
+// somebody said, to what a new VM is to have.
+func (s *Service) expose(ctx context.Context, v *model.VM, image *model.ImageConfig) error {
+	exposed, _, err := image.Exposed()
+	if err != nil {
+		return err
+	}
+	for _, guest := range exposed {
+		if !slices.ContainsFunc(v.Ports, func(p model.Port) bool { return p.Guest == guest }) {
+			v.Ports = append(v.Ports, model.Port{VMID: v.ID, Guest: guest})
+		}
+	}
+	return s.plan(ctx, v.Ports)
 }
 
 func (s *Service) describe(ctx context.Context) (func(v *model.VM, out *bangerv1.VM), error) {

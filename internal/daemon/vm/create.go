@@ -240,6 +240,13 @@ func (s *Service) create(ctx context.Context, v *model.VM, req *bangerv1.CreateR
 	if err := s.resolve(ctx, c, req.Kernel, p); err != nil {
 		return err
 	}
+	if req.NeedsCommand && c.image.Config.Command(nil, nil) == nil {
+		return errdefs.Precondition("image %q names no command, and there is no terminal for a shell", c.image.Name).
+			WithHint("name a command after --, or use -d to leave the VM running")
+	}
+	if err := s.Caps.Image(ctx, v, req, &c.image.Config); err != nil {
+		return errdefs.Wrap(err, "image %q", c.image.Name)
+	}
 	if err := s.fitImage(c, req.DiskBytes != nil); err != nil {
 		return err
 	}

@@ -146,6 +146,9 @@ func (h Handlers) full(ctx context.Context, v *model.VM) (*connect.Response[bang
 	out := h.s.wire(v, known)
 	out.Dir = h.s.Layout.VM(v.ID)
 	out.DiskUsedBytes = h.s.usedBytes(ctx, v)
+	if out.ImageConfig, err = h.s.imageConfig(ctx, v); err != nil {
+		return nil, api.ToConnect(err)
+	}
 	return connect.NewResponse(out), nil
 }
 

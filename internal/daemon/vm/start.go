@@ -13,7 +13,6 @@ import (
 
 	"banger/internal/daemon/steps"
 	"banger/internal/errdefs"
-	"banger/internal/guest"
 	"banger/internal/hypervisor"
 	"banger/internal/model"
 	"banger/internal/paths"
@@ -269,29 +268,6 @@ func (s *Service) configure(ctx context.Context, c *creation) error {
 		return s.bootError(c, errdefs.Wrap(err, "configure the guest"))
 	}
 	return nil
-}
-
-// identify tells a guest all of its identity: the agent takes what is not said as
-// not there.
-func (s *Service) identify(ctx context.Context, l *live, v *model.VM, image model.ImageConfig) error {
-	conf := guest.Configure{
-		Hostname: v.Name, BootID: v.BootID, UnixNanos: time.Now().UnixNano(),
-		User: v.Spec.User, Workdir: v.Spec.Workdir, Env: slices.Clone(image.Env),
-	}
-	if conf.User == "" {
-		conf.User = image.User
-	}
-	if conf.Workdir == "" {
-		conf.Workdir = image.Workdir
-	}
-	for k, val := range v.Spec.Env {
-		conf.Env = append(conf.Env, k+"="+val)
-	}
-	if err := s.Caps.Guest(ctx, v, &conf); err != nil {
-		return err
-	}
-	_, err := l.call(ctx, guest.Request{Kind: guest.KindConfigure, Configure: &conf})
-	return err
 }
 
 func (s *Service) markRunning(ctx context.Context, c *creation) error {

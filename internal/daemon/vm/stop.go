@@ -135,7 +135,9 @@ func (s *Service) powerOff(ctx context.Context, l *live, timeout time.Duration) 
 	ctx, cancelStop := l.whileRuns(ctx)
 	defer cancelStop()
 	ask, answered := context.WithTimeout(ctx, min(askTimeout, timeout/3))
-	_, err := l.call(ask, guest.Request{Kind: guest.KindShutdown})
+	// Half of the time is for what is to be done when the commands have ended.
+	grace := guest.Shutdown{GraceMillis: max(1, (timeout / 2).Milliseconds())}
+	_, err := l.call(ask, guest.Request{Kind: guest.KindShutdown, Shutdown: &grace})
 	answered()
 	if err != nil {
 		if l.ended() {

@@ -32,6 +32,9 @@ type Capability struct {
 	// what keeps the VM from being made. Nothing has been changed yet, and it changes
 	// nothing.
 	Preflight func(ctx context.Context, v *model.VM, req *bangerv1.CreateRequest) error
+	// Image takes what concerns it from the image that a new VM is to have, into v.
+	// Nothing of the VM has been made yet.
+	Image func(ctx context.Context, v *model.VM, req *bangerv1.CreateRequest, image *model.ImageConfig) error
 	// Driver says what a driver lacks for such VMs.
 	Driver func(c hypervisor.Capabilities) error
 	// Reserve takes what the VM is to have for as long as it exists. Its row has just

@@ -47,6 +47,19 @@ func (r *Registry) Preflight(ctx context.Context, v *model.VM, req *bangerv1.Cre
 	return nil
 }
 
+// Image completes a new VM from the image that it is to have.
+func (r *Registry) Image(ctx context.Context, v *model.VM, req *bangerv1.CreateRequest, image *model.ImageConfig) error {
+	for _, c := range r.of(v) {
+		if c.Image == nil {
+			continue
+		}
+		if err := c.Image(ctx, v, req, image); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Driver says what a driver that can do this lacks for a VM.
 func (r *Registry) Driver(v *model.VM, can hypervisor.Capabilities) error {
 	for _, c := range r.of(v) {
