@@ -78,6 +78,9 @@ func (a *app) note(format string, args ...any) {
 	}
 }
 
+// terminal reports whether a shell could be used: both ends are terminals.
+func (a *app) terminal() bool { return a.inTTY && a.outTTY }
+
 // warn says something that matters even when nobody watches.
 func (a *app) warn(format string, args ...any) {
 	a.status.clear()

@@ -277,7 +277,7 @@ func TestJSONNames(t *testing.T) {
 		{viewVM(&bangerv1.VM{}), []string{
 			"id", "name", "state", "busy", "paused", "image", "image_id", "kernel", "kernel_id", "cpus", "memory_mib", "disk_bytes", "disk_bytes_per_second", "disk_ops_per_second", "disk_used_bytes",
 			"net", "network", "no_nat", "expose_host", "addresses", "dns_name", "ports", "user", "workdir", "auto_remove", "driver", "driver_why", "disk_method", "disk_why", "accel", "machine", "cpu_model", "vmm_version", "pid", "boot_id", "dir",
-			"last_error", "created_at", "started_at",
+			"last_error", "created_at", "started_at", "image_config",
 		}},
 		{portView{VM: "web"}, []string{"vm", "address", "host_port", "guest_port", "problem"}},
 		{viewImage(&bangerv1.Image{}), []string{

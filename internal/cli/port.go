@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -66,9 +67,10 @@ func hostEnd(p *bangerv1.Port) string {
 	return net.JoinHostPort(p.GetAddress(), port)
 }
 
-// tellPorts says which ports were chosen for a VM that was made with some left open.
-func (a *app) tellPorts(ctx context.Context, c *client.Client, vm made, asked []*bangerv1.Port) {
-	if !slices.ContainsFunc(asked, func(p *bangerv1.Port) bool { return p.GetHostPort() == 0 }) {
+// tellPorts says which ports were chosen for a VM that was made with some left open,
+// and which of those that its image exposes are not forwarded.
+func (a *app) tellPorts(ctx context.Context, c *client.Client, vm made, req *bangerv1.CreateRequest) {
+	if !req.PublishAll && !slices.ContainsFunc(req.Ports, func(p *bangerv1.Port) bool { return p.GetHostPort() == 0 }) {
 		return
 	}
 	v, err := c.GetVM(ctx, vm.id)
@@ -77,5 +79,15 @@ func (a *app) tellPorts(ctx context.Context, c *client.Client, vm made, asked []
 	}
 	for _, p := range v.GetPorts() {
 		fmt.Fprintf(a.err, "port %s of this host leads to port %d of %s\n", oneLine(hostEnd(p)), p.GetGuestPort(), vm.name)
+	}
+	if !req.PublishAll {
+		return
+	}
+	_, others, _ := imageConfig(v).Exposed()
+	switch {
+	case len(others) > 0:
+		a.warn("not forwarded: %s; only TCP goes through", strings.Join(others, ", "))
+	case len(v.GetPorts()) == 0:
+		a.warn("image %s exposes no port", v.GetImage())
 	}
 }

@@ -31,6 +31,7 @@ type shape struct {
 	exposeHost          []uint
 	nested              bool
 	ports               []string
+	publishAll          bool
 	env                 []string
 	envFiles            []string
 	user, workdir       string
@@ -57,6 +58,7 @@ func (s *shape) register(cmd *cobra.Command, a *app) {
 	f.BoolVar(&s.noNAT, "no-nat", false, "keep the VM from everything beyond this host (with --net bridge)")
 	f.UintSliceVar(&s.exposeHost, "expose-host", nil, "let the VM reach this `port` of this host, at its gateway's address (with --net bridge; repeatable)")
 	f.StringArrayVarP(&s.ports, "publish", "p", nil, "forward a TCP `port` of this host to the VM: HOSTPORT:GUESTPORT, GUESTPORT (any free port), ADDRESS:HOSTPORT:GUESTPORT")
+	f.BoolVarP(&s.publishAll, "publish-all", "P", false, "forward each TCP port that the image exposes, from a free port of this host's loopback")
 	f.BoolVar(&s.nested, "nested", false, "let the guest run VMs with KVM itself")
 	f.StringVar(&s.driver, "driver", "", "`program` that runs the VM: qemu, firecracker or auto (default: the configured one)")
 	f.StringArrayVarP(&s.env, "env", "e", nil, "set `KEY=VALUE` for commands; KEY alone takes the value from here")
@@ -79,7 +81,7 @@ var netModes = []string{string(model.NetUser), string(model.NetBridge), string(m
 func (s *shape) request(cmd *cobra.Command) (*bangerv1.CreateRequest, error) {
 	req := &bangerv1.CreateRequest{
 		Name: s.name, Image: s.image, Kernel: s.kernel, Net: s.net, Network: s.network, User: s.user, Workdir: s.workdir,
-		Driver: s.driver, Nested: s.nested, NoNat: s.noNAT,
+		Driver: s.driver, Nested: s.nested, NoNat: s.noNAT, PublishAll: s.publishAll,
 	}
 	given := cmd.Flags().Changed
 	if given("name") {

@@ -58,6 +58,31 @@ type vmView struct {
 	LastError     string     `json:"last_error"`
 	CreatedAt     *time.Time `json:"created_at"`
 	StartedAt     *time.Time `json:"started_at"`
+
+	ImageConfig *imageConfigView `json:"image_config"` // of the image it was made from; null in lists
+}
+
+// imageConfigView is how an image's author wants it to be run.
+type imageConfigView struct {
+	User         string            `json:"user"`
+	Workdir      string            `json:"workdir"`
+	Env          []string          `json:"env"`
+	Entrypoint   []string          `json:"entrypoint"`
+	Cmd          []string          `json:"cmd"`
+	StopSignal   string            `json:"stop_signal"`
+	ExposedPorts []string          `json:"exposed_ports"`
+	Volumes      []string          `json:"volumes"`
+	Labels       map[string]string `json:"labels"`
+}
+
+func viewImageConfig(c *bangerv1.ImageConfig) *imageConfigView {
+	if c == nil {
+		return nil
+	}
+	return &imageConfigView{
+		User: c.GetUser(), Workdir: c.GetWorkdir(), Env: list(c.GetEnv()), Entrypoint: list(c.GetEntrypoint()), Cmd: list(c.GetCmd()),
+		StopSignal: c.GetStopSignal(), ExposedPorts: list(c.GetExposedPorts()), Volumes: list(c.GetVolumes()), Labels: c.GetLabels(),
+	}
 }
 
 func viewVM(v *bangerv1.VM) vmView {
@@ -70,6 +95,7 @@ func viewVM(v *bangerv1.VM) vmView {
 		Driver: v.GetDriver(), DriverWhy: v.GetDriverWhy(), DiskMethod: v.GetDiskMethod(), DiskWhy: v.GetDiskWhy(), Accel: v.GetAccel(), Machine: v.GetMachine(), CPUModel: v.GetCpuModel(),
 		VMMVersion: v.GetVmmVersion(), PID: v.GetPid(), BootID: v.GetBootId(), Dir: v.GetDir(), LastError: v.GetLastError(),
 		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()),
+		ImageConfig: viewImageConfig(v.GetImageConfig()),
 	}
 }
 

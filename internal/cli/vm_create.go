@@ -86,7 +86,7 @@ func (a *app) create(ctx context.Context, c *client.Client, req *bangerv1.Create
 		return made{}, joinCleanup(err, a.remove(ctx, c, m.id))
 	}
 	if err == nil {
-		a.tellPorts(ctx, c, m, req.Ports)
+		a.tellPorts(ctx, c, m, req)
 	}
 	return m, err
 }

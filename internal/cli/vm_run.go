@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"banger/internal/client"
 	"banger/internal/errdefs"
 	"banger/internal/guest"
+	"banger/internal/model"
 	"banger/internal/workspace"
 )
 
@@ -30,17 +32,26 @@ type runOpts struct {
 	detach  bool
 	wait    string
 	workdir string
-	session sessionFlags
+	// entrypoint takes the place of the image's; nil: that counts.
+	entrypoint *string
+	session    sessionFlags
 }
 
 func newRunCmd(a *app) *cobra.Command {
-	sh, opts := shape{}, runOpts{}
+	sh, opts, entrypoint := shape{}, runOpts{}, ""
 	c := &cobra.Command{
 		Use:   "run [PATH] [-- CMD [ARG...]]",
 		Short: "Make a VM, put a directory in it, run a command",
 		Long: `Run makes a VM, copies PATH to /workspace in it, runs the command there and ends
-with the command's exit code. Without a command it opens a shell, if there is a
-terminal. The VM stays unless --rm is given.
+with the command's exit code. The VM stays unless --rm is given.
+
+As with docker run, a command goes behind the entrypoint of the image, if it has one,
+and without a command an image that --image names runs its entrypoint and its own
+command. --entrypoint takes the place of both. Where nothing is named, or the default
+image is used, it opens a shell, if there is a terminal. The image's user, directory and
+environment hold unless flags say otherwise. The command is never process 1, and an init
+that an image names as its command is not run as one. When the VM is stopped, the
+command gets the image's stop signal first.
 
 If PATH is in a git repository, the whole repository is sent: its tracked and its
 untracked but not ignored files, and .git itself, so that git works inside; the
@@ -57,6 +68,8 @@ Stdin is passed on when it is not a terminal, or with -i.`,
   banger vm run --rm -- uname -a
   banger vm run --rm --cpus 4 --memory 4G --env CI=1 . -- ./ci.sh
   banger vm run
+  banger vm run --rm -P --image nginx
+  banger vm run --rm --image nginx --entrypoint "" -- sh -c 'nginx -v'
   banger vm run -d --name build-box ./repo`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			dash := cmd.ArgsLenAtDash()
@@ -85,12 +98,16 @@ Stdin is passed on when it is not a terminal, or with -i.`,
 			if len(args) == 1 {
 				opts.path = args[0]
 			}
-			if err := checkRun(cmd, a, &opts); err != nil {
+			if cmd.Flags().Changed("entrypoint") {
+				opts.entrypoint = &entrypoint
+			}
+			if err := checkRun(cmd, a, &opts, sh.image == ""); err != nil {
 				return err
 			}
 			if opts.request, err = sh.request(cmd); err != nil {
 				return ownFailure(err)
 			}
+			opts.request.NeedsCommand = !opts.detach && len(opts.command) == 0 && opts.entrypoint == nil && !a.terminal()
 			opts.workdir = sh.workdir
 			return runRun(cmd.Context(), a, opts)
 		},
@@ -98,23 +115,29 @@ Stdin is passed on when it is not a terminal, or with -i.`,
 	sh.register(c, a)
 	c.Flags().BoolVar(&opts.remove, "rm", false, "delete the VM when the command has ended, however it did")
 	c.Flags().BoolVarP(&opts.detach, "detach", "d", false, "leave the VM running and print its name")
+	c.Flags().StringVar(&entrypoint, "entrypoint", "", "`program` to run in place of the image's entrypoint and command; an empty one clears them")
 	waitFlag(c, &opts.wait)
 	opts.session.register(c)
 	c.Flags().Lookup("timeout").Usage = "bound the whole run: after this `duration` the command gets SIGTERM, and SIGKILL 5s later"
 	return c
 }
 
-// checkRun refuses combinations that make no sense, before anything is made.
-func checkRun(cmd *cobra.Command, a *app, opts *runOpts) error {
+// checkRun refuses combinations that make no sense, before anything is made. plain says
+// that the default image is used, which is one to open shells in.
+func checkRun(cmd *cobra.Command, a *app, opts *runOpts, plain bool) error {
+	none := len(opts.command) == 0 && (opts.entrypoint == nil || *opts.entrypoint == "")
 	switch {
 	case opts.detach && opts.remove:
 		return usageErr(cmd, "--detach and --rm exclude each other")
-	case opts.detach && len(opts.command) > 0:
+	case opts.detach && (len(opts.command) > 0 || opts.entrypoint != nil):
 		return usageTry("banger vm run -d, then banger exec VM -- CMD", "--detach runs no command")
 	case opts.detach && (opts.session.tty || opts.session.interactive):
 		return usageErr(cmd, "--detach runs no command: --tty and --interactive have no meaning")
-	case !opts.detach && len(opts.command) == 0 && (!a.inTTY || !a.outTTY):
+	case !opts.detach && none && (plain || opts.entrypoint != nil) && !a.terminal():
 		return usageTry(cmd.CommandPath()+" ... -- CMD, or -d to leave the VM running", "there is no command and no terminal for a shell")
+	}
+	if none && plain && opts.entrypoint == nil {
+		opts.entrypoint = new(string) // a shell, whatever the default image names
 	}
 	if err := checkWait(opts.wait); err != nil {
 		return err
@@ -166,6 +189,7 @@ func runRun(ctx context.Context, a *app, opts runOpts) error {
 
 // runner is one `vm run`.
 type runner struct {
+	image    model.ImageConfig // of the VM, once that was made
 	app      *app
 	client   *client.Client
 	opts     runOpts
@@ -200,6 +224,11 @@ func (r *runner) begin(ctx context.Context) (making context.Context, ready func(
 
 // prepare brings a VM that has booted to where the command can run.
 func (r *runner) prepare(ctx context.Context) error {
+	v, err := r.client.GetVM(ctx, r.vm.id)
+	if err != nil {
+		return err
+	}
+	r.image = imageConfig(v)
 	if r.tree != nil {
 		if err := r.send(ctx); err != nil {
 			return errdefs.Wrap(err, "copy %s into vm %q", r.opts.path, r.vm.name)
@@ -214,15 +243,11 @@ func (r *runner) prepare(ctx context.Context) error {
 // send copies the tree into the workspace.
 func (r *runner) send(ctx context.Context) error {
 	began := time.Now()
-	user, err := r.user(ctx)
-	if err != nil {
-		return err
-	}
 	conn, err := r.client.OpenStream(ctx, api.WorkspacePath(r.vm.id))
 	if err != nil {
 		return err
 	}
-	req := guest.Request{Kind: guest.KindCopyIn, CopyIn: &guest.CopyIn{Dest: workspaceDir, User: user, Mkdir: true}}
+	req := guest.Request{Kind: guest.KindCopyIn, CopyIn: &guest.CopyIn{Dest: workspaceDir, User: r.user(), Mkdir: true}}
 	err = guest.SendTar(ctx, conn, req, func(w io.Writer) error {
 		return r.tree.WriteTar(ctx, w, workspace.WriteOptions{Progress: func(sent int64) {
 			r.app.status.drawSometimes(func() string {
@@ -238,29 +263,38 @@ func (r *runner) send(ctx context.Context) error {
 }
 
 // user is who the command runs as, and so who owns the workspace.
-func (r *runner) user(ctx context.Context) (string, error) {
-	if u := r.opts.request.GetUser(); u != "" {
-		return u, nil
-	}
-	return defaultUser(ctx, r.client, r.vm.id)
+func (r *runner) user() string {
+	return cmp.Or(r.opts.request.GetUser(), r.image.User, "root")
 }
 
 // defaultUser is the user of a VM's commands: the VM's, else its image's, else root.
 func defaultUser(ctx context.Context, c *client.Client, ref string) (string, error) {
 	v, err := c.GetVM(ctx, ref)
-	if err != nil || v.GetUser() != "" {
-		return v.GetUser(), err
-	}
-	image, err := c.GetImage(ctx, v.GetImage())
-	switch {
-	case errdefs.ClassOf(err) == errdefs.ClassNotFound && err != nil:
-		return "root", nil // the image was renamed or removed since
-	case err != nil:
+	if err != nil {
 		return "", err
-	case image.GetUser() == "":
-		return "root", nil
 	}
-	return image.GetUser(), nil
+	return cmp.Or(v.GetUser(), v.GetImageConfig().GetUser(), "root"), nil
+}
+
+// imageConfig is that of the image a VM was made from.
+func imageConfig(v *bangerv1.VM) model.ImageConfig {
+	c := v.GetImageConfig()
+	return model.ImageConfig{
+		User: c.GetUser(), Workdir: c.GetWorkdir(), Env: c.GetEnv(), Entrypoint: c.GetEntrypoint(), Cmd: c.GetCmd(),
+		StopSignal: c.GetStopSignal(), ExposedPorts: c.GetExposedPorts(), Volumes: c.GetVolumes(), Labels: c.GetLabels(),
+	}
+}
+
+// stopSignal is what ends the command when the VM is stopped; 0: the image says nothing.
+func (r *runner) stopSignal() int {
+	if r.image.StopSignal == "" {
+		return 0
+	}
+	n, err := guest.ParseSignal(r.image.StopSignal)
+	if err != nil {
+		r.app.warn("the image's stop signal does not count: %v", err)
+	}
+	return n
 }
 
 // command runs the command, or a shell, and cleans up after it.
@@ -277,7 +311,9 @@ func (r *runner) command(ctx, making context.Context, ready func()) error {
 		request: guest.Request{
 			Kind:      guest.KindExec,
 			Ephemeral: r.opts.remove,
-			Exec:      &guest.Exec{Args: r.opts.command, Workdir: r.opts.workdir},
+			Exec: &guest.Exec{
+				Args: r.image.Command(r.opts.entrypoint, r.opts.command), Workdir: r.opts.workdir, StopSignal: r.stopSignal(),
+			},
 		},
 	}
 	code, err := s.run(ctx)

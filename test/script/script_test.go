@@ -5,6 +5,7 @@ package script_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -23,6 +24,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"banger/internal/model"
+	"banger/internal/paths"
+	"banger/internal/store"
 	"banger/internal/sysexec"
 )
 
@@ -112,7 +116,7 @@ func TestScripts(t *testing.T) {
 		Dir: ".", Setup: setup, UpdateScripts: *update, RequireUniqueNames: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "world": world, "kill-daemon": killDaemon, "small-state": smallState,
-			"free-port": freePort, "listen": listen, "echoes": echoes, "echoes-own": echoesOwn,
+			"image-config": imageConfig, "free-port": freePort, "listen": listen, "echoes": echoes, "echoes-own": echoesOwn,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond != "root" {
@@ -338,6 +342,28 @@ func world(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(ts.Exec("banger", "kernel", "import", "tiny", "--from", filepath.Join(assets, "kernel")))
 	ts.Check(ts.Exec("banger", "image", "register", "mini", "--rootfs", filepath.Join(assets, "rootfs.ext4"), "--kernel", "tiny", "--user", "dev"))
+}
+
+// imageConfig adds an image that is like another but for its config, which is JSON of a
+// model.ImageConfig; no daemon runs meanwhile:
+//
+//	image-config FROM NAME JSON
+func imageConfig(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: image-config FROM NAME JSON")
+	}
+	ts.Check(ts.Exec("banger", "daemon", "stop"))
+	db, _, err := store.Open(context.Background(), paths.Layout{State: ts.Getenv("BANGER_STATE_DIR")}.Database())
+	ts.Check(err)
+	image, err := db.ImageByName(context.Background(), args[0])
+	if err == nil {
+		image.Name, image.ID, image.Config = args[1], rand.Text()[:12], model.ImageConfig{}
+		err = json.Unmarshal([]byte(args[2]), &image.Config)
+	}
+	if err == nil {
+		err = db.PutImage(context.Background(), image)
+	}
+	ts.Check(errors.Join(err, db.Close()))
 }
 
 // killDaemon kills the daemon of the script and returns when its process is gone.

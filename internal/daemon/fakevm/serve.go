@@ -2,6 +2,7 @@ package fakevm
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"path"
@@ -44,6 +45,9 @@ func (v *vm) serveStream(stream net.Conn) {
 		v.conf = *req.Configure
 		v.mu.Unlock()
 		err = v.write("etc/hostname", []byte(req.Configure.Hostname+"\n"))
+		for _, dir := range req.Configure.Dirs {
+			err = errors.Join(err, v.root.MkdirAll(inRoot("/", dir), 0o755))
+		}
 	case guest.KindCopyIn:
 		err = v.copyIn(*req.CopyIn, &stdin{r: r})
 	case guest.KindCopyOut:
