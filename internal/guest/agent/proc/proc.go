@@ -7,6 +7,7 @@ package proc
 
 import (
 	"errors"
+	"io"
 	"os"
 	"strconv"
 	"sync"
@@ -90,10 +91,12 @@ func (s *Spawner) Start(spec Spec) (*Process, error) {
 		attr.Sys.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
 	}
 	pid, err := s.fork(spec.Path, spec.Args, &attr)
-	if err == syscall.ENOEXEC {
+	if err == syscall.ENOEXEC && !isELF(spec.Path) {
 		// A script without an interpreter line: what execvp does for a shell.
 		args := append([]string{"sh", spec.Path}, spec.Args[1:]...)
-		pid, err = s.fork("/bin/sh", args, &attr)
+		if pid, err = s.fork("/bin/sh", args, &attr); err == syscall.ENOENT {
+			err = syscall.ENOEXEC // there is no shell
+		}
 	}
 	if err != nil {
 		return nil, startError(spec, err)
@@ -107,6 +110,19 @@ func (s *Spawner) Start(spec Spec) (*Process, error) {
 	// The runtime's poller takes only what says that it does not block.
 	_ = unix.SetNonblock(pidfd, true)
 	return &Process{PID: pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd "+strconv.Itoa(pid))}, nil
+}
+
+// isELF reports whether a file is a program in the format of Linux, if only for another
+// machine: a shell would only print nonsense about it.
+func isELF(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var magic [4]byte
+	_, err = io.ReadFull(f, magic[:])
+	return err == nil && string(magic[:]) == "\x7fELF"
 }
 
 // favour gives the session of a command the priority that the command has from us. The
@@ -146,7 +162,7 @@ func startError(spec Spec, err error) error {
 			WithHint("see the first line of the script, or use a program built for this image")
 	case errors.Is(err, syscall.ENOEXEC):
 		return errdefs.Permission("%s: not a program for this machine", spec.Path).
-			WithHint("the VM runs x86-64 programs")
+			WithHint("the VM runs x86-64 programs, and scripts whose first line names an interpreter that the image has")
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
 		return errdefs.Permission("start %s in %s: %w", spec.Path, spec.Dir, err).
 			WithHint("the user of the command may not execute it or enter its directory")
@@ -184,6 +200,18 @@ func (p *Process) Wait() (Status, error) {
 		return Status{Code: 128 + int(ws.Signal()), Signal: int(ws.Signal())}, nil
 	}
 	return Status{Code: ws.ExitStatus()}, nil
+}
+
+// SignalOne sends a signal to the command alone, not to what it has started. It fails
+// when the command was waited for.
+func (p *Process) SignalOne(number int) error {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	err = raw.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), unix.Signal(number), nil, 0) })
+	return errors.Join(err, sent)
 }
 
 // Signal sends a signal to the command's process group.

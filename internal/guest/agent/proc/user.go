@@ -27,6 +27,9 @@ type User struct {
 // maxAccounts bounds how much of /etc/passwd and /etc/group is read, in bytes.
 const maxAccounts = 4 << 20
 
+// noID is no user and no group: system calls take it for "leave as it is".
+const noID = 1<<32 - 1
+
 // Users resolves names by an image's own account files. It keeps what it found
 // until one of the files changes.
 type Users struct {
@@ -83,18 +86,18 @@ func (u *Users) resolve(spec string) (User, error) {
 	if name == "" || hasGroup && group == "" {
 		return User{}, errdefs.Invalid("user %q: want NAME, UID, NAME:GROUP or UID:GID", spec)
 	}
-	passwd, err := readBounded(u.passwd)
+	passwd, err := readAccounts(u.passwd)
 	if err != nil {
 		return User{}, err
 	}
-	groups, err := readBounded(u.group)
+	groups, err := readAccounts(u.group)
 	if err != nil {
 		return User{}, err
 	}
 	found, ok := findUser(passwd, name)
 	if !ok {
 		uid, err := strconv.ParseUint(name, 10, 32)
-		if err != nil || uid == 1<<32-1 {
+		if err != nil || uid == noID {
 			return User{}, errdefs.Invalid("the image has no user %q", name).
 				WithHint("use a user of the image's /etc/passwd, or a number")
 		}
@@ -107,48 +110,53 @@ func (u *Users) resolve(spec string) (User, error) {
 		}
 		return found, nil
 	}
-	gid, ok := findGroup(groups, group)
-	if !ok {
-		n, err := strconv.ParseUint(group, 10, 32)
-		if err != nil || n == 1<<32-1 {
-			return User{}, errdefs.Invalid("the image has no group %q", group).
-				WithHint("use a group of the image's /etc/group, or a number")
-		}
-		gid = uint32(n)
+	if found.GID, ok = findGroup(groups, group); !ok {
+		return User{}, errdefs.Invalid("the image has no group %q", group).
+			WithHint("use a group of the image's /etc/group, or a number")
 	}
-	found.GID = gid
 	return found, nil
 }
 
-// readBounded reads an account file; an image without one has no accounts.
-func readBounded(path string) (string, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
+// readAccounts reads an account file. An image without one has no accounts, as has one
+// with something else in its place: to open a pipe would wait for ever.
+func readAccounts(path string) (string, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
 		return "", nil
 	}
 	if err != nil {
 		return "", errdefs.Wrap(err, "read the image's accounts")
 	}
 	defer f.Close()
-	var b strings.Builder
-	if _, err := io.Copy(&b, io.LimitReader(f, maxAccounts)); err != nil {
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		return "", errdefs.Wrap(err, "read the image's accounts")
 	}
-	return b.String(), nil
+	var b strings.Builder
+	n, err := io.Copy(&b, io.LimitReader(f, maxAccounts))
+	if err != nil {
+		return "", errdefs.Wrap(err, "read the image's accounts")
+	}
+	text := b.String()
+	if n == maxAccounts {
+		text = text[:strings.LastIndexByte(text, '\n')+1] // half a line may say something else
+	}
+	return text, nil
 }
 
-// findUser looks for a name, or for the entry of a number.
+// findUser looks for a name, or for the first entry of a number: a name that is one
+// counts as the number, as with docker.
 func findUser(passwd, name string) (User, bool) {
-	byNumber := isNumber(name)
+	number, err := strconv.ParseUint(name, 10, 32)
+	byNumber := err == nil
 	for line := range strings.Lines(passwd) {
 		// name:password:uid:gid:comment:home:shell
 		f := strings.SplitN(strings.TrimRight(line, "\r\n"), ":", 7)
-		if len(f) < 6 || f[0] != name && !(byNumber && f[2] == name) {
+		if len(f) < 6 || !byNumber && f[0] != name {
 			continue
 		}
 		uid, err1 := strconv.ParseUint(f[2], 10, 32)
 		gid, err2 := strconv.ParseUint(f[3], 10, 32)
-		if err1 != nil || err2 != nil {
+		if err1 != nil || err2 != nil || uid == noID || gid == noID || byNumber && uid != number {
 			continue
 		}
 		u := User{UID: uint32(uid), GID: uint32(gid), Name: f[0], Home: f[5]}
@@ -160,24 +168,23 @@ func findUser(passwd, name string) (User, bool) {
 		}
 		return u, true
 	}
-	if name == "0" || name == "root" {
-		return User{Name: "root", Home: "/root"}, true
+	if byNumber && number == 0 || name == "root" {
+		return User{Name: "root", Home: "/"}, true
 	}
 	return User{}, false
 }
 
-func isNumber(s string) bool {
-	_, err := strconv.ParseUint(s, 10, 32)
-	return err == nil
-}
-
+// findGroup looks for a group by its name; a number is that group, listed or not.
 func findGroup(groups, name string) (uint32, bool) {
+	if n, err := strconv.ParseUint(name, 10, 32); err == nil {
+		return uint32(n), n != noID
+	}
 	for line := range strings.Lines(groups) {
 		f := strings.SplitN(strings.TrimRight(line, "\r\n"), ":", 4)
 		if len(f) < 3 || f[0] != name {
 			continue
 		}
-		if gid, err := strconv.ParseUint(f[2], 10, 32); err == nil {
+		if gid, err := strconv.ParseUint(f[2], 10, 32); err == nil && gid != noID {
 			return uint32(gid), true
 		}
 	}
@@ -198,7 +205,7 @@ func memberOf(groups, name string, own uint32) []uint32 {
 				continue
 			}
 			gid, err := strconv.ParseUint(f[2], 10, 32)
-			if err == nil && uint32(gid) != own && len(gids) < most && !slices.Contains(gids, uint32(gid)) {
+			if err == nil && gid != noID && uint32(gid) != own && len(gids) < most && !slices.Contains(gids, uint32(gid)) {
 				gids = append(gids, uint32(gid))
 			}
 			break

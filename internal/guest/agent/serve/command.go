@@ -3,6 +3,7 @@ package serve
 import (
 	"context"
 	"errors"
+	"os"
 	"path"
 	"strings"
 	"time"
@@ -38,8 +39,9 @@ func (s *Server) command(e *guest.Exec) (proc.Spec, error) {
 	if e.TTY {
 		term = "TERM=xterm-256color"
 	}
+	host, _ := os.Hostname()
 	env := mergeEnv([]string{
-		"PATH=" + proc.DefaultPath, "HOME=" + user.Home, "USER=" + user.Name,
+		"PATH=" + proc.DefaultPath, "HOSTNAME=" + host, "HOME=" + user.Home, "USER=" + user.Name,
 		"LOGNAME=" + user.Name, "SHELL=" + shell, term,
 	}, defaults.Env, e.Env)
 	spec := proc.Spec{Args: e.Args, Env: env, Dir: dir, User: &user, TTY: e.TTY}

@@ -51,6 +51,7 @@ func (s *Server) exec(conn net.Conn, r *guest.FrameReader, w *guest.FrameWriter,
 	if err != nil {
 		return err
 	}
+	gone := s.atShutdown(ex, e.StopSignal)
 	started := w.Control(guest.Control{Type: guest.ControlStarted, PID: ex.process.PID})
 	ex.begin()
 	if ex.input != nil {
@@ -58,6 +59,7 @@ func (s *Server) exec(conn net.Conn, r *guest.FrameReader, w *guest.FrameWriter,
 	}
 	ended := make(chan struct{})
 	s.running.Go(func() {
+		defer gone()
 		status, err := ex.wait()
 		close(ended)
 		if ex.input != nil {

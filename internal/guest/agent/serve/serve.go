@@ -47,14 +47,15 @@ type Server struct {
 	Deps
 	null *os.File // /dev/null, for all commands without input
 
-	mu       sync.RWMutex // guards defaults
+	mu       sync.RWMutex // guards what follows
 	defaults guest.Configure
+	stopping map[*execution]stopping // commands that have a stop signal
 
 	running sync.WaitGroup
 }
 
 // New makes a server.
-func New(d Deps) *Server { return &Server{Deps: d} }
+func New(d Deps) *Server { return &Server{Deps: d, stopping: make(map[*execution]stopping)} }
 
 // Open prepares the server.
 func (s *Server) Open() error {
@@ -105,7 +106,7 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *guest.FrameReader
 	case guest.KindPing:
 		return s.ping(r, w)
 	case guest.KindShutdown:
-		return s.shutdown(ctx, conn, w)
+		return s.shutdown(ctx, conn, w, req.Shutdown)
 	}
 	if s.RootError != "" {
 		return errdefs.Precondition("the VM has no root file system: %s", s.RootError).
@@ -176,20 +177,6 @@ func (s *Server) configure(ctx context.Context, w *guest.FrameWriter, c *guest.C
 	s.defaults.Env = slices.Clone(c.Env)
 	s.mu.Unlock()
 	return done(w, guest.Control{})
-}
-
-func (s *Server) shutdown(ctx context.Context, conn net.Conn, w *guest.FrameWriter) error {
-	syncDisks()
-	act, err := s.Machine.Shutdown(ctx)
-	if err != nil {
-		return err
-	}
-	err = done(w, guest.Control{})
-	_ = conn.Close() // the answer is on its way before anything ends
-	if act != nil {
-		act()
-	}
-	return err
 }
 
 // waitSystem ends early when the host hangs up.

@@ -29,6 +29,7 @@ import (
 type testMachine struct {
 	configure func(*guest.Configure) error
 	off       bool
+	went      chan time.Time // when; holds one
 	grown     int64 // to so many bytes
 	growErr   error
 }
@@ -41,7 +42,10 @@ func (m *testMachine) Configure(_ context.Context, c *guest.Configure) error {
 }
 
 func (m *testMachine) Shutdown(context.Context) (func(), error) {
-	return func() { m.off = true }, nil
+	return func() {
+		m.off = true
+		m.went <- time.Now()
+	}, nil
 }
 
 func (m *testMachine) Grow(bytes int64) error {
@@ -64,7 +68,7 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, machine: &testMachine{}}
+	w := &world{t: t, machine: &testMachine{went: make(chan time.Time, 1)}}
 	w.server = New(Deps{
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Machine: w.machine,
 		Spawner: proc.NewSpawner(), Users: proc.NewUsers("/etc"),
@@ -202,13 +206,13 @@ func TestExecEnvironment(t *testing.T) {
 	w.server.defaults.Env = []string{"A=image", "B=image"}
 	dir := t.TempDir()
 	var out bytes.Buffer
-	_, err := w.run(guest.Exec{
-		Args: []string{"sh", "-c", `echo "$A $B $C"; pwd; echo ${TERM-none} "$PATH"; test -n "$HOME$USER$SHELL"`},
+	st, err := w.run(guest.Exec{
+		Args: []string{"sh", "-c", `echo "$A $B $C"; pwd; echo ${TERM-none} "$PATH"; test -n "$HOME$USER$SHELL" && test "$HOSTNAME" = "$(uname -n)"`},
 		Env:  []string{"B=request", "C=x=y"}, Workdir: dir,
 	}, guest.ExecIO{Stdout: &out})
 	want := "image request x=y\n" + dir + "\nnone " + proc.DefaultPath + "\n"
-	if err != nil || out.String() != want {
-		t.Errorf("%v: %q, want %q", err, out.String(), want)
+	if err != nil || st.Code != 0 || out.String() != want {
+		t.Errorf("%+v %v: %q, want %q", st, err, out.String(), want)
 	}
 }
 
