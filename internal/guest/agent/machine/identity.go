@@ -3,6 +3,7 @@ package machine
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -17,22 +18,56 @@ import (
 
 // setHostname names the machine, now and for an init that sets the name by its
 // files later. The root disk is the VM's own, so its files may say its name.
-func setHostname(etc, name string) error {
+//
+// Whatever an image has in the place of the files, it boots: what cannot be written is
+// said on the console.
+func (m *Machine) setHostname(etc, name string) error {
 	if len(name) > 64 || strings.ContainsAny(name, " \t\n\x00/#") {
 		return errdefs.Invalid("host name %q is not one", name)
-	}
-	if err := replaceFile(filepath.Join(etc, "hostname"), []byte(name+"\n")); err != nil {
-		return errdefs.Wrap(err, "write the host name")
 	}
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return errdefs.Wrap(err, "set the host name")
 	}
-	hosts := filepath.Join(etc, "hosts")
-	old, err := os.ReadFile(hosts)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return errdefs.Wrap(err, "read %s", hosts)
+	m.writeNames(etc, name)
+	return nil
+}
+
+func (m *Machine) writeNames(etc, name string) {
+	if err := replaceFile(filepath.Join(etc, "hostname"), []byte(name+"\n")); err != nil {
+		m.log.Warn("the host name is not written down", "err", err)
 	}
-	return errdefs.Wrap(replaceFile(hosts, addHost(old, name)), "write %s", hosts)
+	hosts := filepath.Join(etc, "hosts")
+	old, err := readFile(hosts)
+	if err == nil {
+		err = replaceFile(hosts, addHost(old, name))
+	}
+	if err != nil {
+		m.log.Warn("the host name is not found by the image's programs", "err", err)
+	}
+}
+
+// maxFile bounds how much of a file of the image is read, in bytes.
+const maxFile = 1 << 20
+
+// readFile reads a file of the image; what is missing is empty. Anything but a file is
+// an error: a pipe would keep us for ever.
+func readFile(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxFile {
+		return nil, errdefs.Invalid("%s is no file of at most %d bytes", path, maxFile)
+	}
+	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
 // hostMark ends the line of /etc/hosts that is the agent's.
@@ -64,28 +99,55 @@ func addHost(old []byte, name string) []byte {
 // replaceFile puts data in place of what path holds. A symlink, a device or a
 // mount there is somebody's arrangement and is written through.
 func replaceFile(path string, data []byte) error {
-	if old, err := os.ReadFile(path); err == nil && string(old) == string(data) {
+	if old, err := readFile(path); err == nil && old != nil && string(old) == string(data) {
 		return nil
 	}
 	if st, err := os.Lstat(path); err == nil && !st.Mode().IsRegular() {
-		return os.WriteFile(path, data, 0o644)
+		return writeThrough(path, data)
 	}
 	tmp := path + ".banger-new"
-	err := os.WriteFile(tmp, data, 0o644)
-	if errors.Is(err, os.ErrNotExist) { // an image without the directory
-		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
-			err = os.WriteFile(tmp, data, 0o644)
-		}
-	}
+	_ = os.Remove(tmp) // whatever the image has there
+	err := writeFile(tmp, string(data))
 	if err != nil {
 		return err
 	}
 	err = os.Rename(tmp, path)
 	if errors.Is(err, unix.EBUSY) { // a mount point
 		_ = os.Remove(tmp)
-		return os.WriteFile(path, data, 0o644)
+		return writeThrough(path, data)
 	}
 	return err
+}
+
+// writeThrough writes to what is there, and to where a link leads, if nothing is there
+// yet. Nobody may read a pipe, so it is not waited for.
+func writeThrough(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NONBLOCK|unix.O_NOCTTY, 0o644)
+	if errors.Is(err, fs.ErrNotExist) {
+		link, lerr := os.Readlink(path)
+		if lerr != nil {
+			return err
+		}
+		if !filepath.IsAbs(link) {
+			link = filepath.Join(filepath.Dir(path), link)
+		}
+		return writeFile(link, string(data))
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
+}
+
+// makeDirs makes the directories that an image counts on; of those that cannot be made
+// the console tells.
+func (m *Machine) makeDirs(dirs []string) {
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			m.log.Warn("a directory of the image's config is missing", "err", err)
+		}
+	}
 }
 
 // setDNS makes the C library and systemd-resolved use the given servers, and look up
@@ -120,9 +182,6 @@ func (m *Machine) setDNS(root string, card ifconf.Card, servers []netip.Addr, se
 	target := filepath.Join(root, "etc/resolv.conf")
 	link, err := os.Readlink(target)
 	if err != nil {
-		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-			return err
-		}
 		return errdefs.Wrap(replaceFile(target, []byte(conf.String())), "write the DNS servers")
 	}
 	if resolvedRuns && strings.Contains(link, "systemd/resolve/") {
@@ -136,6 +195,9 @@ func (m *Machine) setDNS(root string, card ifconf.Card, servers []netip.Addr, se
 		target = filepath.Join(root, link)
 	} else {
 		target = filepath.Join(filepath.Dir(target), link)
+	}
+	if _, err := os.Stat(target); err == nil {
+		return errdefs.Wrap(writeThrough(target, []byte(conf.String())), "write the DNS servers")
 	}
 	return errdefs.Wrap(writeFile(target, conf.String()), "write the DNS servers")
 }

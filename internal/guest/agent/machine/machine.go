@@ -59,10 +59,11 @@ func (m *Machine) Configure(ctx context.Context, c *guest.Configure) error {
 		m.bootID = c.BootID
 	}
 	if c.Hostname != "" {
-		if err := setHostname("/etc", c.Hostname); err != nil {
+		if err := m.setHostname("/etc", c.Hostname); err != nil {
 			return err
 		}
 	}
+	m.makeDirs(c.Dirs)
 	if err := ifconf.Loopback(); err != nil {
 		return err
 	}
@@ -84,7 +85,11 @@ func (m *Machine) Configure(ctx context.Context, c *guest.Configure) error {
 	if err := card.Apply(plan); err != nil {
 		return err
 	}
-	return m.setDNS("/", card, plan.DNS, plan.Search)
+	if err := m.setDNS("/", card, plan.DNS, plan.Search); err != nil {
+		// An image with something odd in its place boots all the same.
+		m.log.Warn("the image's programs find no name server", "err", err)
+	}
+	return nil
 }
 
 // setClock sets the wall clock, unless it is right already: a step that is not

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"banger/internal/guest/agent/boot"
 	"banger/internal/guest/agent/ifconf"
 	"banger/internal/guest/agent/proc"
@@ -128,5 +130,91 @@ func TestWaitFile(t *testing.T) {
 	defer cancel()
 	if err := waitFile(ctx, dir, "never"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error = %v", err)
+	}
+}
+
+// Whatever an image has in the place of the files that say who the machine is, nothing
+// waits and nothing else is touched.
+func TestNamesInOddImages(t *testing.T) {
+	m := New(slog.New(slog.DiscardHandler), proc.NewSpawner(), boot.State{Init: "none"}, nil)
+	names := []string{"hostname", "hosts", "resolv.conf"}
+	want := map[string]string{
+		"hostname": "otter\n", "resolv.conf": "nameserver 192.168.127.1\n",
+		"hosts": "127.0.0.1 localhost # this machine\n127.0.1.1 otter # this machine\n",
+	}
+	each := func(etc string, do func(path string) error) error {
+		err := os.MkdirAll(etc, 0o755)
+		for _, name := range names {
+			err = errors.Join(err, do(filepath.Join(etc, name)))
+		}
+		return err
+	}
+	for name, c := range map[string]struct {
+		prepare func(root string) error
+		written bool
+	}{
+		"no etc": {func(string) error { return nil }, true},
+		"links that dangle": {func(root string) error {
+			return each(filepath.Join(root, "etc"), func(p string) error { return os.Symlink("../run/late/"+filepath.Base(p), p) })
+		}, true},
+		"links to files": {func(root string) error {
+			return each(filepath.Join(root, "etc"), func(p string) error {
+				return errors.Join(os.WriteFile(p+".real", nil, 0o644), os.Symlink(filepath.Base(p)+".real", p))
+			})
+		}, true},
+		"something where the new file goes": {func(root string) error {
+			return each(filepath.Join(root, "etc"), func(p string) error { return os.Symlink("/dev/full", p+".banger-new") })
+		}, true},
+		"directories": {func(root string) error {
+			return each(filepath.Join(root, "etc"), func(p string) error { return os.MkdirAll(p+"/full", 0o755) })
+		}, false},
+		"pipes": {func(root string) error {
+			return each(filepath.Join(root, "etc"), func(p string) error { return unix.Mkfifo(p, 0o644) })
+		}, false},
+		"links to pipes": {func(root string) error {
+			return each(filepath.Join(root, "etc"), func(p string) error {
+				return errors.Join(unix.Mkfifo(p+".real", 0o644), os.Symlink(filepath.Base(p)+".real", p))
+			})
+		}, false},
+		"loops": {func(root string) error {
+			return each(filepath.Join(root, "etc"), func(p string) error { return os.Symlink(filepath.Base(p), p) })
+		}, false},
+		"etc is a file": {func(root string) error { return os.WriteFile(filepath.Join(root, "etc"), nil, 0o644) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			if err := c.prepare(root); err != nil {
+				t.Fatal(err)
+			}
+			m.writeNames(filepath.Join(root, "etc"), "otter")
+			err := m.setDNS(root, ifconf.Card{Name: "eth0"}, []netip.Addr{netip.MustParseAddr("192.168.127.1")}, "")
+			if (err == nil) != c.written {
+				t.Errorf("name servers: %v", err)
+			}
+			for file, text := range want {
+				got, err := readFile(filepath.Join(root, "etc", file))
+				if c.written && string(got) != text {
+					t.Errorf("%s: %q %v", file, got, err)
+				}
+			}
+		})
+	}
+}
+
+func TestMakeDirs(t *testing.T) {
+	root := t.TempDir()
+	m := New(slog.New(slog.DiscardHandler), proc.NewSpawner(), boot.State{}, nil)
+	file := filepath.Join(root, "file")
+	if err := errors.Join(os.WriteFile(file, []byte("kept"), 0o600), os.Mkdir(filepath.Join(root, "there"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	m.makeDirs([]string{file, file + "/below", filepath.Join(root, "there"), filepath.Join(root, "var/lib/data")})
+	if b, err := os.ReadFile(file); string(b) != "kept" {
+		t.Errorf("a file became %q %v", b, err)
+	}
+	for dir, mode := range map[string]os.FileMode{"there": 0o700, "var/lib/data": 0o755} {
+		if st, err := os.Stat(filepath.Join(root, dir)); err != nil || !st.IsDir() || st.Mode().Perm() != mode {
+			t.Errorf("%s: %v %v", dir, st, err)
+		}
 	}
 }

@@ -30,7 +30,7 @@ type testMachine struct {
 	configure func(*guest.Configure) error
 	off       bool
 	went      chan time.Time // when; holds one
-	grown     int64 // to so many bytes
+	grown     int64          // to so many bytes
 	growErr   error
 }
 
