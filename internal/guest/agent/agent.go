@@ -71,7 +71,7 @@ func first(log *slog.Logger) int {
 		_ = late.Close()
 	}
 	if state.Init != "none" {
-		err := boot.ExecInit()
+		err := boot.ExecInit(state.Program)
 		log.Error("the image's init cannot be executed; going on without", "err", err)
 	}
 	// This process sleeps from now on: give back what the boot took.

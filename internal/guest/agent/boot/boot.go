@@ -34,6 +34,7 @@ import (
 // State is what the first process tells the agent.
 type State struct {
 	Init    string `json:"init"`            // as in guest.Ready
+	Program string `json:"program"`         // of the init; empty: none
 	Release string `json:"release"`         // of the kernel
 	MMIO    bool   `json:"mmio,omitempty"`  // the machine is a guest.MachineMMIO
 	Error   string `json:"error,omitempty"` // why there is no root
@@ -66,7 +67,7 @@ func Prepare(log *slog.Logger) (State, *os.File) {
 	}
 	late, _ := os.Open(modulesDir)
 	if err == nil {
-		state.Init, err = enterRoot(log, release, state.MMIO)
+		state.Init, state.Program, err = enterRoot(log, release, state.MMIO)
 	}
 	if err != nil {
 		state.Error = err.Error()
@@ -99,21 +100,22 @@ func mountKernel() (string, error) {
 	return release, nil
 }
 
-// enterRoot mounts the root disk and switches to it. It returns the kind of init.
-func enterRoot(log *slog.Logger, release string, mmio bool) (string, error) {
+// enterRoot mounts the root disk and switches to it. It returns the kind
+// of init, and its program.
+func enterRoot(log *slog.Logger, release string, mmio bool) (kind, program string, err error) {
 	disk, err := waitDisk(hypervisor.SerialRoot, diskTimeout)
 	if err != nil {
-		return "none", err
+		return "none", "", err
 	}
 	if err := mountRoot(disk); err != nil {
-		return "none", err
+		return "none", "", err
 	}
 	if err := grow(disk, newRoot); err != nil {
 		log.Warn("the file system keeps its size", "err", err)
 	}
 	root, err := unix.Open(newRoot, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "none", errdefs.Wrap(err, "open the root")
+		return "none", "", errdefs.Wrap(err, "open the root")
 	}
 	defer unix.Close(root)
 	if modules, ok := findDisk(hypervisor.SerialModules); ok {
@@ -121,12 +123,12 @@ func enterRoot(log *slog.Logger, release string, mmio bool) (string, error) {
 			log.Warn("the kernel's modules are missing", "err", err)
 		}
 	}
-	kind := "none"
+	kind = "none"
 	if cmdlineValue("banger.init") != "none" {
-		kind = detectInit(root)
+		kind, program = detectInit(root)
 	}
 	if err := switchRoot(root); err != nil {
-		return "none", err
+		return "none", "", err
 	}
 	if err := mountRest(kind); err != nil {
 		log.Warn("a file system is missing", "err", err)
@@ -139,7 +141,7 @@ func enterRoot(log *slog.Logger, release string, mmio bool) (string, error) {
 			log.Warn("the image may remove what commands have in /tmp while it starts", "err", err)
 		}
 	}
-	return kind, nil
+	return kind, program, nil
 }
 
 // cmdlineValue returns the value of a kernel parameter key=value; the last counts.

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,27 +10,70 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// elf is the beginning of a program for a machine, which may need a loader.
+func elf(machine byte, loader string) string {
+	head := make([]byte, 0x40+0x38)
+	copy(head, "\x7fELF\x02\x01\x01")
+	head[16], head[18] = 3, machine
+	head[32] = 0x40 // the table of segments, of one
+	head[54], head[56] = 0x38, 1
+	if loader != "" {
+		head[0x40] = 3 // PT_INTERP, behind it
+		head[0x48] = byte(len(head))
+		head[0x60] = byte(len(loader) + 1)
+	}
+	return string(head) + loader + "\x00"
+}
+
 func TestDetectInit(t *testing.T) {
+	const (
+		x86 = 62
+		arm = 183
+	)
+	static, musl := elf(x86, ""), elf(x86, "/lib/ld-musl-x86_64.so.1")
+	const alpine = "::sysinit:/sbin/openrc sysinit\n::wait:/sbin/openrc default\ntty1::respawn:/sbin/getty 38400 tty1\n"
+	type files map[string]string // paths with contents; programs but below etc
+	type links [][2]string
 	for name, c := range map[string]struct {
-		files []string // programs
-		links [][2]string
+		files files
+		links links
 		want  string
+		path  string
 	}{
-		"empty":             {nil, nil, "none"},
-		"debian":            {[]string{"usr/lib/systemd/systemd"}, [][2]string{{"lib", "usr/lib"}, {"sbin/init", "/lib/systemd/systemd"}}, "systemd"},
-		"systemd, no link":  {[]string{"usr/lib/systemd/systemd"}, nil, "systemd"},
-		"dangling":          {nil, [][2]string{{"sbin/init", "/lib/systemd/systemd"}}, "none"},
-		"container busybox": {[]string{"bin/busybox"}, [][2]string{{"sbin/init", "/bin/busybox"}}, "none"},
-		"openrc":            {[]string{"bin/busybox", "sbin/openrc"}, [][2]string{{"sbin/init", "/bin/busybox"}}, "other"},
-		"sysvinit":          {[]string{"sbin/init"}, nil, "other"},
-		"tini":              {[]string{"usr/bin/tini"}, [][2]string{{"sbin/init", "../usr/bin/tini"}}, "none"},
-		"out of the root":   {nil, [][2]string{{"sbin/init", "../../../../../../bin/sh"}}, "none"},
-		"loop":              {nil, [][2]string{{"sbin/init", "init"}}, "none"},
+		"empty":            {nil, nil, "none", ""},
+		"debian":           {files{"usr/lib/systemd/systemd": static}, links{{"lib", "usr/lib"}, {"sbin/init", "/lib/systemd/systemd"}}, "systemd", "/sbin/init"},
+		"systemd, no link": {files{"usr/lib/systemd/systemd": static}, nil, "systemd", "/usr/lib/systemd/systemd"},
+		"systemd behind a stand-in": {files{"usr/lib/systemd/systemd": static, "bin/busybox": static}, links{{"sbin/init", "/bin/busybox"}},
+			"systemd", "/usr/lib/systemd/systemd"},
+		"dangling":             {nil, links{{"sbin/init", "/lib/systemd/systemd"}}, "none", ""},
+		"container busybox":    {files{"bin/busybox": static}, links{{"sbin/init", "/bin/busybox"}}, "none", ""},
+		"alpine's container":   {files{"bin/busybox": static, "sbin/getty": static, "etc/inittab": alpine}, links{{"sbin/init", "/bin/busybox"}}, "none", ""},
+		"openrc":               {files{"bin/busybox": static, "sbin/openrc": static, "etc/inittab": alpine}, links{{"sbin/init", "/bin/busybox"}}, "other", "/sbin/init"},
+		"busybox with rcS":     {files{"bin/busybox": static, "sbin/rcS": static}, links{{"sbin/init", "/bin/busybox"}, {"etc/init.d/rcS", "/sbin/rcS"}}, "other", "/sbin/init"},
+		"busybox with inittab": {files{"bin/busybox": static, "bin/setup": static, "etc/inittab": "# x\n\n::sysinit:-/bin/setup now\n"}, links{{"sbin/init", "/bin/busybox"}}, "other", "/sbin/init"},
+		"inittab of nothing":   {files{"bin/busybox": static, "etc/inittab": "::sysinit:\n:::\n::once:relative\n::respawn:/bin/busybox\n"}, links{{"sbin/init", "/bin/busybox"}}, "none", ""},
+		"sysvinit":             {files{"sbin/init": static}, nil, "other", "/sbin/init"},
+		"tini":                 {files{"usr/bin/tini": static}, links{{"sbin/init", "../usr/bin/tini"}}, "none", ""},
+		"shell":                {files{"bin/bash": static}, links{{"sbin/init", "/bin/bash"}}, "none", ""},
+		"out of the root":      {nil, links{{"sbin/init", "../../../../../../bin/sh"}}, "none", ""},
+		"loop":                 {nil, links{{"sbin/init", "init"}}, "none", ""},
+		"script":               {files{"sbin/init": "#!/bin/sh\nexec /bin/service\n", "bin/sh": static}, nil, "none", ""},
+		"no interpreter":       {files{"sbin/init": "#!/bin/none\n"}, nil, "none", ""},
+		"nothing in it":        {files{"sbin/init": ""}, nil, "none", ""},
+		"another machine's":    {files{"sbin/init": elf(arm, "")}, nil, "none", ""},
+		"musl":                 {files{"sbin/init": musl, "lib/ld-musl-x86_64.so.1": static}, nil, "other", "/sbin/init"},
+		"without its loader":   {files{"sbin/init": musl}, nil, "none", ""},
+		"loader of the host's": {files{"sbin/init": elf(x86, "/bin/sh")}, nil, "none", ""},
+		"absurd table":         {files{"sbin/init": static[:32] + "\xff\xff\xff\xff\xff\xff\xff\xff" + static[40:]}, nil, "other", "/sbin/init"},
 	} {
 		root := t.TempDir()
-		for _, f := range c.files {
+		for f, text := range c.files {
+			mode := os.FileMode(0o755)
+			if filepath.Dir(f) == "etc" {
+				mode = 0o644
+			}
 			_ = os.MkdirAll(filepath.Join(root, filepath.Dir(f)), 0o755)
-			if err := os.WriteFile(filepath.Join(root, f), nil, 0o755); err != nil {
+			if err := os.WriteFile(filepath.Join(root, f), []byte(text), mode); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -39,14 +83,89 @@ func TestDetectInit(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err != nil {
-			t.Fatal(err)
+		fd := openRoot(t, root)
+		if got, program := detectInit(fd); got != c.want || program != c.path {
+			t.Errorf("%s: %q %q, want %q %q", name, got, program, c.want, c.path)
 		}
-		if got := detectInit(fd); got != c.want {
-			t.Errorf("%s: %q, want %q", name, got, c.want)
+	}
+	// Busybox by another name.
+	root := t.TempDir()
+	for _, dir := range []string{"bin", "sbin"} {
+		_ = os.Mkdir(filepath.Join(root, dir), 0o755)
+	}
+	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), []byte(static), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(root, "bin/busybox"), filepath.Join(root, "sbin/init")); err != nil {
+		t.Fatal(err)
+	}
+	if got, program := detectInit(openRoot(t, root)); got != "none" {
+		t.Errorf("a hard link: %q %q", got, program)
+	}
+}
+
+func openRoot(t *testing.T, root string) int {
+	t.Helper()
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	return fd
+}
+
+// The loader of any program is found or left to the kernel, and a head of any bytes is
+// no reason to fall over.
+func FuzzLoader(f *testing.F) {
+	f.Add([]byte(elf(62, "/lib/ld.so")))
+	f.Add([]byte(elf(62, ""))[:70])
+	f.Fuzz(func(t *testing.T, head []byte) {
+		if loader, ok := loaderOf(head); !ok && loader != "" || len(loader) > len(head) {
+			t.Errorf("%q %v", loader, ok)
+		}
+	})
+}
+
+// What is in the place of a mount point gives way, and no link is followed.
+func TestMountPoint(t *testing.T) {
+	root, outside := t.TempDir(), t.TempDir()
+	prepare := errors.Join(
+		os.WriteFile(filepath.Join(root, "dev"), nil, 0o644), os.Symlink(outside, filepath.Join(root, "proc")),
+		os.Symlink("nowhere", filepath.Join(root, "sys")), os.Mkdir(filepath.Join(root, "run"), 0o711), unix.Mkfifo(filepath.Join(root, "pipe"), 0o600))
+	if prepare != nil {
+		t.Fatal(prepare)
+	}
+	for _, name := range []string{"dev", "proc", "sys", "run", "pipe", "new"} {
+		fd, err := mountPoint(openRoot(t, root), name)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
 		}
 		_ = unix.Close(fd)
+		if st, err := os.Lstat(filepath.Join(root, name)); err != nil || !st.IsDir() || name == "run" && st.Mode().Perm() != 0o711 {
+			t.Errorf("%s: %v %v", name, st, err)
+		}
+	}
+}
+
+func TestMakeTmp(t *testing.T) {
+	for name, c := range map[string]struct {
+		prepare func(p string) error
+		want    os.FileMode
+	}{
+		"missing":  {func(string) error { return nil }, os.ModeDir | os.ModeSticky | 0o777},
+		"dangling": {func(p string) error { return os.Symlink("nowhere", p) }, os.ModeDir | os.ModeSticky | 0o777},
+		"there":    {func(p string) error { return os.Mkdir(p, 0o700) }, os.ModeDir | 0o700},
+		"a link":   {func(p string) error { return errors.Join(os.Mkdir(p+"x", 0o700), os.Symlink("tmpx", p)) }, os.ModeSymlink | 0o777},
+		"a file":   {func(p string) error { return os.WriteFile(p, nil, 0o600) }, 0o600},
+	} {
+		p := filepath.Join(t.TempDir(), "tmp")
+		if err := errors.Join(c.prepare(p), makeTmp(p)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if st, err := os.Lstat(p); err != nil || st.Mode() != c.want {
+			t.Errorf("%s: %v, want %v", name, st.Mode(), c.want)
+		}
 	}
 }
 

@@ -61,11 +61,32 @@ func mountModules(root int, disk, release string) error {
 	return nil
 }
 
+// mountPoint opens a directory of the root that something is mounted on, and makes it
+// where there is none. What an image has there instead (a file, a link) would be in the
+// way of the machine and goes: the disk is the VM's own.
+func mountPoint(root int, name string) (int, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH}
+	fd, err := unix.Openat2(root, name, &how)
+	switch err {
+	case unix.ENOENT:
+	case unix.ENOTDIR, unix.ELOOP:
+		if err := unix.Unlinkat(root, name, 0); err != nil {
+			return -1, err
+		}
+	default:
+		return fd, err
+	}
+	if err := unix.Mkdirat(root, name, 0o755); err != nil {
+		return -1, err
+	}
+	return unix.Openat2(root, name, &how)
+}
+
 // switchRoot moves the kernel's file systems into the new root, makes it the root
 // of this process, and frees what the initramfs holds but for late modules.
 func switchRoot(root int) error {
 	for _, dir := range []string{"dev", "proc", "sys", "run"} {
-		fd, err := mkdirIn(root, dir)
+		fd, err := mountPoint(root, dir)
 		if err != nil {
 			return errdefs.Wrap(err, "make /%s in the image", dir)
 		}
@@ -117,10 +138,19 @@ func mountRest(kind string) error {
 	if kind == "none" {
 		mount("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet|unix.MS_NODEV, "nsdelegate")
 		mount("mqueue", "/dev/mqueue", "mqueue", quiet|unix.MS_NODEV, "")
-		errs = append(errs, mkdirs("/run/lock"), os.Chmod("/run/lock", 0o1777))
-		if _, err := os.Stat("/tmp"); errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, mkdirs("/tmp"), os.Chmod("/tmp", 0o1777))
-		}
+		errs = append(errs, mkdirs("/run/lock"), unix.Chmod("/run/lock", 0o1777))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, makeTmp("/tmp"))...)
+}
+
+// makeTmp makes a directory for everybody where the image has none. One that is there
+// stays as it is; a link that leads nowhere goes.
+func makeTmp(dir string) error {
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return errors.Join(os.Mkdir(dir, 0o755), unix.Chmod(dir, 0o1777)) // os.Chmod drops the sticky bit
 }

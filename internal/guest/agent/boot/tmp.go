@@ -33,7 +33,7 @@ func keepTmp(run string, vendor []string, tmp string) error {
 		entries, _ := os.ReadDir(dir) // most images lack one of them, some both
 		for _, e := range entries[:min(len(entries), maxTmpfiles)] {
 			info, err := os.Stat(filepath.Join(dir, e.Name()))
-			if err != nil || info.Size() > maxTmpfileSize || filepath.Ext(e.Name()) != ".conf" {
+			if err != nil || !info.Mode().IsRegular() || info.Size() > maxTmpfileSize || filepath.Ext(e.Name()) != ".conf" {
 				continue
 			}
 			b, err := os.ReadFile(filepath.Join(dir, e.Name()))
