@@ -360,6 +360,30 @@ func TestCommandOnATerminal(t *testing.T) {
 
 // On a terminal in raw mode Ctrl-C belongs to the command, which a frozen VM never
 // gives it.
+// What an image names gets the terminal that is there, like a shell; an init that it
+// names, and the default image, make way for the shell.
+func TestImageOnATerminal(t *testing.T) {
+	r := newRig(t)
+	r.ok("daemon", "stop")
+	for name, config := range map[string]string{
+		"sized": `{"entrypoint":["sh"],"cmd":["-c","size; exit 4"]}`, "init": `{"cmd":["/sbin/init"]}`,
+	} {
+		if err := putImage(r.state, "mini", name, config); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := r.onScreen("vm", "run", "--rm", "--image", "sized")
+	s.until(`24 100`)
+	s.ends(4)
+	for _, flags := range [][]string{{"--image", "init"}, {}, {"--image", "sized", "--entrypoint", ""}} {
+		s := r.onScreen(append([]string{"vm", "run", "--rm"}, flags...)...)
+		s.types("echo in a shell; exit 3\n")
+		if text := s.ends(3); !strings.Contains(text, "in a shell") {
+			t.Errorf("%v: %q", flags, text)
+		}
+	}
+}
+
 func TestWayOutOfAFrozenVM(t *testing.T) {
 	r := newRig(t)
 	r.ok("vm", "create", "--name", "box")

@@ -353,17 +353,23 @@ func imageConfig(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: image-config FROM NAME JSON")
 	}
 	ts.Check(ts.Exec("banger", "daemon", "stop"))
-	db, _, err := store.Open(context.Background(), paths.Layout{State: ts.Getenv("BANGER_STATE_DIR")}.Database())
-	ts.Check(err)
-	image, err := db.ImageByName(context.Background(), args[0])
+	ts.Check(putImage(ts.Getenv("BANGER_STATE_DIR"), args[0], args[1], args[2]))
+}
+
+func putImage(state, from, name, config string) error {
+	db, _, err := store.Open(context.Background(), paths.Layout{State: state}.Database())
+	if err != nil {
+		return err
+	}
+	image, err := db.ImageByName(context.Background(), from)
 	if err == nil {
-		image.Name, image.ID, image.Config = args[1], rand.Text()[:12], model.ImageConfig{}
-		err = json.Unmarshal([]byte(args[2]), &image.Config)
+		image.Name, image.ID, image.Config = name, rand.Text()[:12], model.ImageConfig{}
+		err = json.Unmarshal([]byte(config), &image.Config)
 	}
 	if err == nil {
 		err = db.PutImage(context.Background(), image)
 	}
-	ts.Check(errors.Join(err, db.Close()))
+	return errors.Join(err, db.Close())
 }
 
 // killDaemon kills the daemon of the script and returns when its process is gone.

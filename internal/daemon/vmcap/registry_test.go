@@ -114,6 +114,7 @@ func TestOnlyOfThoseWhoHaveIt(t *testing.T) {
 	c := r.full("bridge")
 	c.Has = func(v *model.VM) bool { return v.Spec.Net == model.NetBridge }
 	c.Preflight = func(context.Context, *model.VM, *bangerv1.CreateRequest) error { return errHook }
+	c.Image = func(context.Context, *model.VM, *bangerv1.CreateRequest, *model.ImageConfig) error { return errHook }
 	c.Driver = func(hypervisor.Capabilities) error { return errHook }
 	c.Machine = func(context.Context, *model.VM, *hypervisor.Spec) error { return errHook }
 	c.Guest = func(context.Context, *model.VM, *guest.Configure) error { return errHook }
@@ -140,7 +141,7 @@ func TestOnlyOfThoseWhoHaveIt(t *testing.T) {
 		}
 		r.fail = "Changed-bridge"
 		for name, err := range map[string]error{
-			"preflight": reg.Preflight(ctx, v, nil), "driver": reg.Driver(v, hypervisor.Capabilities{}),
+			"preflight": reg.Preflight(ctx, v, nil), "image": reg.Image(ctx, v, nil, nil), "driver": reg.Driver(v, hypervisor.Capabilities{}),
 			"machine": reg.Machine(ctx, v, nil), "guest": reg.Guest(ctx, v, nil), "changed": reg.Changed(ctx, v),
 		} {
 			if !errors.Is(err, want) || (err == nil) != (want == nil) {

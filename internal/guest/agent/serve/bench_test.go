@@ -1,12 +1,11 @@
 package serve
 
 import (
-	"context"
-	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
-	"time"
 
-	"banger/internal/errdefs"
 	"banger/internal/guest"
 )
 
@@ -28,4 +27,3 @@ func TestBenchEndsWithItsHost(t *testing.T) {
 	_ = conn.Close()
 	w.serving.Wait()
 }
-
