@@ -41,7 +41,7 @@ type Upload struct {
 func Push(ctx context.Context, ref Reference, u Upload, o Options, progress func(Progress)) (blobs.Digest, error) {
 	digest := blobs.Of(u.Manifest)
 	if ref.Kind != Registry {
-		return "", errdefs.Invalid("push to %s: that is no registry", ref).WithHint("save it instead: banger image save")
+		return "", errdefs.Invalid("push to %s: that is no registry", ref).WithHint("give the name of a repository, such as HOST/NAME:TAG")
 	}
 	if ref.Digest != "" && ref.Digest != digest {
 		return "", errdefs.Invalid("push to %s: the image is %s", ref.Familiar(), digest)
