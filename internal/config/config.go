@@ -72,6 +72,7 @@ type DNS struct {
 type Images struct {
 	Mirrors  Mirrors  `yaml:"mirrors"`   // by host of a registry: mirrors to try before it
 	Insecure Hosts    `yaml:"insecure"`  // registries that http will do for, or TLS that cannot be verified
+	Catalogs Catalogs `yaml:"catalogs"`  // lists of kernels and images, in their order, and who signs them
 	Platform string   `yaml:"platform"`  // OS/ARCHITECTURE[/VARIANT]; auto: this host's
 	Cache    AutoSize `yaml:"cache"`     // how much of what was fetched is kept; auto: a tenth of the state's file system, 2G to 32G
 	MaxSize  AutoSize `yaml:"max_size"`  // of an image's layers, as they are stored and unpacked; auto: 128G

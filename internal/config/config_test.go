@@ -126,6 +126,10 @@ func TestBadFiles(t *testing.T) {
 		{"images: {mirrors: {docker.io: ['ftp://a']}}\n", `config: images.mirrors: "ftp://a" is no mirror of docker.io`, "[http://]HOST"},
 		{"images: {mirrors: {docker.io: [[a]]}}\n", "config: images.mirrors:", ""},
 		{"images: {insecure: localhost}\n", "config: images.insecure: must be a list", ""},
+		{"images: {catalogs: [{url: ftp://a/b, key: RW}]}\n", `config: images.catalogs: "ftp://a/b" is no address of a catalog`, "minisign"},
+		{"images: {catalogs: [{url: https://a/b, key: RW}]}\n", `config: images.catalogs: "RW" is no public key for https://a/b`, "minisign"},
+		{"images: {catalogs: [{uri: https://a/b}]}\n", `"uri" of a catalog`, "minisign"},
+		{"images: {catalogs: yes}\n", "must be a list of catalogs", "minisign"},
 		{"images: {insecure: [a/b]}\n", `config: images.insecure: "a/b" is no host of a registry`, "HOST:PORT"},
 		{"images:\n  insecure:\n", "config: images.insecure: needs one value", "remove the line"},
 		{"images: {platform: windows/amd64}\n", "config: images.platform: must be auto or linux/ARCHITECTURE", "linux/amd64"},
@@ -326,13 +330,15 @@ func TestBridgeIsForRoot(t *testing.T) {
 }
 
 func TestRegistries(t *testing.T) {
-	l, err := config.Load(write(t, "images:\n  mirrors:\n    docker.io: [mirror.example:5000/hub, http://localhost]\n    quay.io: []\n  insecure: [localhost:5000, '[::1]:5000']\n  platform: linux/arm64/v8\n  cache: 3G\n"))
+	const key = "RWRHSYHq5kKn9s9Rj5BCvgxLo/6JH3Mw7P1Sxw5bPSXMTbIm0Z5kQdvl"
+	l, err := config.Load(write(t, "images:\n  mirrors:\n    docker.io: [mirror.example:5000/hub, http://localhost]\n    quay.io: []\n  insecure: [localhost:5000, '[::1]:5000']\n  platform: linux/arm64/v8\n  cache: 3G\n  catalogs: [{url: 'https://a.example/list', key: "+key+"}, {key: "+key+", url: /etc/list}]\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := config.Images{
 		Mirrors:  config.Mirrors{"docker.io": {"mirror.example:5000/hub", "http://localhost"}, "quay.io": nil},
 		Insecure: config.Hosts{"localhost:5000", "[::1]:5000"}, Platform: "linux/arm64/v8", Cache: 3 * config.GiB,
+		Catalogs: config.Catalogs{{URL: "https://a.example/list", Key: key}, {URL: "/etc/list", Key: key}},
 	}
 	if !reflect.DeepEqual(l.Images, want) {
 		t.Errorf("%+v", l.Images)
@@ -351,7 +357,7 @@ func TestRegistries(t *testing.T) {
 		}
 	}
 	again, err := config.Load(write(t, out.String()))
-	if err != nil || !reflect.DeepEqual(again.Images.Mirrors, want.Mirrors) || !reflect.DeepEqual(again.Images.Insecure, want.Insecure) {
+	if err != nil || !reflect.DeepEqual(again.Images.Mirrors, want.Mirrors) || !reflect.DeepEqual(again.Images.Insecure, want.Insecure) || !reflect.DeepEqual(again.Images.Catalogs, want.Catalogs) {
 		t.Errorf("%+v, %v", again.Images, err)
 	}
 }

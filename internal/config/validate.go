@@ -61,6 +61,7 @@ func (c Config) Validate() error {
 		{"dns.listen", listen(c.DNS.Listen)},
 		{"images.mirrors", c.Images.Mirrors.check()},
 		{"images.insecure", c.Images.Insecure.check()},
+		{"images.catalogs", c.Images.Catalogs.check()},
 		{"images.platform", platform(c.Images.Platform)},
 		{"images.cache", autoOr(c.Images.Cache, minCache, maxCache)},
 		{"images.max_size", autoOr(c.Images.MaxSize, minImage, maxImage)},

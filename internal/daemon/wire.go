@@ -13,6 +13,7 @@ import (
 	"banger/internal/daemon/fakevm"
 	"banger/internal/daemon/fcproc"
 	"banger/internal/daemon/imagemgr"
+	"banger/internal/daemon/imagemgr/catalog"
 	"banger/internal/daemon/imagemgr/flatten"
 	"banger/internal/daemon/imagemgr/oci"
 	"banger/internal/daemon/networks"
@@ -120,11 +121,15 @@ func imageSources(conf config.Images) (imagemgr.Sources, error) {
 			return imagemgr.Sources{}, errdefs.Wrap(err, "config: images.platform")
 		}
 	}
+	var catalogs []catalog.Source
+	for _, c := range conf.Catalogs {
+		catalogs = append(catalogs, catalog.Source{URL: c.URL, Key: c.Key})
+	}
 	return imagemgr.Sources{
 		Mirrors: conf.Mirrors, Insecure: conf.Insecure, Platform: platform, Keychain: oci.UserFiles(getenv),
 		UserAgent: "banger/" + version.String(), Sockets: oci.DefaultSockets(getenv),
 		Layers: oci.Limits{Bytes: conf.MaxSize.Bytes()}, Tree: flatten.Limits{Bytes: conf.MaxSize.Bytes(), Entries: int64(conf.MaxFiles)},
-		CacheBytes: conf.Cache.Bytes(),
+		Catalogs: catalogs, CacheBytes: conf.Cache.Bytes(),
 	}, nil
 }
 

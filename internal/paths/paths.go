@@ -20,6 +20,7 @@ const (
 	KernelsDir    = "kernels"      // kernels/<id>/
 	InitramfsDir  = "initramfs"    // initramfs/<hash>.cpio
 	VMsDir        = "vms"          // vms/<id>/
+	CatalogsDir   = "catalogs"     // the last of each catalog, with its signature
 	CacheDir      = "cache"        // content of images from registries, by digest
 	UsernetSocket = "usernet.sock" // control socket of the user-mode network helper
 	UsernetLog    = "usernet.log"  // its log
@@ -196,6 +197,9 @@ func (l Layout) Kernel(id string) string { return filepath.Join(l.Kernels(), id)
 // Initramfs is the directory of built initramfs files.
 func (l Layout) Initramfs() string { return filepath.Join(l.State, InitramfsDir) }
 
+// Catalogs is the directory of the catalogs that were seen last.
+func (l Layout) Catalogs() string { return filepath.Join(l.State, CatalogsDir) }
+
 // Cache is the directory of what was fetched of images.
 func (l Layout) Cache() string { return filepath.Join(l.State, CacheDir) }
 
@@ -212,7 +216,7 @@ func (l Layout) Usernet() string { return filepath.Join(l.State, UsernetSocket) 
 // others beside it that begin with its name.
 func StateNames() []string {
 	return []string{
-		DatabaseFile, LockFile, SocketFile, DaemonLogFile, AccelFile, ImagesDir, KernelsDir, InitramfsDir, CacheDir, VMsDir,
+		DatabaseFile, LockFile, SocketFile, DaemonLogFile, AccelFile, ImagesDir, KernelsDir, InitramfsDir, CatalogsDir, CacheDir, VMsDir,
 		UsernetSocket, UsernetLog,
 	}
 }

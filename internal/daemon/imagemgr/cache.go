@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"banger/internal/daemon/imagemgr/blobs"
+	"banger/internal/daemon/imagemgr/catalog"
 	"banger/internal/errdefs"
 	"banger/internal/logkey"
 )
@@ -27,6 +28,15 @@ func (s *Service) openCache(ctx context.Context) (err error) {
 	}
 	s.trimCache(ctx)
 	return nil
+}
+
+// openCatalogs gets the catalogs ready, whose bundles lie in the cache. None is asked yet.
+func (s *Service) openCatalogs() (err error) {
+	s.catalogs, err = catalog.New(catalog.Options{
+		Sources: s.Sources.Catalogs, Dir: s.Layout.Catalogs(), Blobs: s.cache,
+		UserAgent: s.Sources.UserAgent, Transport: s.Sources.Transport, Retry: s.Sources.Retry, Log: s.Log,
+	})
+	return err
 }
 
 // trimCache removes the longest unused from a cache that is larger than it may be.

@@ -74,16 +74,14 @@ func (s *Service) kernelSource(ctx context.Context, name string, force bool) (fe
 		}, nil
 	}
 	names := s.kernelNames(ctx)
-	if s.Catalogs != nil {
-		found, err := s.Catalogs.Find(ctx, bundle.Kernel, name)
-		if err == nil {
-			return s.catalogKernel(found), nil
-		}
-		if !errors.Is(err, errdefs.ErrNotFound) {
-			return nil, err
-		}
-		names = append(names, s.Catalogs.Names(bundle.Kernel)...)
+	found, err := s.catalogs.Find(ctx, bundle.Kernel, name)
+	if err == nil {
+		return s.catalogKernel(found), nil
 	}
+	if !errors.Is(err, errdefs.ErrNotFound) {
+		return nil, err
+	}
+	names = append(names, s.catalogs.Names(bundle.Kernel)...)
 	if _, err := s.Store.KernelByName(ctx, name); force && err == nil {
 		return nil, errdefs.Invalid("kernel %q was imported; there is nothing to pull it from", name).
 			WithHint("import it again: banger kernel import %s --from DIR", name)

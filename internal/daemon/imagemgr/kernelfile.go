@@ -124,7 +124,7 @@ func signedBundle(path, key string) (fetcher, error) {
 func (s *Service) catalogKernel(found catalog.Found) fetcher {
 	return func(ctx context.Context, staging string, p model.Progress) (madeKernel, error) {
 		p.Stage("download")
-		f, err := s.Catalogs.Open(ctx, found, p)
+		f, err := s.catalogs.Open(ctx, found, p)
 		if err != nil {
 			return madeKernel{}, err
 		}

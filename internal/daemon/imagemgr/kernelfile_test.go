@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,14 +13,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"aead.dev/minisign"
 
 	"banger/internal/daemon/imagemgr/blobs"
 	"banger/internal/daemon/imagemgr/bundle"
 	"banger/internal/daemon/imagemgr/catalog"
-	"banger/internal/daemon/imagemgr/oci"
 	"banger/internal/errdefs"
 )
 
@@ -174,19 +171,10 @@ func TestPullFromCatalog(t *testing.T) {
 		_, _ = rw.Write(files[r.URL.Path])
 	}))
 	t.Cleanup(server.Close)
-	cache, err := blobs.Open(t.TempDir())
-	if err != nil {
+	w.s.Sources.Catalogs = []catalog.Source{{URL: server.URL + "/list", Key: by.public.String()}}
+	if err := w.s.openCatalogs(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cache.Close() })
-	w.s.Catalogs, err = catalog.New(catalog.Options{
-		Sources: []catalog.Source{{URL: server.URL + "/list", Key: by.public.String()}}, Dir: t.TempDir(), Blobs: cache,
-		Retry: oci.Retry{Pause: time.Millisecond}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(w.s.Catalogs.Close)
 
 	k, err := w.s.PullKernel(t.Context(), "small", false, nobody{})
 	if err != nil {

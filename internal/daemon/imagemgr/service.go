@@ -61,7 +61,7 @@ type Operations interface {
 	Begin(kind, subject string, work func(ctx context.Context, p model.Progress) (string, error)) *bangerv1.Operation
 }
 
-// Deps are the service's collaborators; all but Catalogs are required.
+// Deps are the service's collaborators; all are required.
 type Deps struct {
 	Store     Store
 	Layout    paths.Layout
@@ -69,7 +69,6 @@ type Deps struct {
 	DiskBytes int64  // apparent size of the root filesystems made here
 	Sources   Sources
 	Ops       Operations
-	Catalogs  *catalog.Set // nil: none
 	Log       *slog.Logger
 }
 
@@ -86,6 +85,7 @@ type Sources struct {
 	Retry      oci.Retry
 	Layers     oci.Limits
 	Tree       flatten.Limits
+	Catalogs   []catalog.Source
 	CacheBytes int64 // how much of what was fetched is kept; 0: all
 }
 
@@ -98,7 +98,8 @@ type Service struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
-	cache *blobs.Cache // since Restore
+	cache    *blobs.Cache // since Restore
+	catalogs *catalog.Set // the same
 
 	imagePulls  flights[model.Image]
 	kernelPulls flights[model.Kernel]
@@ -129,6 +130,9 @@ var errClosing = errdefs.New(errdefs.ClassCanceled, "the daemon is stopping")
 func (s *Service) Close() error {
 	s.cancel(errClosing)
 	s.wg.Wait()
+	if s.catalogs != nil {
+		s.catalogs.Close()
+	}
 	if s.cache == nil {
 		return nil
 	}
@@ -150,6 +154,9 @@ func (s *Service) Restore(ctx context.Context) error {
 		}
 	}
 	if err := s.openCache(ctx); err != nil {
+		return err
+	}
+	if err := s.openCatalogs(); err != nil {
 		return err
 	}
 	if err := s.collect(ctx); err != nil {
