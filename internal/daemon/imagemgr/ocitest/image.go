@@ -29,7 +29,7 @@ type Image struct {
 }
 
 // Layer is a layer as it is stored.
-func Layer(t testing.TB, files Files) []byte { return pack(t, tarOf(t, files)) }
+func Layer(t testing.TB, files Files) []byte { return Pack(t, tarOf(t, files)) }
 
 func tarOf(t testing.TB, files Files) []byte {
 	t.Helper()
@@ -48,7 +48,8 @@ func tarOf(t testing.TB, files Files) []byte {
 	return buf.Bytes()
 }
 
-func pack(t testing.TB, plain []byte) []byte {
+// Pack is a layer as it is stored, of its tar.
+func Pack(t testing.TB, plain []byte) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	z := gzip.NewWriter(&buf)
