@@ -1,6 +1,7 @@
 package imagemgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -56,11 +57,12 @@ func (s *Service) pullRef(ctx context.Context, pl plan, p model.Progress) (model
 	})
 }
 
-// configOf is how the image's author wants commands to run.
+// configOf is how the image's author wants commands to run: in "/" if nothing is said, as
+// in a container.
 func configOf(img *oci.Image) model.ImageConfig {
 	c := img.Config.Config
 	return model.ImageConfig{
-		User: c.User, Workdir: c.WorkingDir, Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd, StopSignal: c.StopSignal,
+		User: c.User, Workdir: cmp.Or(c.WorkingDir, "/"), Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd, StopSignal: c.StopSignal,
 		ExposedPorts: slices.Sorted(maps.Keys(c.ExposedPorts)), Volumes: slices.Sorted(maps.Keys(c.Volumes)), Labels: c.Labels,
 	}
 }

@@ -154,3 +154,9 @@ func TestPullLayout(t *testing.T) {
 func testSources() Sources {
 	return Sources{Transport: offline(), Retry: oci.Retry{Attempts: 1}, Sockets: []string{"/nonexistent"}}
 }
+
+func TestConfigThatSaysNothing(t *testing.T) {
+	if got := configOf(&oci.Image{}); got.Workdir != "/" || got.User != "" || got.Command(nil, nil) != nil {
+		t.Errorf("%+v", got)
+	}
+}
