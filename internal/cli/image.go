@@ -6,7 +6,10 @@ import (
 
 func newImageCmd(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "image", Aliases: []string{"images"}, Short: "Manage images, the root filesystems of VMs"}
-	c.AddCommand(newImageListCmd(a), newImageShowCmd(a), newImagePullCmd(a), newImageRegisterCmd(a), newImageRmCmd(a), newImageCacheCmd(a))
+	c.AddCommand(
+		newImageListCmd(a), newImageShowCmd(a), newImagePullCmd(a), newImageRegisterCmd(a), newImageTagCmd(a), newImageRmCmd(a),
+		newImageCacheCmd(a),
+	)
 	return groupOnly(c)
 }
 
@@ -27,5 +30,15 @@ func needNames(thing string) cobra.PositionalArgs {
 			return usageErr(cmd, "%q needs the name of at least one %s", cmd.CommandPath(), thing)
 		}
 		return checkRefs(cmd, args)
+	}
+}
+
+// needTwo asks for exactly two arguments.
+func needTwo(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 2 || args[0] == "" || args[1] == "" {
+			return usageErr(cmd, "%q needs %s", cmd.CommandPath(), what)
+		}
+		return nil
 	}
 }

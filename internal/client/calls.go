@@ -148,6 +148,11 @@ func (c *Client) RemoveImage(ctx context.Context, name string) error {
 	return err
 }
 
+// TagImage gives an image a further name.
+func (c *Client) TagImage(ctx context.Context, req *bangerv1.TagImageRequest) (*bangerv1.Image, error) {
+	return call(ctx, c.images.Tag, req)
+}
+
 // ImageCache says what was fetched of images and is kept.
 func (c *Client) ImageCache(ctx context.Context) (*bangerv1.ImageCache, error) {
 	return call(ctx, c.images.ListCache, &bangerv1.ListRequest{})

@@ -2253,6 +2253,66 @@ func (x *RegisterImageRequest) GetWorkdir() string {
 	return ""
 }
 
+type TagImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // name of the image
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`     // its further name; must not itself say what to make
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`  // take the name from another image that has it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagImageRequest) Reset() {
+	*x = TagImageRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagImageRequest) ProtoMessage() {}
+
+func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagImageRequest.ProtoReflect.Descriptor instead.
+func (*TagImageRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *TagImageRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *TagImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TagImageRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type Image struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2282,7 +2342,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2354,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2367,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Image) GetId() string {
@@ -2468,7 +2528,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2540,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2553,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ImageLayer) GetDigest() string {
@@ -2519,7 +2579,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +2591,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +2604,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -2563,7 +2623,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2575,7 +2635,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2588,7 +2648,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *KernelRef) GetName() string {
@@ -2613,7 +2673,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +2685,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +2698,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -2694,7 +2754,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2766,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2779,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Kernel) GetId() string {
@@ -2801,7 +2861,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2813,7 +2873,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2826,7 +2886,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -2845,7 +2905,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +2917,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +2930,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -2890,7 +2950,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +2962,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +2975,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Network) GetName() string {
@@ -2941,7 +3001,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3013,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3026,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -2985,7 +3045,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2997,7 +3057,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3010,7 +3070,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *OperationRef) GetId() string {
@@ -3037,7 +3097,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3049,7 +3109,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3062,7 +3122,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Operation) GetId() string {
@@ -3143,7 +3203,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3215,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3228,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Stage) GetName() string {
@@ -3229,7 +3289,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3241,7 +3301,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3254,7 +3314,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -3278,7 +3338,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3350,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3363,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -3565,7 +3625,11 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x06rootfs\x18\x02 \x01(\tR\x06rootfs\x12\x16\n" +
 	"\x06kernel\x18\x03 \x01(\tR\x06kernel\x12\x12\n" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12\x18\n" +
-	"\aworkdir\x18\x05 \x01(\tR\aworkdir\"\xa5\x05\n" +
+	"\aworkdir\x18\x05 \x01(\tR\aworkdir\"S\n" +
+	"\x0fTagImageRequest\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\xa5\x05\n" +
 	"\x05Image\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -3688,13 +3752,14 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
 	"\vPortService\x123\n" +
 	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
-	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\x97\x03\n" +
+	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\xcc\x03\n" +
 	"\fImageService\x124\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x14.banger.v1.ImageList\x12,\n" +
 	"\x03Get\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Image\x124\n" +
 	"\x04Pull\x12\x16.banger.v1.PullRequest\x1a\x14.banger.v1.Operation\x12=\n" +
 	"\bRegister\x12\x1f.banger.v1.RegisterImageRequest\x1a\x10.banger.v1.Image\x12/\n" +
-	"\x06Remove\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Empty\x12:\n" +
+	"\x06Remove\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Empty\x123\n" +
+	"\x03Tag\x12\x1a.banger.v1.TagImageRequest\x1a\x10.banger.v1.Image\x12:\n" +
 	"\tListCache\x12\x16.banger.v1.ListRequest\x1a\x15.banger.v1.ImageCache\x12A\n" +
 	"\n" +
 	"PruneCache\x12\x1c.banger.v1.PruneCacheRequest\x1a\x15.banger.v1.ImageCache2\x9e\x02\n" +
@@ -3727,7 +3792,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -3758,57 +3823,58 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*CachedBlob)(nil),            // 26: banger.v1.CachedBlob
 	(*PruneCacheRequest)(nil),     // 27: banger.v1.PruneCacheRequest
 	(*RegisterImageRequest)(nil),  // 28: banger.v1.RegisterImageRequest
-	(*Image)(nil),                 // 29: banger.v1.Image
-	(*ImageLayer)(nil),            // 30: banger.v1.ImageLayer
-	(*ImageList)(nil),             // 31: banger.v1.ImageList
-	(*KernelRef)(nil),             // 32: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 33: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 34: banger.v1.Kernel
-	(*KernelList)(nil),            // 35: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 36: banger.v1.NetworkRef
-	(*Network)(nil),               // 37: banger.v1.Network
-	(*NetworkList)(nil),           // 38: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 39: banger.v1.OperationRef
-	(*Operation)(nil),             // 40: banger.v1.Operation
-	(*Stage)(nil),                 // 41: banger.v1.Stage
-	(*OperationList)(nil),         // 42: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 43: banger.v1.ErrorDetail
-	nil,                           // 44: banger.v1.ImageConfig.LabelsEntry
-	nil,                           // 45: banger.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 46: google.protobuf.Timestamp
+	(*TagImageRequest)(nil),       // 29: banger.v1.TagImageRequest
+	(*Image)(nil),                 // 30: banger.v1.Image
+	(*ImageLayer)(nil),            // 31: banger.v1.ImageLayer
+	(*ImageList)(nil),             // 32: banger.v1.ImageList
+	(*KernelRef)(nil),             // 33: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 34: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 35: banger.v1.Kernel
+	(*KernelList)(nil),            // 36: banger.v1.KernelList
+	(*NetworkRef)(nil),            // 37: banger.v1.NetworkRef
+	(*Network)(nil),               // 38: banger.v1.Network
+	(*NetworkList)(nil),           // 39: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 40: banger.v1.OperationRef
+	(*Operation)(nil),             // 41: banger.v1.Operation
+	(*Stage)(nil),                 // 42: banger.v1.Stage
+	(*OperationList)(nil),         // 43: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 44: banger.v1.ErrorDetail
+	nil,                           // 45: banger.v1.ImageConfig.LabelsEntry
+	nil,                           // 46: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	46, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	47, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	46, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	46, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	47, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	47, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
 	19, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
-	44, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	46, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	46, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	45, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	47, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	47, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
 	21, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
 	21, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
 	18, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
 	26, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
-	46, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
-	46, // 17: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	45, // 18: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
-	30, // 19: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
-	29, // 20: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	46, // 21: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	34, // 22: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	37, // 23: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	41, // 24: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	43, // 25: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	46, // 26: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	46, // 27: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	46, // 28: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	46, // 29: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	40, // 30: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	47, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	47, // 17: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	46, // 18: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	31, // 19: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	30, // 20: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	47, // 21: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	35, // 22: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	38, // 23: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	42, // 24: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	44, // 25: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	47, // 26: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	47, // 27: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	47, // 28: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	47, // 29: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	41, // 30: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
 	2,  // 31: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
 	5,  // 32: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
 	8,  // 33: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
@@ -3831,60 +3897,62 @@ var file_bangerv1_banger_proto_depIdxs = []int32{
 	24, // 50: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
 	28, // 51: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
 	23, // 52: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	1,  // 53: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
-	27, // 54: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
-	1,  // 55: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	32, // 56: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	24, // 57: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	33, // 58: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	32, // 59: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 60: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	36, // 61: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	36, // 62: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	36, // 63: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 64: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	39, // 65: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	39, // 66: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	39, // 67: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 68: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 69: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	40, // 70: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	40, // 71: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	40, // 72: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	40, // 73: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	40, // 74: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	40, // 75: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	22, // 76: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 77: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 78: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	40, // 79: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 80: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	20, // 81: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 82: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 83: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 84: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	31, // 85: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	29, // 86: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	40, // 87: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	29, // 88: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 89: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	25, // 90: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
-	25, // 91: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
-	35, // 92: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	34, // 93: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	40, // 94: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	40, // 95: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 96: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	38, // 97: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	37, // 98: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	37, // 99: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 100: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	42, // 101: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	40, // 102: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	40, // 103: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	40, // 104: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	68, // [68:105] is the sub-list for method output_type
-	31, // [31:68] is the sub-list for method input_type
+	29, // 53: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
+	1,  // 54: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	27, // 55: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 56: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	33, // 57: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	24, // 58: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	34, // 59: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	33, // 60: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 61: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	37, // 62: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	37, // 63: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	37, // 64: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 65: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	40, // 66: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	40, // 67: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	40, // 68: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 69: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 70: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	41, // 71: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	41, // 72: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	41, // 73: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	41, // 74: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	41, // 75: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	41, // 76: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	22, // 77: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 78: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 79: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	41, // 80: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 81: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	20, // 82: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 83: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 84: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 85: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	32, // 86: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	30, // 87: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	41, // 88: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	30, // 89: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 90: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	30, // 91: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	25, // 92: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	25, // 93: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	36, // 94: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	35, // 95: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	41, // 96: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	41, // 97: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 98: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	39, // 99: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	38, // 100: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	38, // 101: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 102: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	43, // 103: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	41, // 104: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	41, // 105: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	41, // 106: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	69, // [69:107] is the sub-list for method output_type
+	31, // [31:69] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
 	31, // [31:31] is the sub-list for extension extendee
 	0,  // [0:31] is the sub-list for field type_name
@@ -3905,7 +3973,7 @@ func file_bangerv1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

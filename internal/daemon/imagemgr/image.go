@@ -168,7 +168,15 @@ func (s *Service) assembleImage(ctx context.Context, name string, p model.Progre
 		return model.Image{}, err
 	}
 	p.Stage("publish")
-	st, err := os.Stat(made.path)
+	return s.publishImage(ctx, dir, made.path, model.Image{
+		Name: name, Config: made.config, Digest: made.digest, Source: made.source, Layers: made.layers, CreatedAt: time.Now(),
+	}, func(ctx context.Context, i *model.Image) error { return s.Store.PutImage(ctx, *i) })
+}
+
+// publishImage publishes a root filesystem that lies in a staging directory as a managed
+// image, whose row put puts under imageOpsMu.
+func (s *Service) publishImage(ctx context.Context, dir, rootfs string, i model.Image, put func(context.Context, *model.Image) error) (model.Image, error) {
+	st, err := os.Stat(rootfs)
 	if err != nil {
 		return model.Image{}, errdefs.Wrap(err, "look at the root filesystem")
 	}
@@ -176,7 +184,7 @@ func (s *Service) assembleImage(ctx context.Context, name string, p model.Progre
 	if err := os.Mkdir(final, 0o755); err != nil {
 		return model.Image{}, spaceError(err, "make image directory")
 	}
-	if err := os.Rename(made.path, filepath.Join(final, paths.RootfsFile)); err != nil {
+	if err := os.Rename(rootfs, filepath.Join(final, paths.RootfsFile)); err != nil {
 		return model.Image{}, spaceError(err, "move the root filesystem")
 	}
 	if err := syncTree(final); err != nil {
@@ -185,16 +193,14 @@ func (s *Service) assembleImage(ctx context.Context, name string, p model.Progre
 	if err := ctx.Err(); err != nil {
 		return model.Image{}, context.Cause(ctx)
 	}
-	id := newID()
-	i := model.Image{
-		ID: id, Name: name, Managed: true, Path: filepath.Join(s.Layout.Image(id), paths.RootfsFile), SizeBytes: st.Size(),
-		Config: made.config, Digest: made.digest, Source: made.source, Layers: made.layers, CreatedAt: time.Now(),
-	}
+	i.ID, i.Managed = newID(), true
+	i.Path, i.SizeBytes = filepath.Join(s.Layout.Image(i.ID), paths.RootfsFile), st.Size()
 	// From here on it happens as a whole, whoever goes away.
-	if err := s.publish(final, s.Layout.Image(id), func() error { return s.Store.PutImage(context.WithoutCancel(ctx), i) }); err != nil {
+	ctx = context.WithoutCancel(ctx)
+	if err := s.publish(final, s.Layout.Image(i.ID), func() error { return put(ctx, &i) }); err != nil {
 		return model.Image{}, err
 	}
-	return i, s.collect(context.WithoutCancel(ctx))
+	return i, s.collect(ctx)
 }
 
 // debianImage makes an image of Debian's packages.

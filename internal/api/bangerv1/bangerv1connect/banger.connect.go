@@ -98,6 +98,8 @@ const (
 	ImageServiceRegisterProcedure = "/banger.v1.ImageService/Register"
 	// ImageServiceRemoveProcedure is the fully-qualified name of the ImageService's Remove RPC.
 	ImageServiceRemoveProcedure = "/banger.v1.ImageService/Remove"
+	// ImageServiceTagProcedure is the fully-qualified name of the ImageService's Tag RPC.
+	ImageServiceTagProcedure = "/banger.v1.ImageService/Tag"
 	// ImageServiceListCacheProcedure is the fully-qualified name of the ImageService's ListCache RPC.
 	ImageServiceListCacheProcedure = "/banger.v1.ImageService/ListCache"
 	// ImageServicePruneCacheProcedure is the fully-qualified name of the ImageService's PruneCache RPC.
@@ -742,6 +744,8 @@ type ImageServiceClient interface {
 	// Register points at a root filesystem of the user's.
 	Register(context.Context, *connect.Request[bangerv1.RegisterImageRequest]) (*connect.Response[bangerv1.Image], error)
 	Remove(context.Context, *connect.Request[bangerv1.ImageRef]) (*connect.Response[bangerv1.Empty], error)
+	// Tag gives an image a further name.
+	Tag(context.Context, *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error)
 	// ListCache says what was fetched of images and is kept.
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
@@ -789,6 +793,12 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Remove")),
 			connect.WithClientOptions(opts...),
 		),
+		tag: connect.NewClient[bangerv1.TagImageRequest, bangerv1.Image](
+			httpClient,
+			baseURL+ImageServiceTagProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Tag")),
+			connect.WithClientOptions(opts...),
+		),
 		listCache: connect.NewClient[bangerv1.ListRequest, bangerv1.ImageCache](
 			httpClient,
 			baseURL+ImageServiceListCacheProcedure,
@@ -811,6 +821,7 @@ type imageServiceClient struct {
 	pull       *connect.Client[bangerv1.PullRequest, bangerv1.Operation]
 	register   *connect.Client[bangerv1.RegisterImageRequest, bangerv1.Image]
 	remove     *connect.Client[bangerv1.ImageRef, bangerv1.Empty]
+	tag        *connect.Client[bangerv1.TagImageRequest, bangerv1.Image]
 	listCache  *connect.Client[bangerv1.ListRequest, bangerv1.ImageCache]
 	pruneCache *connect.Client[bangerv1.PruneCacheRequest, bangerv1.ImageCache]
 }
@@ -840,6 +851,11 @@ func (c *imageServiceClient) Remove(ctx context.Context, req *connect.Request[ba
 	return c.remove.CallUnary(ctx, req)
 }
 
+// Tag calls banger.v1.ImageService.Tag.
+func (c *imageServiceClient) Tag(ctx context.Context, req *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error) {
+	return c.tag.CallUnary(ctx, req)
+}
+
 // ListCache calls banger.v1.ImageService.ListCache.
 func (c *imageServiceClient) ListCache(ctx context.Context, req *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
 	return c.listCache.CallUnary(ctx, req)
@@ -860,6 +876,8 @@ type ImageServiceHandler interface {
 	// Register points at a root filesystem of the user's.
 	Register(context.Context, *connect.Request[bangerv1.RegisterImageRequest]) (*connect.Response[bangerv1.Image], error)
 	Remove(context.Context, *connect.Request[bangerv1.ImageRef]) (*connect.Response[bangerv1.Empty], error)
+	// Tag gives an image a further name.
+	Tag(context.Context, *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error)
 	// ListCache says what was fetched of images and is kept.
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
@@ -903,6 +921,12 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Remove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServiceTagHandler := connect.NewUnaryHandler(
+		ImageServiceTagProcedure,
+		svc.Tag,
+		connect.WithSchema(imageServiceMethods.ByName("Tag")),
+		connect.WithHandlerOptions(opts...),
+	)
 	imageServiceListCacheHandler := connect.NewUnaryHandler(
 		ImageServiceListCacheProcedure,
 		svc.ListCache,
@@ -927,6 +951,8 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServiceRegisterHandler.ServeHTTP(w, r)
 		case ImageServiceRemoveProcedure:
 			imageServiceRemoveHandler.ServeHTTP(w, r)
+		case ImageServiceTagProcedure:
+			imageServiceTagHandler.ServeHTTP(w, r)
 		case ImageServiceListCacheProcedure:
 			imageServiceListCacheHandler.ServeHTTP(w, r)
 		case ImageServicePruneCacheProcedure:
@@ -958,6 +984,10 @@ func (UnimplementedImageServiceHandler) Register(context.Context, *connect.Reque
 
 func (UnimplementedImageServiceHandler) Remove(context.Context, *connect.Request[bangerv1.ImageRef]) (*connect.Response[bangerv1.Empty], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Remove is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Tag(context.Context, *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Tag is not implemented"))
 }
 
 func (UnimplementedImageServiceHandler) ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
