@@ -57,25 +57,33 @@ interrupted is gone on with by the next one; see banger image cache.`,
 
 // pull follows an operation that makes an image or a kernel and prints the name.
 func (a *app) pull(ctx context.Context, begin func(context.Context, *client.Client) (*bangerv1.Operation, error)) error {
+	op, err := a.operate(ctx, begin)
+	if err == nil {
+		fmt.Fprintln(a.out, op.GetSubject())
+	}
+	return err
+}
+
+// operate begins an operation and follows it to its end; who interrupts us cancels it.
+func (a *app) operate(ctx context.Context, begin func(context.Context, *client.Client) (*bangerv1.Operation, error)) (*bangerv1.Operation, error) {
 	c, err := a.client()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ctx, stop := interruptible(ctx)
 	defer stop()
 	op, err := begin(context.WithoutCancel(ctx), c)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	op, err = waitOrCancel(ctx, c, op, a.follow())
 	if err != nil {
-		return interrupted(err)
+		return nil, interrupted(err)
 	}
 	if stages := op.GetStages(); len(stages) == 1 && stages[0].GetDetail() != "" {
 		a.note("%s", stages[0].GetDetail()) // that it is up to date
 	}
-	fmt.Fprintln(a.out, op.GetSubject())
-	return nil
+	return op, nil
 }
 
 // absoluteImage makes the path in a reference to an image on this host absolute: the

@@ -153,6 +153,11 @@ func (c *Client) TagImage(ctx context.Context, req *bangerv1.TagImageRequest) (*
 	return call(ctx, c.images.Tag, req)
 }
 
+// SaveImage starts to write an image where other tools read it.
+func (c *Client) SaveImage(ctx context.Context, req *bangerv1.SaveImageRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.images.Save, req)
+}
+
 // ImageCache says what was fetched of images and is kept.
 func (c *Client) ImageCache(ctx context.Context) (*bangerv1.ImageCache, error) {
 	return call(ctx, c.images.ListCache, &bangerv1.ListRequest{})

@@ -481,6 +481,7 @@ func TestEveryProcedureHasAMethod(t *testing.T) {
 		func() { _, _ = c.RegisterImage(ctx, &bangerv1.RegisterImageRequest{}) },
 		func() { _ = c.RemoveImage(ctx, "x") },
 		func() { _, _ = c.TagImage(ctx, &bangerv1.TagImageRequest{Source: "x", Name: "y"}) },
+		func() { _, _ = c.SaveImage(ctx, &bangerv1.SaveImageRequest{Name: "x", To: "oci:/d"}) },
 		func() { _, _ = c.ImageCache(ctx) },
 		func() { _, _ = c.PruneImageCache(ctx, &bangerv1.PruneCacheRequest{}) },
 		func() { _, _ = c.ListKernels(ctx) },

@@ -98,6 +98,8 @@ type ImageConfig struct {
 	ExposedPorts []string          `json:"exposed_ports,omitempty"` // e.g. "80/tcp"
 	Volumes      []string          `json:"volumes,omitempty"`       // absolute paths in the guest
 	Labels       map[string]string `json:"labels,omitempty"`
+
+	Platform string `json:"platform,omitempty"` // what its programs are for, e.g. "linux/arm64"; empty: this host
 }
 
 // Kernel is a bootable kernel with what it needs to reach a root filesystem.

@@ -2313,6 +2313,66 @@ func (x *TagImageRequest) GetForce() bool {
 	return false
 }
 
+type SaveImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`        // oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME], with absolute paths
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // replace a file that is there
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveImageRequest) Reset() {
+	*x = SaveImageRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveImageRequest) ProtoMessage() {}
+
+func (x *SaveImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveImageRequest.ProtoReflect.Descriptor instead.
+func (*SaveImageRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SaveImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SaveImageRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *SaveImageRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type Image struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2342,7 +2402,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2414,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2427,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Image) GetId() string {
@@ -2528,7 +2588,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +2600,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +2613,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ImageLayer) GetDigest() string {
@@ -2579,7 +2639,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2651,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2664,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -2623,7 +2683,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2695,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2708,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *KernelRef) GetName() string {
@@ -2673,7 +2733,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2685,7 +2745,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2698,7 +2758,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -2754,7 +2814,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +2826,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +2839,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Kernel) GetId() string {
@@ -2861,7 +2921,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2873,7 +2933,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2886,7 +2946,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -2905,7 +2965,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2917,7 +2977,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2930,7 +2990,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -2950,7 +3010,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2962,7 +3022,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2975,7 +3035,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Network) GetName() string {
@@ -3001,7 +3061,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3073,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3086,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -3045,7 +3105,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3117,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3130,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *OperationRef) GetId() string {
@@ -3087,7 +3147,7 @@ type Operation struct {
 	Subject       string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"` // what it acts on, for people
 	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`     // "running", "succeeded", "failed", "canceled"
 	Stages        []*Stage               `protobuf:"bytes,5,rep,name=stages,proto3" json:"stages,omitempty"`
-	Result        string                 `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"` // depends on kind; an id
+	Result        string                 `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"` // depends on kind; mostly an id
 	Error         *ErrorDetail           `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
 	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
@@ -3097,7 +3157,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3169,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3182,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Operation) GetId() string {
@@ -3203,7 +3263,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3275,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +3288,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Stage) GetName() string {
@@ -3289,7 +3349,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3301,7 +3361,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3314,7 +3374,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -3338,7 +3398,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3350,7 +3410,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3363,7 +3423,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -3629,6 +3689,10 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x0fTagImageRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"L\n" +
+	"\x10SaveImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x14\n" +
 	"\x05force\x18\x03 \x01(\bR\x05force\"\xa5\x05\n" +
 	"\x05Image\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3752,14 +3816,15 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
 	"\vPortService\x123\n" +
 	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
-	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\xcc\x03\n" +
+	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\x87\x04\n" +
 	"\fImageService\x124\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x14.banger.v1.ImageList\x12,\n" +
 	"\x03Get\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Image\x124\n" +
 	"\x04Pull\x12\x16.banger.v1.PullRequest\x1a\x14.banger.v1.Operation\x12=\n" +
 	"\bRegister\x12\x1f.banger.v1.RegisterImageRequest\x1a\x10.banger.v1.Image\x12/\n" +
 	"\x06Remove\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Empty\x123\n" +
-	"\x03Tag\x12\x1a.banger.v1.TagImageRequest\x1a\x10.banger.v1.Image\x12:\n" +
+	"\x03Tag\x12\x1a.banger.v1.TagImageRequest\x1a\x10.banger.v1.Image\x129\n" +
+	"\x04Save\x12\x1b.banger.v1.SaveImageRequest\x1a\x14.banger.v1.Operation\x12:\n" +
 	"\tListCache\x12\x16.banger.v1.ListRequest\x1a\x15.banger.v1.ImageCache\x12A\n" +
 	"\n" +
 	"PruneCache\x12\x1c.banger.v1.PruneCacheRequest\x1a\x15.banger.v1.ImageCache2\x9e\x02\n" +
@@ -3792,7 +3857,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -3824,57 +3889,58 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*PruneCacheRequest)(nil),     // 27: banger.v1.PruneCacheRequest
 	(*RegisterImageRequest)(nil),  // 28: banger.v1.RegisterImageRequest
 	(*TagImageRequest)(nil),       // 29: banger.v1.TagImageRequest
-	(*Image)(nil),                 // 30: banger.v1.Image
-	(*ImageLayer)(nil),            // 31: banger.v1.ImageLayer
-	(*ImageList)(nil),             // 32: banger.v1.ImageList
-	(*KernelRef)(nil),             // 33: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 34: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 35: banger.v1.Kernel
-	(*KernelList)(nil),            // 36: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 37: banger.v1.NetworkRef
-	(*Network)(nil),               // 38: banger.v1.Network
-	(*NetworkList)(nil),           // 39: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 40: banger.v1.OperationRef
-	(*Operation)(nil),             // 41: banger.v1.Operation
-	(*Stage)(nil),                 // 42: banger.v1.Stage
-	(*OperationList)(nil),         // 43: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 44: banger.v1.ErrorDetail
-	nil,                           // 45: banger.v1.ImageConfig.LabelsEntry
-	nil,                           // 46: banger.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(*SaveImageRequest)(nil),      // 30: banger.v1.SaveImageRequest
+	(*Image)(nil),                 // 31: banger.v1.Image
+	(*ImageLayer)(nil),            // 32: banger.v1.ImageLayer
+	(*ImageList)(nil),             // 33: banger.v1.ImageList
+	(*KernelRef)(nil),             // 34: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 35: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 36: banger.v1.Kernel
+	(*KernelList)(nil),            // 37: banger.v1.KernelList
+	(*NetworkRef)(nil),            // 38: banger.v1.NetworkRef
+	(*Network)(nil),               // 39: banger.v1.Network
+	(*NetworkList)(nil),           // 40: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 41: banger.v1.OperationRef
+	(*Operation)(nil),             // 42: banger.v1.Operation
+	(*Stage)(nil),                 // 43: banger.v1.Stage
+	(*OperationList)(nil),         // 44: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 45: banger.v1.ErrorDetail
+	nil,                           // 46: banger.v1.ImageConfig.LabelsEntry
+	nil,                           // 47: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	47, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	48, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	47, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	47, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	48, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	48, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
 	19, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
-	45, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	47, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	47, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	46, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	48, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	48, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
 	21, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
 	21, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
 	18, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
 	26, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
-	47, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
-	47, // 17: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	46, // 18: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
-	31, // 19: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
-	30, // 20: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	47, // 21: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	35, // 22: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	38, // 23: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	42, // 24: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	44, // 25: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	47, // 26: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	47, // 27: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	47, // 28: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	47, // 29: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	41, // 30: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	48, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	48, // 17: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	47, // 18: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	32, // 19: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	31, // 20: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	48, // 21: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	36, // 22: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	39, // 23: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	43, // 24: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	45, // 25: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	48, // 26: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	48, // 27: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	48, // 28: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	48, // 29: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	42, // 30: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
 	2,  // 31: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
 	5,  // 32: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
 	8,  // 33: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
@@ -3898,61 +3964,63 @@ var file_bangerv1_banger_proto_depIdxs = []int32{
 	28, // 51: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
 	23, // 52: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
 	29, // 53: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
-	1,  // 54: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
-	27, // 55: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
-	1,  // 56: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	33, // 57: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	24, // 58: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	34, // 59: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	33, // 60: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 61: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	37, // 62: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	37, // 63: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	37, // 64: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 65: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	40, // 66: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	40, // 67: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	40, // 68: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 69: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 70: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	41, // 71: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	41, // 72: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	41, // 73: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	41, // 74: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	41, // 75: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	41, // 76: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	22, // 77: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 78: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 79: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	41, // 80: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 81: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	20, // 82: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 83: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 84: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 85: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	32, // 86: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	30, // 87: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	41, // 88: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	30, // 89: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 90: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	30, // 91: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	25, // 92: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
-	25, // 93: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
-	36, // 94: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	35, // 95: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	41, // 96: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	41, // 97: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 98: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	39, // 99: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	38, // 100: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	38, // 101: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 102: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	43, // 103: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	41, // 104: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	41, // 105: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	41, // 106: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	69, // [69:107] is the sub-list for method output_type
-	31, // [31:69] is the sub-list for method input_type
+	30, // 54: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
+	1,  // 55: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	27, // 56: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 57: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	34, // 58: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	24, // 59: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	35, // 60: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	34, // 61: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 62: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	38, // 63: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	38, // 64: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	38, // 65: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 66: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	41, // 67: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	41, // 68: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	41, // 69: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 70: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 71: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	42, // 72: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	42, // 73: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	42, // 74: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	42, // 75: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	42, // 76: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	42, // 77: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	22, // 78: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 79: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 80: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	42, // 81: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 82: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	20, // 83: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 84: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 85: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 86: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	33, // 87: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	31, // 88: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	42, // 89: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	31, // 90: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 91: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	31, // 92: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	42, // 93: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
+	25, // 94: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	25, // 95: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	37, // 96: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	36, // 97: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	42, // 98: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	42, // 99: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 100: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	40, // 101: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	39, // 102: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	39, // 103: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 104: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	44, // 105: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	42, // 106: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	42, // 107: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	42, // 108: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	70, // [70:109] is the sub-list for method output_type
+	31, // [31:70] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
 	31, // [31:31] is the sub-list for extension extendee
 	0,  // [0:31] is the sub-list for field type_name
@@ -3973,7 +4041,7 @@ func file_bangerv1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -44,7 +44,7 @@ func (s *Service) pullRef(ctx context.Context, pl plan, p model.Progress) (model
 	}
 	return s.assembleImage(ctx, pl.name, p, func(dir string) (madeImage, error) {
 		made := madeImage{
-			path: filepath.Join(dir, paths.RootfsFile), config: configOf(img), digest: string(img.Digest), source: pl.ref.String(),
+			path: filepath.Join(dir, paths.RootfsFile), config: configOf(img, pl.platform), digest: string(img.Digest), source: pl.ref.String(),
 		}
 		for _, l := range img.Layers {
 			made.layers = append(made.layers, model.ImageLayer{Digest: string(l.Digest), SizeBytes: l.Size})
@@ -59,12 +59,16 @@ func (s *Service) pullRef(ctx context.Context, pl plan, p model.Progress) (model
 
 // configOf is how the image's author wants commands to run: in "/" if nothing is said, as
 // in a container.
-func configOf(img *oci.Image) model.ImageConfig {
+func configOf(img *oci.Image, platform oci.Platform) model.ImageConfig {
 	c := img.Config.Config
-	return model.ImageConfig{
+	config := model.ImageConfig{
 		User: c.User, Workdir: cmp.Or(c.WorkingDir, "/"), Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd, StopSignal: c.StopSignal,
 		ExposedPorts: slices.Sorted(maps.Keys(c.ExposedPorts)), Volumes: slices.Sorted(maps.Keys(c.Volumes)), Labels: c.Labels,
 	}
+	if platform != oci.HostPlatform() {
+		config.Platform = platform.String()
+	}
+	return config
 }
 
 // unpacks is how many bytes one of a layer may well become. Where that is too little for

@@ -156,7 +156,7 @@ func testSources() Sources {
 }
 
 func TestConfigThatSaysNothing(t *testing.T) {
-	if got := configOf(&oci.Image{}); got.Workdir != "/" || got.User != "" || got.Command(nil, nil) != nil {
+	if got := configOf(&oci.Image{}, oci.HostPlatform()); got.Workdir != "/" || got.User != "" || got.Command(nil, nil) != nil {
 		t.Errorf("%+v", got)
 	}
 }

@@ -120,9 +120,10 @@ func (s *Service) planRef(pl *plan) error {
 		return errdefs.Invalid("packages can be added to Debian's image only, not to %q", p.From).
 			WithHint("leave --include out, or make yours: banger image pull debian --name mine --include …")
 	}
-	if ref.Path != "" && !filepath.IsAbs(ref.Path) {
-		return errdefs.Invalid("path %q is not absolute", ref.Path).
-			WithHint("write the whole path: the daemon works in another directory")
+	if ref.Path != "" {
+		if err := checkAbsolute(ref.Path); err != nil {
+			return err
+		}
 	}
 	pl.platform = s.Sources.Platform
 	if p.Platform != "" {
@@ -136,6 +137,15 @@ func (s *Service) planRef(pl *plan) error {
 	pl.Insecure = p.Insecure || slices.Contains(s.Sources.Insecure, ref.Host)
 	pl.ref, pl.name = &ref, imageNameOf(ref)
 	return model.CheckArtifactName("image", pl.name)
+}
+
+// checkAbsolute refuses a path that is not the same for user and daemon.
+func checkAbsolute(path string) error {
+	if filepath.IsAbs(path) {
+		return nil
+	}
+	return errdefs.Invalid("path %q is not absolute", path).
+		WithHint("write the whole path: the daemon works in another directory")
 }
 
 // imageNameOf is what an image is called that is pulled by a reference: what Docker's

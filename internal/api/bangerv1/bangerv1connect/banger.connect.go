@@ -100,6 +100,8 @@ const (
 	ImageServiceRemoveProcedure = "/banger.v1.ImageService/Remove"
 	// ImageServiceTagProcedure is the fully-qualified name of the ImageService's Tag RPC.
 	ImageServiceTagProcedure = "/banger.v1.ImageService/Tag"
+	// ImageServiceSaveProcedure is the fully-qualified name of the ImageService's Save RPC.
+	ImageServiceSaveProcedure = "/banger.v1.ImageService/Save"
 	// ImageServiceListCacheProcedure is the fully-qualified name of the ImageService's ListCache RPC.
 	ImageServiceListCacheProcedure = "/banger.v1.ImageService/ListCache"
 	// ImageServicePruneCacheProcedure is the fully-qualified name of the ImageService's PruneCache RPC.
@@ -746,6 +748,9 @@ type ImageServiceClient interface {
 	Remove(context.Context, *connect.Request[bangerv1.ImageRef]) (*connect.Response[bangerv1.Empty], error)
 	// Tag gives an image a further name.
 	Tag(context.Context, *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error)
+	// Save writes an image where other tools read it, as an image of one layer; result: the
+	// digest of its manifest.
+	Save(context.Context, *connect.Request[bangerv1.SaveImageRequest]) (*connect.Response[bangerv1.Operation], error)
 	// ListCache says what was fetched of images and is kept.
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
@@ -799,6 +804,12 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Tag")),
 			connect.WithClientOptions(opts...),
 		),
+		save: connect.NewClient[bangerv1.SaveImageRequest, bangerv1.Operation](
+			httpClient,
+			baseURL+ImageServiceSaveProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Save")),
+			connect.WithClientOptions(opts...),
+		),
 		listCache: connect.NewClient[bangerv1.ListRequest, bangerv1.ImageCache](
 			httpClient,
 			baseURL+ImageServiceListCacheProcedure,
@@ -822,6 +833,7 @@ type imageServiceClient struct {
 	register   *connect.Client[bangerv1.RegisterImageRequest, bangerv1.Image]
 	remove     *connect.Client[bangerv1.ImageRef, bangerv1.Empty]
 	tag        *connect.Client[bangerv1.TagImageRequest, bangerv1.Image]
+	save       *connect.Client[bangerv1.SaveImageRequest, bangerv1.Operation]
 	listCache  *connect.Client[bangerv1.ListRequest, bangerv1.ImageCache]
 	pruneCache *connect.Client[bangerv1.PruneCacheRequest, bangerv1.ImageCache]
 }
@@ -856,6 +868,11 @@ func (c *imageServiceClient) Tag(ctx context.Context, req *connect.Request[bange
 	return c.tag.CallUnary(ctx, req)
 }
 
+// Save calls banger.v1.ImageService.Save.
+func (c *imageServiceClient) Save(ctx context.Context, req *connect.Request[bangerv1.SaveImageRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return c.save.CallUnary(ctx, req)
+}
+
 // ListCache calls banger.v1.ImageService.ListCache.
 func (c *imageServiceClient) ListCache(ctx context.Context, req *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
 	return c.listCache.CallUnary(ctx, req)
@@ -878,6 +895,9 @@ type ImageServiceHandler interface {
 	Remove(context.Context, *connect.Request[bangerv1.ImageRef]) (*connect.Response[bangerv1.Empty], error)
 	// Tag gives an image a further name.
 	Tag(context.Context, *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error)
+	// Save writes an image where other tools read it, as an image of one layer; result: the
+	// digest of its manifest.
+	Save(context.Context, *connect.Request[bangerv1.SaveImageRequest]) (*connect.Response[bangerv1.Operation], error)
 	// ListCache says what was fetched of images and is kept.
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
@@ -927,6 +947,12 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Tag")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServiceSaveHandler := connect.NewUnaryHandler(
+		ImageServiceSaveProcedure,
+		svc.Save,
+		connect.WithSchema(imageServiceMethods.ByName("Save")),
+		connect.WithHandlerOptions(opts...),
+	)
 	imageServiceListCacheHandler := connect.NewUnaryHandler(
 		ImageServiceListCacheProcedure,
 		svc.ListCache,
@@ -953,6 +979,8 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServiceRemoveHandler.ServeHTTP(w, r)
 		case ImageServiceTagProcedure:
 			imageServiceTagHandler.ServeHTTP(w, r)
+		case ImageServiceSaveProcedure:
+			imageServiceSaveHandler.ServeHTTP(w, r)
 		case ImageServiceListCacheProcedure:
 			imageServiceListCacheHandler.ServeHTTP(w, r)
 		case ImageServicePruneCacheProcedure:
@@ -988,6 +1016,10 @@ func (UnimplementedImageServiceHandler) Remove(context.Context, *connect.Request
 
 func (UnimplementedImageServiceHandler) Tag(context.Context, *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Tag is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Save(context.Context, *connect.Request[bangerv1.SaveImageRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Save is not implemented"))
 }
 
 func (UnimplementedImageServiceHandler) ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {

@@ -58,6 +58,7 @@ type Options struct {
 	Created     time.Time    // zero: 1970, so that the same disk is the same image
 	// Skip leaves a path out, with all below it. The root's lost+found is, if it is empty.
 	Skip     func(path string) bool
+	Replace  bool // with Save: an archive may take the place of a file
 	Limits   Limits
 	Progress func(done int64) // told the bytes of the layer's tar so far; may be nil
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/daemon/ext4"
 	"banger/internal/daemon/imagemgr/blobs"
@@ -21,16 +22,16 @@ import (
 
 // Save makes an image of fsys and stores it where ref says: a new directory
 // (oci:DIR[:TAG]), or a file (oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]), which
-// takes the place of another one. It is there as a whole or not at all, with the rights
-// of this process; what a crash
-// leaves beside it has a name that begins with a dot and the target's.
+// takes the place of another one if o says so. It is there as a whole or not at all, with
+// the rights of this process; what a crash leaves beside it has a name that begins with a
+// dot and the target's.
 func Save(ctx context.Context, fsys *ext4.FS, ref oci.Reference, o Options) (_ *Image, err error) {
 	defer func() { err = errdefs.Wrap(err, "save %s", ref) }()
+	if err := free(ref, o); err != nil {
+		return nil, err
+	}
 	switch ref.Kind {
 	case oci.Layout:
-		if _, err := os.Lstat(ref.Path); err == nil {
-			return nil, errdefs.AlreadyExists("%q is there", ref.Path).WithHint("name a directory that does not exist")
-		}
 	case oci.DockerArchive:
 		o.Compression = None
 	case oci.LayoutArchive:
@@ -51,7 +52,7 @@ func Save(ctx context.Context, fsys *ext4.FS, ref oci.Reference, o Options) (_ *
 		return nil, err
 	}
 	if ref.Kind != oci.Layout {
-		err := publish(path, func(w io.Writer) error { return i.Archive(ctx, w, ref.Kind, ref.Tag) })
+		err := publish(path, o.Replace, func(w io.Writer) error { return i.Archive(ctx, w, ref.Kind, ref.Tag) })
 		if err != nil {
 			return nil, err
 		}
@@ -84,8 +85,28 @@ func (i *Image) Archive(ctx context.Context, out io.Writer, kind oci.Kind, name 
 	return errdefs.Internal("write an image with a layer of type %q as %q", i.Layer.MediaType, kind)
 }
 
+// free refuses to write where something is.
+func free(ref oci.Reference, o Options) error {
+	fi, err := os.Lstat(ref.Path)
+	switch {
+	case err != nil:
+		return nil // whoever writes finds out
+	case ref.Kind == oci.Layout:
+		return errdefs.AlreadyExists("%q is there", ref.Path).WithHint("name a directory that does not exist")
+	case !o.Replace:
+		return isThere(ref.Path)
+	case !fi.Mode().IsRegular():
+		return errdefs.Invalid("%q is no regular file", ref.Path).WithHint("name a file")
+	}
+	return nil
+}
+
+func isThere(path string) error {
+	return errdefs.AlreadyExists("%q is there", path).WithHint("name another file, or replace it: add --force")
+}
+
 // publish writes a file that is seen once it is whole.
-func publish(path string, write func(io.Writer) error) error {
+func publish(path string, replace bool, write func(io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".")
 	if err != nil {
 		return err
@@ -99,10 +120,28 @@ func publish(path string, write func(io.Writer) error) error {
 	if err := errors.Join(w.Flush(), f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := rename(f.Name(), path, replace); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// rename gives a file its name. That nothing else has it is looked at again: writing may
+// have taken a while.
+func rename(from, to string, replace bool) error {
+	if replace {
+		return os.Rename(from, to)
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return isThere(to)
+	case errors.Is(err, unix.EINVAL): // not on every file system
+		return os.Rename(from, to)
+	case err != nil:
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
+	return nil
 }
 
 func syncAll(i *Image) error {

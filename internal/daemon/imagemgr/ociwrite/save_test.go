@@ -554,16 +554,40 @@ func TestSaveReplaces(t *testing.T) {
 	}
 	ref := parse(t, "oci-archive:"+path)
 	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := ociwrite.Save(t.Context(), rich(t), ref, options()); !errors.Is(err, errdefs.ErrAlreadyExists) {
+		t.Errorf("without being asked to: %v", err)
+	}
 	o := options()
-	o.Progress = func(int64) { cancel() }
+	o.Replace, o.Progress = true, func(int64) { cancel() }
 	if _, err := ociwrite.Save(ctx, rich(t), ref, o); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 	if old, err := os.ReadFile(path); err != nil || string(old) != "old" {
 		t.Errorf("%q %v", old, err)
 	}
-	if _, err := ociwrite.Save(t.Context(), rich(t), ref, options()); err != nil {
+	o.Progress = nil
+	if _, err := ociwrite.Save(t.Context(), rich(t), ref, o); err != nil {
 		t.Fatal(err)
 	}
 	pull(t, ref)
+}
+
+// What comes to be there while an image is written stays.
+func TestSaveIsOvertaken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	o := options()
+	o.Progress = func(int64) {
+		if err := os.WriteFile(path, []byte("theirs"), 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := ociwrite.Save(t.Context(), rich(t), parse(t, "oci-archive:"+path), o); !errors.Is(err, errdefs.ErrAlreadyExists) {
+		t.Errorf("%v", err)
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != "theirs" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if all, err := os.ReadDir(filepath.Dir(path)); err != nil || len(all) != 1 {
+		t.Errorf("left %v, %v", all, err)
+	}
 }
