@@ -158,6 +158,16 @@ func (c *Client) SaveImage(ctx context.Context, req *bangerv1.SaveImageRequest) 
 	return call(ctx, c.images.Save, req)
 }
 
+// LoadImages starts to make images of those in an archive.
+func (c *Client) LoadImages(ctx context.Context, req *bangerv1.LoadImagesRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.images.Load, req)
+}
+
+// PushImage starts to send an image to a registry.
+func (c *Client) PushImage(ctx context.Context, req *bangerv1.PushImageRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.images.Push, req)
+}
+
 // ImageCache says what was fetched of images and is kept.
 func (c *Client) ImageCache(ctx context.Context) (*bangerv1.ImageCache, error) {
 	return call(ctx, c.images.ListCache, &bangerv1.ListRequest{})

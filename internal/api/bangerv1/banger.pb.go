@@ -2373,6 +2373,134 @@ func (x *SaveImageRequest) GetForce() bool {
 	return false
 }
 
+type LoadImagesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`         // absolute path of an archive of an OCI layout, or of what docker save writes
+	As            string                 `protobuf:"bytes,2,opt,name=as,proto3" json:"as,omitempty"`             // name of the image, if there is only one; empty: as the archive says
+	Platform      string                 `protobuf:"bytes,3,opt,name=platform,proto3" json:"platform,omitempty"` // as in PullRequest
+	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`      // take names from other images that have them
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadImagesRequest) Reset() {
+	*x = LoadImagesRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadImagesRequest) ProtoMessage() {}
+
+func (x *LoadImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadImagesRequest.ProtoReflect.Descriptor instead.
+func (*LoadImagesRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *LoadImagesRequest) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *LoadImagesRequest) GetAs() string {
+	if x != nil {
+		return x.As
+	}
+	return ""
+}
+
+func (x *LoadImagesRequest) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *LoadImagesRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type PushImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`              // HOST/NAME[:TAG]; empty: what its name says
+	Insecure      bool                   `protobuf:"varint,3,opt,name=insecure,proto3" json:"insecure,omitempty"` // allow http, and TLS that cannot be verified, for the registry
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageRequest) Reset() {
+	*x = PushImageRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageRequest) ProtoMessage() {}
+
+func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
+func (*PushImageRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *PushImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetInsecure() bool {
+	if x != nil {
+		return x.Insecure
+	}
+	return false
+}
+
 type Image struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2402,7 +2530,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2414,7 +2542,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2427,7 +2555,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Image) GetId() string {
@@ -2588,7 +2716,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2600,7 +2728,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2613,7 +2741,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ImageLayer) GetDigest() string {
@@ -2639,7 +2767,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +2779,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +2792,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -2683,7 +2811,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2823,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2836,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *KernelRef) GetName() string {
@@ -2733,7 +2861,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2745,7 +2873,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2758,7 +2886,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -2814,7 +2942,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2826,7 +2954,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2839,7 +2967,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Kernel) GetId() string {
@@ -2921,7 +3049,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +3061,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +3074,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -2965,7 +3093,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2977,7 +3105,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2990,7 +3118,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -3010,7 +3138,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +3150,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +3163,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Network) GetName() string {
@@ -3061,7 +3189,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3073,7 +3201,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3086,7 +3214,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -3105,7 +3233,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3117,7 +3245,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3130,7 +3258,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *OperationRef) GetId() string {
@@ -3157,7 +3285,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3169,7 +3297,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3182,7 +3310,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Operation) GetId() string {
@@ -3263,7 +3391,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +3403,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +3416,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Stage) GetName() string {
@@ -3349,7 +3477,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3361,7 +3489,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3374,7 +3502,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -3398,7 +3526,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3410,7 +3538,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3423,7 +3551,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -3693,7 +3821,16 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x10SaveImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x14\n" +
-	"\x05force\x18\x03 \x01(\bR\x05force\"\xa5\x05\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"i\n" +
+	"\x11LoadImagesRequest\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\x12\x0e\n" +
+	"\x02as\x18\x02 \x01(\tR\x02as\x12\x1a\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"R\n" +
+	"\x10PushImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x1a\n" +
+	"\binsecure\x18\x03 \x01(\bR\binsecure\"\xa5\x05\n" +
 	"\x05Image\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -3816,7 +3953,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
 	"\vPortService\x123\n" +
 	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
-	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\x87\x04\n" +
+	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\xfe\x04\n" +
 	"\fImageService\x124\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x14.banger.v1.ImageList\x12,\n" +
 	"\x03Get\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Image\x124\n" +
@@ -3825,6 +3962,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x06Remove\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Empty\x123\n" +
 	"\x03Tag\x12\x1a.banger.v1.TagImageRequest\x1a\x10.banger.v1.Image\x129\n" +
 	"\x04Save\x12\x1b.banger.v1.SaveImageRequest\x1a\x14.banger.v1.Operation\x12:\n" +
+	"\x04Load\x12\x1c.banger.v1.LoadImagesRequest\x1a\x14.banger.v1.Operation\x129\n" +
+	"\x04Push\x12\x1b.banger.v1.PushImageRequest\x1a\x14.banger.v1.Operation\x12:\n" +
 	"\tListCache\x12\x16.banger.v1.ListRequest\x1a\x15.banger.v1.ImageCache\x12A\n" +
 	"\n" +
 	"PruneCache\x12\x1c.banger.v1.PruneCacheRequest\x1a\x15.banger.v1.ImageCache2\x9e\x02\n" +
@@ -3857,7 +3996,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -3890,57 +4029,59 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*RegisterImageRequest)(nil),  // 28: banger.v1.RegisterImageRequest
 	(*TagImageRequest)(nil),       // 29: banger.v1.TagImageRequest
 	(*SaveImageRequest)(nil),      // 30: banger.v1.SaveImageRequest
-	(*Image)(nil),                 // 31: banger.v1.Image
-	(*ImageLayer)(nil),            // 32: banger.v1.ImageLayer
-	(*ImageList)(nil),             // 33: banger.v1.ImageList
-	(*KernelRef)(nil),             // 34: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 35: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 36: banger.v1.Kernel
-	(*KernelList)(nil),            // 37: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 38: banger.v1.NetworkRef
-	(*Network)(nil),               // 39: banger.v1.Network
-	(*NetworkList)(nil),           // 40: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 41: banger.v1.OperationRef
-	(*Operation)(nil),             // 42: banger.v1.Operation
-	(*Stage)(nil),                 // 43: banger.v1.Stage
-	(*OperationList)(nil),         // 44: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 45: banger.v1.ErrorDetail
-	nil,                           // 46: banger.v1.ImageConfig.LabelsEntry
-	nil,                           // 47: banger.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
+	(*LoadImagesRequest)(nil),     // 31: banger.v1.LoadImagesRequest
+	(*PushImageRequest)(nil),      // 32: banger.v1.PushImageRequest
+	(*Image)(nil),                 // 33: banger.v1.Image
+	(*ImageLayer)(nil),            // 34: banger.v1.ImageLayer
+	(*ImageList)(nil),             // 35: banger.v1.ImageList
+	(*KernelRef)(nil),             // 36: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 37: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 38: banger.v1.Kernel
+	(*KernelList)(nil),            // 39: banger.v1.KernelList
+	(*NetworkRef)(nil),            // 40: banger.v1.NetworkRef
+	(*Network)(nil),               // 41: banger.v1.Network
+	(*NetworkList)(nil),           // 42: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 43: banger.v1.OperationRef
+	(*Operation)(nil),             // 44: banger.v1.Operation
+	(*Stage)(nil),                 // 45: banger.v1.Stage
+	(*OperationList)(nil),         // 46: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 47: banger.v1.ErrorDetail
+	nil,                           // 48: banger.v1.ImageConfig.LabelsEntry
+	nil,                           // 49: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 50: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	48, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	50, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	48, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	48, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	50, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	50, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
 	19, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
-	46, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	48, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	48, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	48, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	50, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	50, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
 	21, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
 	21, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
 	18, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
 	26, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
-	48, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
-	48, // 17: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	47, // 18: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
-	32, // 19: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
-	31, // 20: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	48, // 21: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	36, // 22: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	39, // 23: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	43, // 24: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	45, // 25: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	48, // 26: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	48, // 27: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	48, // 28: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	48, // 29: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	42, // 30: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	50, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	50, // 17: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	49, // 18: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	34, // 19: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	33, // 20: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	50, // 21: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	38, // 22: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	41, // 23: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	45, // 24: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	47, // 25: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	50, // 26: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	50, // 27: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	50, // 28: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	50, // 29: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	44, // 30: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
 	2,  // 31: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
 	5,  // 32: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
 	8,  // 33: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
@@ -3965,62 +4106,66 @@ var file_bangerv1_banger_proto_depIdxs = []int32{
 	23, // 52: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
 	29, // 53: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
 	30, // 54: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
-	1,  // 55: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
-	27, // 56: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
-	1,  // 57: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	34, // 58: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	24, // 59: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	35, // 60: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	34, // 61: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 62: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	38, // 63: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	38, // 64: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	38, // 65: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 66: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	41, // 67: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	41, // 68: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	41, // 69: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 70: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 71: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	42, // 72: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	42, // 73: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	42, // 74: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	42, // 75: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	42, // 76: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	42, // 77: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	22, // 78: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 79: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 80: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	42, // 81: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 82: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	20, // 83: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 84: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 85: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 86: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	33, // 87: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	31, // 88: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	42, // 89: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	31, // 90: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 91: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	31, // 92: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	42, // 93: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
-	25, // 94: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
-	25, // 95: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
-	37, // 96: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	36, // 97: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	42, // 98: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	42, // 99: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 100: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	40, // 101: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	39, // 102: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	39, // 103: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 104: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	44, // 105: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	42, // 106: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	42, // 107: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	42, // 108: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	70, // [70:109] is the sub-list for method output_type
-	31, // [31:70] is the sub-list for method input_type
+	31, // 55: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
+	32, // 56: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
+	1,  // 57: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	27, // 58: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 59: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	36, // 60: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	24, // 61: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	37, // 62: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	36, // 63: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 64: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	40, // 65: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	40, // 66: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	40, // 67: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 68: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	43, // 69: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	43, // 70: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	43, // 71: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 72: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 73: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	44, // 74: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	44, // 75: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	44, // 76: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	44, // 77: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	44, // 78: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	44, // 79: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	22, // 80: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 81: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 82: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	44, // 83: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 84: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	20, // 85: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 86: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 87: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 88: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	35, // 89: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	33, // 90: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	44, // 91: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	33, // 92: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 93: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	33, // 94: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	44, // 95: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
+	44, // 96: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
+	44, // 97: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
+	25, // 98: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	25, // 99: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	39, // 100: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	38, // 101: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	44, // 102: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	44, // 103: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 104: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	42, // 105: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	41, // 106: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	41, // 107: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 108: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	46, // 109: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	44, // 110: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	44, // 111: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	44, // 112: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	72, // [72:113] is the sub-list for method output_type
+	31, // [31:72] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
 	31, // [31:31] is the sub-list for extension extendee
 	0,  // [0:31] is the sub-list for field type_name
@@ -4041,7 +4186,7 @@ func file_bangerv1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

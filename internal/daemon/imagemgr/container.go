@@ -37,9 +37,13 @@ func (s *Service) pullRef(ctx context.Context, pl plan, p model.Progress) (model
 	defer func() { _ = img.Close() }() // all that was read of it was checked
 	defer s.cache.Pin(img.Digests()...)()
 	if !pl.Force {
-		if i, err := s.presentImage(ctx, pl.name, pl); err == nil && i.Digest == string(img.Digest) {
+		i, err := s.presentImage(ctx, pl.name, pl)
+		switch {
+		case err == nil && i.Digest == string(img.Digest):
 			p.Detail("up to date")
 			return i, nil
+		case err == nil && pl.gentle && i.Source != pl.ref.String():
+			return model.Image{}, taken(pl.name)
 		}
 	}
 	return s.assembleImage(ctx, pl.name, p, func(dir string) (madeImage, error) {

@@ -59,17 +59,23 @@ func withRootfs(i model.Image, use func(*ext4.FS) error) error {
 // written is how an image is made of a root filesystem.
 func (s *Service) written(i model.Image, p model.Progress) (ociwrite.Options, error) {
 	platform, err := platformOf(i)
-	var last time.Time
+	count := paced(p)
 	return ociwrite.Options{
 		Config: i.Config, Platform: platform, Created: i.CreatedAt.Truncate(time.Second),
-		Limits: ociwrite.Limits{Entries: s.Sources.Tree.Entries, Bytes: s.Sources.Tree.Bytes},
-		Progress: func(done int64) {
-			if now := time.Now(); now.Sub(last) >= tellEvery {
-				last = now
-				p.Count(done, 0, "bytes")
-			}
-		},
+		Limits:   ociwrite.Limits{Entries: s.Sources.Tree.Entries, Bytes: s.Sources.Tree.Bytes},
+		Progress: func(done int64) { count(done, 0) },
 	}, err
+}
+
+// paced tells of bytes now and then, and of the last ones. It is for one caller at a time.
+func paced(p model.Progress) func(done, total int64) {
+	var last time.Time
+	return func(done, total int64) {
+		if now := time.Now(); done == total || now.Sub(last) >= tellEvery {
+			last = now
+			p.Count(done, total, "bytes")
+		}
+	}
 }
 
 // platformOf is what the programs in an image are for.

@@ -2,6 +2,7 @@ package imagemgr
 
 import (
 	"context"
+	"strings"
 
 	"connectrpc.com/connect"
 
@@ -11,7 +12,11 @@ import (
 )
 
 // Kinds of operations.
-const opImageSave = "image.save"
+const (
+	opImageSave = "image.save"
+	opImageLoad = "image.load"
+	opImagePush = "image.push"
+)
 
 // Tag implements ImageService.
 func (h ImageHandlers) Tag(ctx context.Context, req *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error) {
@@ -30,5 +35,29 @@ func (h ImageHandlers) Save(_ context.Context, req *connect.Request[bangerv1.Sav
 	}
 	return connect.NewResponse(h.s.Ops.Begin(opImageSave, o.Name, func(ctx context.Context, p model.Progress) (string, error) {
 		return h.s.Save(ctx, o, p)
+	})), nil
+}
+
+// Load implements ImageService. The operation's result is the images' names, one a line.
+func (h ImageHandlers) Load(_ context.Context, req *connect.Request[bangerv1.LoadImagesRequest]) (*connect.Response[bangerv1.Operation], error) {
+	l := Load{File: req.Msg.File, As: req.Msg.As, Platform: req.Msg.Platform, Force: req.Msg.Force}
+	if err := checkLoad(l); err != nil {
+		return nil, api.ToConnect(err)
+	}
+	return connect.NewResponse(h.s.Ops.Begin(opImageLoad, l.File, func(ctx context.Context, p model.Progress) (string, error) {
+		names, err := h.s.Load(ctx, l, p)
+		return strings.Join(names, "\n"), err
+	})), nil
+}
+
+// Push implements ImageService. The operation's result is the digest of the manifest.
+func (h ImageHandlers) Push(_ context.Context, req *connect.Request[bangerv1.PushImageRequest]) (*connect.Response[bangerv1.Operation], error) {
+	o := PushImage{Name: req.Msg.Name, To: req.Msg.To, Insecure: req.Msg.Insecure}
+	ref, err := o.checkPush()
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	return connect.NewResponse(h.s.Ops.Begin(opImagePush, ref.Familiar(), func(ctx context.Context, p model.Progress) (string, error) {
+		return h.s.Push(ctx, o, p)
 	})), nil
 }

@@ -39,6 +39,7 @@ type plan struct {
 
 	platform oci.Platform
 	look     bool // find out whether it has changed where it comes from
+	gentle   bool // leave another image alone that has the name
 }
 
 // known reports whether the plan says what to make the image from.
@@ -64,6 +65,9 @@ func (p plan) key() string {
 	}
 	if p.Force {
 		key += ", again"
+	}
+	if p.gentle {
+		key += ", if the name is free"
 	}
 	return key
 }

@@ -119,5 +119,9 @@ func (s *Service) nameIsFree(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	return taken(name)
+}
+
+func taken(name string) error {
 	return errdefs.AlreadyExists("image %q exists", name).WithHint("choose another name, or replace it: add --force")
 }

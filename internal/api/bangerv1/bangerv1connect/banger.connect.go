@@ -102,6 +102,10 @@ const (
 	ImageServiceTagProcedure = "/banger.v1.ImageService/Tag"
 	// ImageServiceSaveProcedure is the fully-qualified name of the ImageService's Save RPC.
 	ImageServiceSaveProcedure = "/banger.v1.ImageService/Save"
+	// ImageServiceLoadProcedure is the fully-qualified name of the ImageService's Load RPC.
+	ImageServiceLoadProcedure = "/banger.v1.ImageService/Load"
+	// ImageServicePushProcedure is the fully-qualified name of the ImageService's Push RPC.
+	ImageServicePushProcedure = "/banger.v1.ImageService/Push"
 	// ImageServiceListCacheProcedure is the fully-qualified name of the ImageService's ListCache RPC.
 	ImageServiceListCacheProcedure = "/banger.v1.ImageService/ListCache"
 	// ImageServicePruneCacheProcedure is the fully-qualified name of the ImageService's PruneCache RPC.
@@ -751,6 +755,11 @@ type ImageServiceClient interface {
 	// Save writes an image where other tools read it, as an image of one layer; result: the
 	// digest of its manifest.
 	Save(context.Context, *connect.Request[bangerv1.SaveImageRequest]) (*connect.Response[bangerv1.Operation], error)
+	// Load makes images of all those in an archive; result: their names, one a line.
+	Load(context.Context, *connect.Request[bangerv1.LoadImagesRequest]) (*connect.Response[bangerv1.Operation], error)
+	// Push sends an image to a registry, as an image of one layer; result: the digest of its
+	// manifest.
+	Push(context.Context, *connect.Request[bangerv1.PushImageRequest]) (*connect.Response[bangerv1.Operation], error)
 	// ListCache says what was fetched of images and is kept.
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
@@ -810,6 +819,18 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Save")),
 			connect.WithClientOptions(opts...),
 		),
+		load: connect.NewClient[bangerv1.LoadImagesRequest, bangerv1.Operation](
+			httpClient,
+			baseURL+ImageServiceLoadProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Load")),
+			connect.WithClientOptions(opts...),
+		),
+		push: connect.NewClient[bangerv1.PushImageRequest, bangerv1.Operation](
+			httpClient,
+			baseURL+ImageServicePushProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Push")),
+			connect.WithClientOptions(opts...),
+		),
 		listCache: connect.NewClient[bangerv1.ListRequest, bangerv1.ImageCache](
 			httpClient,
 			baseURL+ImageServiceListCacheProcedure,
@@ -834,6 +855,8 @@ type imageServiceClient struct {
 	remove     *connect.Client[bangerv1.ImageRef, bangerv1.Empty]
 	tag        *connect.Client[bangerv1.TagImageRequest, bangerv1.Image]
 	save       *connect.Client[bangerv1.SaveImageRequest, bangerv1.Operation]
+	load       *connect.Client[bangerv1.LoadImagesRequest, bangerv1.Operation]
+	push       *connect.Client[bangerv1.PushImageRequest, bangerv1.Operation]
 	listCache  *connect.Client[bangerv1.ListRequest, bangerv1.ImageCache]
 	pruneCache *connect.Client[bangerv1.PruneCacheRequest, bangerv1.ImageCache]
 }
@@ -873,6 +896,16 @@ func (c *imageServiceClient) Save(ctx context.Context, req *connect.Request[bang
 	return c.save.CallUnary(ctx, req)
 }
 
+// Load calls banger.v1.ImageService.Load.
+func (c *imageServiceClient) Load(ctx context.Context, req *connect.Request[bangerv1.LoadImagesRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return c.load.CallUnary(ctx, req)
+}
+
+// Push calls banger.v1.ImageService.Push.
+func (c *imageServiceClient) Push(ctx context.Context, req *connect.Request[bangerv1.PushImageRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return c.push.CallUnary(ctx, req)
+}
+
 // ListCache calls banger.v1.ImageService.ListCache.
 func (c *imageServiceClient) ListCache(ctx context.Context, req *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
 	return c.listCache.CallUnary(ctx, req)
@@ -898,6 +931,11 @@ type ImageServiceHandler interface {
 	// Save writes an image where other tools read it, as an image of one layer; result: the
 	// digest of its manifest.
 	Save(context.Context, *connect.Request[bangerv1.SaveImageRequest]) (*connect.Response[bangerv1.Operation], error)
+	// Load makes images of all those in an archive; result: their names, one a line.
+	Load(context.Context, *connect.Request[bangerv1.LoadImagesRequest]) (*connect.Response[bangerv1.Operation], error)
+	// Push sends an image to a registry, as an image of one layer; result: the digest of its
+	// manifest.
+	Push(context.Context, *connect.Request[bangerv1.PushImageRequest]) (*connect.Response[bangerv1.Operation], error)
 	// ListCache says what was fetched of images and is kept.
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
@@ -953,6 +991,18 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Save")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServiceLoadHandler := connect.NewUnaryHandler(
+		ImageServiceLoadProcedure,
+		svc.Load,
+		connect.WithSchema(imageServiceMethods.ByName("Load")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServicePushHandler := connect.NewUnaryHandler(
+		ImageServicePushProcedure,
+		svc.Push,
+		connect.WithSchema(imageServiceMethods.ByName("Push")),
+		connect.WithHandlerOptions(opts...),
+	)
 	imageServiceListCacheHandler := connect.NewUnaryHandler(
 		ImageServiceListCacheProcedure,
 		svc.ListCache,
@@ -981,6 +1031,10 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServiceTagHandler.ServeHTTP(w, r)
 		case ImageServiceSaveProcedure:
 			imageServiceSaveHandler.ServeHTTP(w, r)
+		case ImageServiceLoadProcedure:
+			imageServiceLoadHandler.ServeHTTP(w, r)
+		case ImageServicePushProcedure:
+			imageServicePushHandler.ServeHTTP(w, r)
 		case ImageServiceListCacheProcedure:
 			imageServiceListCacheHandler.ServeHTTP(w, r)
 		case ImageServicePruneCacheProcedure:
@@ -1020,6 +1074,14 @@ func (UnimplementedImageServiceHandler) Tag(context.Context, *connect.Request[ba
 
 func (UnimplementedImageServiceHandler) Save(context.Context, *connect.Request[bangerv1.SaveImageRequest]) (*connect.Response[bangerv1.Operation], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Save is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Load(context.Context, *connect.Request[bangerv1.LoadImagesRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Load is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Push(context.Context, *connect.Request[bangerv1.PushImageRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Push is not implemented"))
 }
 
 func (UnimplementedImageServiceHandler) ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {

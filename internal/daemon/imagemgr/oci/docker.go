@@ -58,15 +58,8 @@ func openDocker(ctx context.Context, ref Reference, o Options) (source, error) {
 
 // read makes a manifest of what manifest.json says.
 func (d *docker) read(ctx context.Context, ref Reference, o Options) error {
-	raw, err := readFile(d.fs, "manifest.json", maxManifest)
+	all, err := readDocker(d.fs)
 	if err != nil {
-		return err
-	}
-	if err := checkJSON(raw, maxManifest); err != nil {
-		return err
-	}
-	var all []dockerImage
-	if err := decode(raw, "manifest.json", &all); err != nil {
 		return err
 	}
 	img, err := chooseDocker(all, ref)
