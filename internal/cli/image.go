@@ -8,7 +8,7 @@ func newImageCmd(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "image", Aliases: []string{"images"}, Short: "Manage images, the root filesystems of VMs"}
 	c.AddCommand(
 		newImageListCmd(a), newImageShowCmd(a), newImagePullCmd(a), newImageRegisterCmd(a), newImageTagCmd(a), newImageRmCmd(a),
-		newImageSaveCmd(a), newImageLoadCmd(a), newImagePushCmd(a),
+		newImageSaveCmd(a), newImageLoadCmd(a), newImagePushCmd(a), newImagePromoteCmd(a),
 		newImageCacheCmd(a),
 	)
 	return groupOnly(c)

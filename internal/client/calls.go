@@ -168,6 +168,11 @@ func (c *Client) PushImage(ctx context.Context, req *bangerv1.PushImageRequest) 
 	return call(ctx, c.images.Push, req)
 }
 
+// PromoteImage starts to make a managed image of a disk.
+func (c *Client) PromoteImage(ctx context.Context, req *bangerv1.PromoteRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.images.Promote, req)
+}
+
 // ImageCache says what was fetched of images and is kept.
 func (c *Client) ImageCache(ctx context.Context) (*bangerv1.ImageCache, error) {
 	return call(ctx, c.images.ListCache, &bangerv1.ListRequest{})

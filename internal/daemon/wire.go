@@ -31,6 +31,7 @@ import (
 	"banger/internal/hypervisor/accel"
 	"banger/internal/lockrank"
 	"banger/internal/logkey"
+	"banger/internal/model"
 	"banger/internal/store"
 	"banger/internal/version"
 )
@@ -66,9 +67,12 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	d.kept = store.Kept(layout.Database())
 
 	nets := networks.New(db)
-	var vms *vm.Service // which capabilities reach agents through, once there are VMs
+	var vms *vm.Service // which capabilities reach agents through, and images disks, once there are VMs
 	open := func(ctx context.Context, vmID string, req guest.Request) (net.Conn, error) {
 		return vms.OpenAgent(ctx, vmID, req)
+	}
+	useDisk := func(ctx context.Context, ref, action string, use func(context.Context, model.VM, model.Image, func(context.Context, *os.File) error) error) error {
+		return vms.UseDisk(ctx, ref, action, use)
 	}
 	caps := newCapabilities(d.opts, conf, db, nets, open, displayName(db), d.log)
 	d.closeLater(caps.close)
@@ -80,7 +84,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	}
 	images := imagemgr.New(imagemgr.Deps{
 		Store: db, Layout: layout, AgentPath: d.opts.AgentPath, Log: d.log, Ops: ops,
-		DiskBytes: conf.VM.Disk.Bytes(), Sources: sources,
+		DiskBytes: conf.VM.Disk.Bytes(), Sources: sources, UseDisk: useDisk,
 	})
 	d.closeLater(func(context.Context) error { return images.Close() })
 

@@ -2501,6 +2501,74 @@ func (x *PushImageRequest) GetInsecure() bool {
 	return false
 }
 
+type PromoteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"` // one of these two
+	Image         string                 `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`    // of the new image; must not itself say what to make
+	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"` // take the name from another image that has it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteRequest) Reset() {
+	*x = PromoteRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteRequest) ProtoMessage() {}
+
+func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteRequest.ProtoReflect.Descriptor instead.
+func (*PromoteRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *PromoteRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *PromoteRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *PromoteRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PromoteRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type Image struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2530,7 +2598,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2542,7 +2610,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2555,7 +2623,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Image) GetId() string {
@@ -2716,7 +2784,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2796,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +2809,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ImageLayer) GetDigest() string {
@@ -2767,7 +2835,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2847,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2860,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -2811,7 +2879,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2823,7 +2891,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2836,7 +2904,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *KernelRef) GetName() string {
@@ -2861,7 +2929,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2873,7 +2941,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2886,7 +2954,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -2942,7 +3010,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3022,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3035,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Kernel) GetId() string {
@@ -3049,7 +3117,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3061,7 +3129,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3074,7 +3142,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -3093,7 +3161,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3105,7 +3173,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3186,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -3138,7 +3206,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3218,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3231,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Network) GetName() string {
@@ -3189,7 +3257,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3201,7 +3269,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3214,7 +3282,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -3233,7 +3301,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3245,7 +3313,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3258,7 +3326,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *OperationRef) GetId() string {
@@ -3285,7 +3353,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3365,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3378,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Operation) GetId() string {
@@ -3391,7 +3459,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3403,7 +3471,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3416,7 +3484,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Stage) GetName() string {
@@ -3477,7 +3545,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[46]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3489,7 +3557,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[46]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3502,7 +3570,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -3526,7 +3594,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[47]
+	mi := &file_bangerv1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3538,7 +3606,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[47]
+	mi := &file_bangerv1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3551,7 +3619,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -3830,7 +3898,12 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x10PushImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x1a\n" +
-	"\binsecure\x18\x03 \x01(\bR\binsecure\"\xa5\x05\n" +
+	"\binsecure\x18\x03 \x01(\bR\binsecure\"`\n" +
+	"\x0ePromoteRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"\xa5\x05\n" +
 	"\x05Image\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -3953,7 +4026,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
 	"\vPortService\x123\n" +
 	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
-	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\xfe\x04\n" +
+	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\xba\x05\n" +
 	"\fImageService\x124\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x14.banger.v1.ImageList\x12,\n" +
 	"\x03Get\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Image\x124\n" +
@@ -3964,6 +4037,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Save\x12\x1b.banger.v1.SaveImageRequest\x1a\x14.banger.v1.Operation\x12:\n" +
 	"\x04Load\x12\x1c.banger.v1.LoadImagesRequest\x1a\x14.banger.v1.Operation\x129\n" +
 	"\x04Push\x12\x1b.banger.v1.PushImageRequest\x1a\x14.banger.v1.Operation\x12:\n" +
+	"\aPromote\x12\x19.banger.v1.PromoteRequest\x1a\x14.banger.v1.Operation\x12:\n" +
 	"\tListCache\x12\x16.banger.v1.ListRequest\x1a\x15.banger.v1.ImageCache\x12A\n" +
 	"\n" +
 	"PruneCache\x12\x1c.banger.v1.PruneCacheRequest\x1a\x15.banger.v1.ImageCache2\x9e\x02\n" +
@@ -3996,7 +4070,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -4031,57 +4105,58 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*SaveImageRequest)(nil),      // 30: banger.v1.SaveImageRequest
 	(*LoadImagesRequest)(nil),     // 31: banger.v1.LoadImagesRequest
 	(*PushImageRequest)(nil),      // 32: banger.v1.PushImageRequest
-	(*Image)(nil),                 // 33: banger.v1.Image
-	(*ImageLayer)(nil),            // 34: banger.v1.ImageLayer
-	(*ImageList)(nil),             // 35: banger.v1.ImageList
-	(*KernelRef)(nil),             // 36: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 37: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 38: banger.v1.Kernel
-	(*KernelList)(nil),            // 39: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 40: banger.v1.NetworkRef
-	(*Network)(nil),               // 41: banger.v1.Network
-	(*NetworkList)(nil),           // 42: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 43: banger.v1.OperationRef
-	(*Operation)(nil),             // 44: banger.v1.Operation
-	(*Stage)(nil),                 // 45: banger.v1.Stage
-	(*OperationList)(nil),         // 46: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 47: banger.v1.ErrorDetail
-	nil,                           // 48: banger.v1.ImageConfig.LabelsEntry
-	nil,                           // 49: banger.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 50: google.protobuf.Timestamp
+	(*PromoteRequest)(nil),        // 33: banger.v1.PromoteRequest
+	(*Image)(nil),                 // 34: banger.v1.Image
+	(*ImageLayer)(nil),            // 35: banger.v1.ImageLayer
+	(*ImageList)(nil),             // 36: banger.v1.ImageList
+	(*KernelRef)(nil),             // 37: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 38: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 39: banger.v1.Kernel
+	(*KernelList)(nil),            // 40: banger.v1.KernelList
+	(*NetworkRef)(nil),            // 41: banger.v1.NetworkRef
+	(*Network)(nil),               // 42: banger.v1.Network
+	(*NetworkList)(nil),           // 43: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 44: banger.v1.OperationRef
+	(*Operation)(nil),             // 45: banger.v1.Operation
+	(*Stage)(nil),                 // 46: banger.v1.Stage
+	(*OperationList)(nil),         // 47: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 48: banger.v1.ErrorDetail
+	nil,                           // 49: banger.v1.ImageConfig.LabelsEntry
+	nil,                           // 50: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	50, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	51, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	50, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	50, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	51, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	51, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
 	19, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
-	48, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	50, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	50, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	49, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	51, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	51, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
 	21, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
 	21, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
 	18, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
 	26, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
-	50, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
-	50, // 17: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	49, // 18: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
-	34, // 19: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
-	33, // 20: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	50, // 21: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	38, // 22: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	41, // 23: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	45, // 24: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	47, // 25: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	50, // 26: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	50, // 27: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	50, // 28: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	50, // 29: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	44, // 30: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	51, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	51, // 17: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	50, // 18: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	35, // 19: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	34, // 20: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	51, // 21: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	39, // 22: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	42, // 23: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	46, // 24: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	48, // 25: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	51, // 26: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	51, // 27: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	51, // 28: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	51, // 29: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	45, // 30: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
 	2,  // 31: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
 	5,  // 32: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
 	8,  // 33: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
@@ -4108,64 +4183,66 @@ var file_bangerv1_banger_proto_depIdxs = []int32{
 	30, // 54: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
 	31, // 55: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
 	32, // 56: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
-	1,  // 57: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
-	27, // 58: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
-	1,  // 59: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	36, // 60: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	24, // 61: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	37, // 62: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	36, // 63: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 64: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	40, // 65: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	40, // 66: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	40, // 67: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 68: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	43, // 69: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	43, // 70: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	43, // 71: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 72: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 73: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	44, // 74: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	44, // 75: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	44, // 76: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	44, // 77: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	44, // 78: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	44, // 79: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	22, // 80: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 81: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 82: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	44, // 83: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 84: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	20, // 85: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 86: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 87: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 88: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	35, // 89: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	33, // 90: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	44, // 91: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	33, // 92: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 93: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	33, // 94: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	44, // 95: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
-	44, // 96: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
-	44, // 97: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
-	25, // 98: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
-	25, // 99: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
-	39, // 100: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	38, // 101: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	44, // 102: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	44, // 103: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 104: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	42, // 105: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	41, // 106: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	41, // 107: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 108: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	46, // 109: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	44, // 110: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	44, // 111: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	44, // 112: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	72, // [72:113] is the sub-list for method output_type
-	31, // [31:72] is the sub-list for method input_type
+	33, // 57: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteRequest
+	1,  // 58: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	27, // 59: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 60: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	37, // 61: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	24, // 62: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	38, // 63: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	37, // 64: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 65: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	41, // 66: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	41, // 67: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	41, // 68: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 69: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	44, // 70: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	44, // 71: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	44, // 72: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 73: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 74: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	45, // 75: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	45, // 76: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	45, // 77: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	45, // 78: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	45, // 79: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	45, // 80: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	22, // 81: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 82: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 83: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	45, // 84: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 85: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	20, // 86: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 87: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 88: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 89: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	36, // 90: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	34, // 91: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	45, // 92: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	34, // 93: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 94: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	34, // 95: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	45, // 96: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
+	45, // 97: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
+	45, // 98: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
+	45, // 99: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
+	25, // 100: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	25, // 101: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	40, // 102: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	39, // 103: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	45, // 104: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	45, // 105: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 106: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	43, // 107: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	42, // 108: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	42, // 109: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 110: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	47, // 111: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	45, // 112: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	45, // 113: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	45, // 114: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	73, // [73:115] is the sub-list for method output_type
+	31, // [31:73] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
 	31, // [31:31] is the sub-list for extension extendee
 	0,  // [0:31] is the sub-list for field type_name
@@ -4186,7 +4263,7 @@ func file_bangerv1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

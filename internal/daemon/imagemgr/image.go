@@ -105,6 +105,9 @@ func (p plan) madeBy(i model.Image) bool {
 
 // remake is the command that makes a managed image again.
 func remake(i model.Image) string {
+	if again := promoted(i); again != "" {
+		return again
+	}
 	_, named, _ := suiteOf(i.Name)
 	ref, err := oci.Parse(i.Source)
 	switch elsewhere := err == nil && ref.String() == i.Source; {

@@ -16,6 +16,7 @@ const (
 	opImageSave = "image.save"
 	opImageLoad = "image.load"
 	opImagePush = "image.push"
+	opPromote   = "image.promote"
 )
 
 // Tag implements ImageService.
@@ -59,5 +60,17 @@ func (h ImageHandlers) Push(_ context.Context, req *connect.Request[bangerv1.Pus
 	}
 	return connect.NewResponse(h.s.Ops.Begin(opImagePush, ref.Familiar(), func(ctx context.Context, p model.Progress) (string, error) {
 		return h.s.Push(ctx, o, p)
+	})), nil
+}
+
+// Promote implements ImageService. The operation's result is the image's id.
+func (h ImageHandlers) Promote(_ context.Context, req *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error) {
+	o := Promotion{VM: req.Msg.Vm, Image: req.Msg.Image, Name: req.Msg.Name, Force: req.Msg.Force}
+	if err := o.check(); err != nil {
+		return nil, api.ToConnect(err)
+	}
+	return connect.NewResponse(h.s.Ops.Begin(opPromote, o.Name, func(ctx context.Context, p model.Progress) (string, error) {
+		i, err := h.s.Promote(ctx, o, p)
+		return i.ID, err
 	})), nil
 }

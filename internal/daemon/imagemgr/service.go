@@ -69,6 +69,7 @@ type Deps struct {
 	DiskBytes int64  // apparent size of the root filesystems made here
 	Sources   Sources
 	Ops       Operations
+	UseDisk   UseDisk // of a VM
 	Log       *slog.Logger
 }
 

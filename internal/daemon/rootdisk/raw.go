@@ -84,6 +84,10 @@ func sizeOf(st os.FileInfo) int64 {
 	return st.Size()
 }
 
+// Copy makes f, which is empty, a private copy of src. Where the file system can, it shares
+// the blocks; holes stay holes. It is not synced.
+func Copy(ctx context.Context, f, src *os.File) error { return wrap(copyFile(ctx, f, src), "copy") }
+
 // copyFile makes f a private copy of src. Any file system may refuse to share blocks,
 // each for its own reason (an image may lie on another one); copying always works.
 func copyFile(ctx context.Context, f, src *os.File) error {

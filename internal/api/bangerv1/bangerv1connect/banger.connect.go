@@ -106,6 +106,8 @@ const (
 	ImageServiceLoadProcedure = "/banger.v1.ImageService/Load"
 	// ImageServicePushProcedure is the fully-qualified name of the ImageService's Push RPC.
 	ImageServicePushProcedure = "/banger.v1.ImageService/Push"
+	// ImageServicePromoteProcedure is the fully-qualified name of the ImageService's Promote RPC.
+	ImageServicePromoteProcedure = "/banger.v1.ImageService/Promote"
 	// ImageServiceListCacheProcedure is the fully-qualified name of the ImageService's ListCache RPC.
 	ImageServiceListCacheProcedure = "/banger.v1.ImageService/ListCache"
 	// ImageServicePruneCacheProcedure is the fully-qualified name of the ImageService's PruneCache RPC.
@@ -760,6 +762,9 @@ type ImageServiceClient interface {
 	// Push sends an image to a registry, as an image of one layer; result: the digest of its
 	// manifest.
 	Push(context.Context, *connect.Request[bangerv1.PushImageRequest]) (*connect.Response[bangerv1.Operation], error)
+	// Promote makes a managed image of a copy of a stopped VM's disk, or of a registered
+	// image's file; result: its id.
+	Promote(context.Context, *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error)
 	// ListCache says what was fetched of images and is kept.
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
@@ -831,6 +836,12 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Push")),
 			connect.WithClientOptions(opts...),
 		),
+		promote: connect.NewClient[bangerv1.PromoteRequest, bangerv1.Operation](
+			httpClient,
+			baseURL+ImageServicePromoteProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Promote")),
+			connect.WithClientOptions(opts...),
+		),
 		listCache: connect.NewClient[bangerv1.ListRequest, bangerv1.ImageCache](
 			httpClient,
 			baseURL+ImageServiceListCacheProcedure,
@@ -857,6 +868,7 @@ type imageServiceClient struct {
 	save       *connect.Client[bangerv1.SaveImageRequest, bangerv1.Operation]
 	load       *connect.Client[bangerv1.LoadImagesRequest, bangerv1.Operation]
 	push       *connect.Client[bangerv1.PushImageRequest, bangerv1.Operation]
+	promote    *connect.Client[bangerv1.PromoteRequest, bangerv1.Operation]
 	listCache  *connect.Client[bangerv1.ListRequest, bangerv1.ImageCache]
 	pruneCache *connect.Client[bangerv1.PruneCacheRequest, bangerv1.ImageCache]
 }
@@ -906,6 +918,11 @@ func (c *imageServiceClient) Push(ctx context.Context, req *connect.Request[bang
 	return c.push.CallUnary(ctx, req)
 }
 
+// Promote calls banger.v1.ImageService.Promote.
+func (c *imageServiceClient) Promote(ctx context.Context, req *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return c.promote.CallUnary(ctx, req)
+}
+
 // ListCache calls banger.v1.ImageService.ListCache.
 func (c *imageServiceClient) ListCache(ctx context.Context, req *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
 	return c.listCache.CallUnary(ctx, req)
@@ -936,6 +953,9 @@ type ImageServiceHandler interface {
 	// Push sends an image to a registry, as an image of one layer; result: the digest of its
 	// manifest.
 	Push(context.Context, *connect.Request[bangerv1.PushImageRequest]) (*connect.Response[bangerv1.Operation], error)
+	// Promote makes a managed image of a copy of a stopped VM's disk, or of a registered
+	// image's file; result: its id.
+	Promote(context.Context, *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error)
 	// ListCache says what was fetched of images and is kept.
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
@@ -1003,6 +1023,12 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Push")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServicePromoteHandler := connect.NewUnaryHandler(
+		ImageServicePromoteProcedure,
+		svc.Promote,
+		connect.WithSchema(imageServiceMethods.ByName("Promote")),
+		connect.WithHandlerOptions(opts...),
+	)
 	imageServiceListCacheHandler := connect.NewUnaryHandler(
 		ImageServiceListCacheProcedure,
 		svc.ListCache,
@@ -1035,6 +1061,8 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServiceLoadHandler.ServeHTTP(w, r)
 		case ImageServicePushProcedure:
 			imageServicePushHandler.ServeHTTP(w, r)
+		case ImageServicePromoteProcedure:
+			imageServicePromoteHandler.ServeHTTP(w, r)
 		case ImageServiceListCacheProcedure:
 			imageServiceListCacheHandler.ServeHTTP(w, r)
 		case ImageServicePruneCacheProcedure:
@@ -1082,6 +1110,10 @@ func (UnimplementedImageServiceHandler) Load(context.Context, *connect.Request[b
 
 func (UnimplementedImageServiceHandler) Push(context.Context, *connect.Request[bangerv1.PushImageRequest]) (*connect.Response[bangerv1.Operation], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Push is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Promote(context.Context, *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Promote is not implemented"))
 }
 
 func (UnimplementedImageServiceHandler) ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
