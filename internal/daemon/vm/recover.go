@@ -29,7 +29,8 @@ import (
 //  5. running, stopping: if the VMM lives it runs on. A stop that was in progress
 //     either ends the guest, which the watcher sees, or was never acknowledged. One
 //     that does not answer is left alone, and looked for again when its disk was held.
-//  6. deleting: finished now.
+//  6. deleting: finished now. stopped: nothing uses its disk, which may have been put up
+//     to be read.
 //  7. A VM that was to vanish with its client (auto_remove) has lost it: the
 //     client's stream ended with the old daemon. It is deleted.
 //  8. A directory without a row belongs to a database that was lost. It is left
@@ -76,7 +77,7 @@ func (s *Service) restore(ctx context.Context, v *model.VM) error {
 		return s.underClaim(ctx, v, s.deleteHeld)
 	}
 	if !v.State.Live() {
-		return nil
+		return s.detachDisk(ctx, &ending{vm: v, from: v.State})
 	}
 	return s.underClaim(ctx, v, func(ctx context.Context, held *vmlock.Held, v *model.VM) error {
 		if v.State == model.StateStarting {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/internal/daemon/rootdisk"
 	"banger/internal/daemon/vmlock"
 	"banger/internal/errdefs"
 	"banger/internal/model"
@@ -71,4 +72,19 @@ func TestUseDiskIsSeized(t *testing.T) {
 	}
 	w.must(<-deleted)
 	w.checkLegal()
+}
+
+// A disk that was put up to be read when a daemon died is taken down by the next one.
+func TestUsedDiskAfterCrash(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.create("dev", false))
+	v := w.vms()[0]
+	w.must(w.disks.Activate(context.Background(), rootdisk.Disk{VMID: v.ID, Dir: w.layout.VM(v.ID), Image: filepath.Join(w.layout.State, "rootfs.ext4"), Size: v.Spec.DiskBytes}))
+	w.restart()
+	w.checkLegal()
+	w.disks.mu.Lock()
+	defer w.disks.mu.Unlock()
+	if w.disks.active[v.ID] {
+		t.Error("it is still up")
+	}
 }
