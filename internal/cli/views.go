@@ -215,6 +215,13 @@ func viewCache(c *bangerv1.ImageCache) cacheView {
 	}
 }
 
+// prunedView is what a prune of images removed, or would. What images share that stay does
+// not count as bytes.
+type prunedView struct {
+	Images []imageView `json:"images"`
+	Bytes  int64       `json:"bytes"`
+}
+
 func viewImage(i *bangerv1.Image) imageView {
 	labels := i.GetLabels()
 	if labels == nil {

@@ -173,6 +173,11 @@ func (c *Client) PromoteImage(ctx context.Context, req *bangerv1.PromoteRequest)
 	return call(ctx, c.images.Promote, req)
 }
 
+// PruneImages removes images that no VM uses, and returns those.
+func (c *Client) PruneImages(ctx context.Context, req *bangerv1.PruneImagesRequest) (*bangerv1.PrunedImages, error) {
+	return call(ctx, c.images.Prune, req)
+}
+
 // ImageCache says what was fetched of images and is kept.
 func (c *Client) ImageCache(ctx context.Context) (*bangerv1.ImageCache, error) {
 	return call(ctx, c.images.ListCache, &bangerv1.ListRequest{})

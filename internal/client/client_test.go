@@ -485,6 +485,7 @@ func TestEveryProcedureHasAMethod(t *testing.T) {
 		func() { _, _ = c.LoadImages(ctx, &bangerv1.LoadImagesRequest{File: "/f"}) },
 		func() { _, _ = c.PushImage(ctx, &bangerv1.PushImageRequest{Name: "x"}) },
 		func() { _, _ = c.PromoteImage(ctx, &bangerv1.PromoteRequest{Vm: "x", Name: "y"}) },
+		func() { _, _ = c.PruneImages(ctx, &bangerv1.PruneImagesRequest{}) },
 		func() { _, _ = c.ImageCache(ctx) },
 		func() { _, _ = c.PruneImageCache(ctx, &bangerv1.PruneCacheRequest{}) },
 		func() { _, _ = c.ListKernels(ctx) },

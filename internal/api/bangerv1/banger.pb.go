@@ -2569,6 +2569,110 @@ func (x *PromoteRequest) GetForce() bool {
 	return false
 }
 
+type PruneImagesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	All           bool                   `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`                     // managed ones with a name too; otherwise those that were replaced
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // remove nothing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesRequest) Reset() {
+	*x = PruneImagesRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesRequest) ProtoMessage() {}
+
+func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
+func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *PruneImagesRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *PruneImagesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type PrunedImages struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"` // as they were
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`  // of the host's disk; what images share that stay does not count
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrunedImages) Reset() {
+	*x = PrunedImages{}
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrunedImages) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrunedImages) ProtoMessage() {}
+
+func (x *PrunedImages) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrunedImages.ProtoReflect.Descriptor instead.
+func (*PrunedImages) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *PrunedImages) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *PrunedImages) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type Image struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2598,7 +2702,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2714,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2727,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Image) GetId() string {
@@ -2784,7 +2888,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +2900,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +2913,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ImageLayer) GetDigest() string {
@@ -2835,7 +2939,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +2951,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +2964,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -2879,7 +2983,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +2995,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3008,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *KernelRef) GetName() string {
@@ -2929,7 +3033,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3045,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3058,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -3010,7 +3114,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +3126,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +3139,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Kernel) GetId() string {
@@ -3117,7 +3221,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3129,7 +3233,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3142,7 +3246,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -3161,7 +3265,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3173,7 +3277,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3186,7 +3290,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -3206,7 +3310,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3218,7 +3322,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3231,7 +3335,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Network) GetName() string {
@@ -3257,7 +3361,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3269,7 +3373,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3282,7 +3386,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -3301,7 +3405,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3313,7 +3417,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3326,7 +3430,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *OperationRef) GetId() string {
@@ -3353,7 +3457,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3365,7 +3469,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3378,7 +3482,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Operation) GetId() string {
@@ -3459,7 +3563,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[46]
+	mi := &file_bangerv1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3575,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[46]
+	mi := &file_bangerv1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3588,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Stage) GetName() string {
@@ -3545,7 +3649,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[47]
+	mi := &file_bangerv1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3557,7 +3661,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[47]
+	mi := &file_bangerv1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3570,7 +3674,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -3594,7 +3698,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[48]
+	mi := &file_bangerv1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3606,7 +3710,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[48]
+	mi := &file_bangerv1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3619,7 +3723,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{48}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -3903,7 +4007,13 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
-	"\x05force\x18\x04 \x01(\bR\x05force\"\xa5\x05\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"?\n" +
+	"\x12PruneImagesRequest\x12\x10\n" +
+	"\x03all\x18\x01 \x01(\bR\x03all\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"N\n" +
+	"\fPrunedImages\x12(\n" +
+	"\x06images\x18\x01 \x03(\v2\x10.banger.v1.ImageR\x06images\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\xa5\x05\n" +
 	"\x05Image\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -4026,7 +4136,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
 	"\vPortService\x123\n" +
 	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
-	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\xba\x05\n" +
+	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\xfb\x05\n" +
 	"\fImageService\x124\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x14.banger.v1.ImageList\x12,\n" +
 	"\x03Get\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Image\x124\n" +
@@ -4037,7 +4147,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Save\x12\x1b.banger.v1.SaveImageRequest\x1a\x14.banger.v1.Operation\x12:\n" +
 	"\x04Load\x12\x1c.banger.v1.LoadImagesRequest\x1a\x14.banger.v1.Operation\x129\n" +
 	"\x04Push\x12\x1b.banger.v1.PushImageRequest\x1a\x14.banger.v1.Operation\x12:\n" +
-	"\aPromote\x12\x19.banger.v1.PromoteRequest\x1a\x14.banger.v1.Operation\x12:\n" +
+	"\aPromote\x12\x19.banger.v1.PromoteRequest\x1a\x14.banger.v1.Operation\x12?\n" +
+	"\x05Prune\x12\x1d.banger.v1.PruneImagesRequest\x1a\x17.banger.v1.PrunedImages\x12:\n" +
 	"\tListCache\x12\x16.banger.v1.ListRequest\x1a\x15.banger.v1.ImageCache\x12A\n" +
 	"\n" +
 	"PruneCache\x12\x1c.banger.v1.PruneCacheRequest\x1a\x15.banger.v1.ImageCache2\x9e\x02\n" +
@@ -4070,7 +4181,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -4106,146 +4217,151 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*LoadImagesRequest)(nil),     // 31: banger.v1.LoadImagesRequest
 	(*PushImageRequest)(nil),      // 32: banger.v1.PushImageRequest
 	(*PromoteRequest)(nil),        // 33: banger.v1.PromoteRequest
-	(*Image)(nil),                 // 34: banger.v1.Image
-	(*ImageLayer)(nil),            // 35: banger.v1.ImageLayer
-	(*ImageList)(nil),             // 36: banger.v1.ImageList
-	(*KernelRef)(nil),             // 37: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 38: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 39: banger.v1.Kernel
-	(*KernelList)(nil),            // 40: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 41: banger.v1.NetworkRef
-	(*Network)(nil),               // 42: banger.v1.Network
-	(*NetworkList)(nil),           // 43: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 44: banger.v1.OperationRef
-	(*Operation)(nil),             // 45: banger.v1.Operation
-	(*Stage)(nil),                 // 46: banger.v1.Stage
-	(*OperationList)(nil),         // 47: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 48: banger.v1.ErrorDetail
-	nil,                           // 49: banger.v1.ImageConfig.LabelsEntry
-	nil,                           // 50: banger.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
+	(*PruneImagesRequest)(nil),    // 34: banger.v1.PruneImagesRequest
+	(*PrunedImages)(nil),          // 35: banger.v1.PrunedImages
+	(*Image)(nil),                 // 36: banger.v1.Image
+	(*ImageLayer)(nil),            // 37: banger.v1.ImageLayer
+	(*ImageList)(nil),             // 38: banger.v1.ImageList
+	(*KernelRef)(nil),             // 39: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 40: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 41: banger.v1.Kernel
+	(*KernelList)(nil),            // 42: banger.v1.KernelList
+	(*NetworkRef)(nil),            // 43: banger.v1.NetworkRef
+	(*Network)(nil),               // 44: banger.v1.Network
+	(*NetworkList)(nil),           // 45: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 46: banger.v1.OperationRef
+	(*Operation)(nil),             // 47: banger.v1.Operation
+	(*Stage)(nil),                 // 48: banger.v1.Stage
+	(*OperationList)(nil),         // 49: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 50: banger.v1.ErrorDetail
+	nil,                           // 51: banger.v1.ImageConfig.LabelsEntry
+	nil,                           // 52: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	51, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	53, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	51, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	51, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	53, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	53, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
 	19, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
-	49, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	51, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	51, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	51, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	53, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	53, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
 	21, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
 	21, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
 	18, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
 	26, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
-	51, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
-	51, // 17: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	50, // 18: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
-	35, // 19: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
-	34, // 20: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	51, // 21: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	39, // 22: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	42, // 23: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	46, // 24: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	48, // 25: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	51, // 26: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	51, // 27: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	51, // 28: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	51, // 29: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	45, // 30: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
-	2,  // 31: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
-	5,  // 32: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 33: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 34: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
-	12, // 35: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	12, // 36: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
-	7,  // 37: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
-	13, // 38: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	1,  // 39: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	7,  // 40: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
-	14, // 41: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	15, // 42: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
-	7,  // 43: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	7,  // 44: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
-	16, // 45: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	10, // 46: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
-	10, // 47: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
-	1,  // 48: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	23, // 49: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	24, // 50: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	28, // 51: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	23, // 52: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	29, // 53: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
-	30, // 54: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
-	31, // 55: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
-	32, // 56: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
-	33, // 57: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteRequest
-	1,  // 58: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
-	27, // 59: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
-	1,  // 60: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	37, // 61: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	24, // 62: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	38, // 63: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	37, // 64: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 65: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	41, // 66: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	41, // 67: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	41, // 68: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 69: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	44, // 70: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	44, // 71: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	44, // 72: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 73: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 74: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	45, // 75: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	45, // 76: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	45, // 77: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	45, // 78: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	45, // 79: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	45, // 80: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	22, // 81: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 82: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 83: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	45, // 84: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 85: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	20, // 86: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 87: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 88: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 89: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	36, // 90: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	34, // 91: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	45, // 92: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	34, // 93: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 94: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	34, // 95: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	45, // 96: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
-	45, // 97: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
-	45, // 98: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
-	45, // 99: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
-	25, // 100: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
-	25, // 101: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
-	40, // 102: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	39, // 103: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	45, // 104: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	45, // 105: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 106: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	43, // 107: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	42, // 108: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	42, // 109: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 110: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	47, // 111: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	45, // 112: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	45, // 113: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	45, // 114: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	73, // [73:115] is the sub-list for method output_type
-	31, // [31:73] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	53, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	36, // 17: banger.v1.PrunedImages.images:type_name -> banger.v1.Image
+	53, // 18: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	52, // 19: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	37, // 20: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	36, // 21: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	53, // 22: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	41, // 23: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	44, // 24: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	48, // 25: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	50, // 26: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	53, // 27: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	53, // 28: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	53, // 29: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	53, // 30: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	47, // 31: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	2,  // 32: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
+	5,  // 33: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	8,  // 34: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	7,  // 35: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
+	12, // 36: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	12, // 37: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
+	7,  // 38: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
+	13, // 39: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	1,  // 40: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	7,  // 41: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
+	14, // 42: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
+	15, // 43: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	7,  // 44: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	7,  // 45: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
+	16, // 46: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	10, // 47: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
+	10, // 48: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
+	1,  // 49: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	23, // 50: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	24, // 51: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	28, // 52: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	23, // 53: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	29, // 54: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
+	30, // 55: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
+	31, // 56: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
+	32, // 57: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
+	33, // 58: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteRequest
+	34, // 59: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
+	1,  // 60: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	27, // 61: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 62: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	39, // 63: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	24, // 64: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	40, // 65: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	39, // 66: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 67: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	43, // 68: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	43, // 69: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	43, // 70: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 71: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	46, // 72: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	46, // 73: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	46, // 74: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 75: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 76: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	47, // 77: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	47, // 78: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	47, // 79: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	47, // 80: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	47, // 81: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	47, // 82: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	22, // 83: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 84: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 85: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	47, // 86: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 87: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	20, // 88: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 89: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 90: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 91: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	38, // 92: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	36, // 93: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	47, // 94: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	36, // 95: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 96: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	36, // 97: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	47, // 98: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
+	47, // 99: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
+	47, // 100: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
+	47, // 101: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
+	35, // 102: banger.v1.ImageService.Prune:output_type -> banger.v1.PrunedImages
+	25, // 103: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	25, // 104: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	42, // 105: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	41, // 106: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	47, // 107: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	47, // 108: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 109: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	45, // 110: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	44, // 111: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	44, // 112: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 113: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	49, // 114: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	47, // 115: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	47, // 116: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	47, // 117: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	75, // [75:118] is the sub-list for method output_type
+	32, // [32:75] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_bangerv1_banger_proto_init() }
@@ -4263,7 +4379,7 @@ func file_bangerv1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -74,3 +74,25 @@ func (h ImageHandlers) Promote(_ context.Context, req *connect.Request[bangerv1.
 		return i.ID, err
 	})), nil
 }
+
+// Prune implements ImageService.
+func (h ImageHandlers) Prune(ctx context.Context, req *connect.Request[bangerv1.PruneImagesRequest]) (*connect.Response[bangerv1.PrunedImages], error) {
+	gone, err := h.s.Prune(ctx, req.Msg.All, req.Msg.DryRun)
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	kernels, err := h.s.kernelsByID(ctx)
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	out := &bangerv1.PrunedImages{Bytes: gone.Bytes}
+	for _, i := range gone.Images {
+		w, err := h.s.wireImage(ctx, i.Image, kernels)
+		if err != nil {
+			return nil, api.ToConnect(err)
+		}
+		w.UsedBytes = i.UsedBytes
+		out.Images = append(out.Images, w)
+	}
+	return connect.NewResponse(out), nil
+}

@@ -108,6 +108,8 @@ const (
 	ImageServicePushProcedure = "/banger.v1.ImageService/Push"
 	// ImageServicePromoteProcedure is the fully-qualified name of the ImageService's Promote RPC.
 	ImageServicePromoteProcedure = "/banger.v1.ImageService/Promote"
+	// ImageServicePruneProcedure is the fully-qualified name of the ImageService's Prune RPC.
+	ImageServicePruneProcedure = "/banger.v1.ImageService/Prune"
 	// ImageServiceListCacheProcedure is the fully-qualified name of the ImageService's ListCache RPC.
 	ImageServiceListCacheProcedure = "/banger.v1.ImageService/ListCache"
 	// ImageServicePruneCacheProcedure is the fully-qualified name of the ImageService's PruneCache RPC.
@@ -765,6 +767,8 @@ type ImageServiceClient interface {
 	// Promote makes a managed image of a copy of a stopped VM's disk, or of a registered
 	// image's file; result: its id.
 	Promote(context.Context, *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error)
+	// Prune removes images that no VM uses, and answers with what that was.
+	Prune(context.Context, *connect.Request[bangerv1.PruneImagesRequest]) (*connect.Response[bangerv1.PrunedImages], error)
 	// ListCache says what was fetched of images and is kept.
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
@@ -842,6 +846,12 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Promote")),
 			connect.WithClientOptions(opts...),
 		),
+		prune: connect.NewClient[bangerv1.PruneImagesRequest, bangerv1.PrunedImages](
+			httpClient,
+			baseURL+ImageServicePruneProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Prune")),
+			connect.WithClientOptions(opts...),
+		),
 		listCache: connect.NewClient[bangerv1.ListRequest, bangerv1.ImageCache](
 			httpClient,
 			baseURL+ImageServiceListCacheProcedure,
@@ -869,6 +879,7 @@ type imageServiceClient struct {
 	load       *connect.Client[bangerv1.LoadImagesRequest, bangerv1.Operation]
 	push       *connect.Client[bangerv1.PushImageRequest, bangerv1.Operation]
 	promote    *connect.Client[bangerv1.PromoteRequest, bangerv1.Operation]
+	prune      *connect.Client[bangerv1.PruneImagesRequest, bangerv1.PrunedImages]
 	listCache  *connect.Client[bangerv1.ListRequest, bangerv1.ImageCache]
 	pruneCache *connect.Client[bangerv1.PruneCacheRequest, bangerv1.ImageCache]
 }
@@ -923,6 +934,11 @@ func (c *imageServiceClient) Promote(ctx context.Context, req *connect.Request[b
 	return c.promote.CallUnary(ctx, req)
 }
 
+// Prune calls banger.v1.ImageService.Prune.
+func (c *imageServiceClient) Prune(ctx context.Context, req *connect.Request[bangerv1.PruneImagesRequest]) (*connect.Response[bangerv1.PrunedImages], error) {
+	return c.prune.CallUnary(ctx, req)
+}
+
 // ListCache calls banger.v1.ImageService.ListCache.
 func (c *imageServiceClient) ListCache(ctx context.Context, req *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
 	return c.listCache.CallUnary(ctx, req)
@@ -956,6 +972,8 @@ type ImageServiceHandler interface {
 	// Promote makes a managed image of a copy of a stopped VM's disk, or of a registered
 	// image's file; result: its id.
 	Promote(context.Context, *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error)
+	// Prune removes images that no VM uses, and answers with what that was.
+	Prune(context.Context, *connect.Request[bangerv1.PruneImagesRequest]) (*connect.Response[bangerv1.PrunedImages], error)
 	// ListCache says what was fetched of images and is kept.
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
@@ -1029,6 +1047,12 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Promote")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServicePruneHandler := connect.NewUnaryHandler(
+		ImageServicePruneProcedure,
+		svc.Prune,
+		connect.WithSchema(imageServiceMethods.ByName("Prune")),
+		connect.WithHandlerOptions(opts...),
+	)
 	imageServiceListCacheHandler := connect.NewUnaryHandler(
 		ImageServiceListCacheProcedure,
 		svc.ListCache,
@@ -1063,6 +1087,8 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServicePushHandler.ServeHTTP(w, r)
 		case ImageServicePromoteProcedure:
 			imageServicePromoteHandler.ServeHTTP(w, r)
+		case ImageServicePruneProcedure:
+			imageServicePruneHandler.ServeHTTP(w, r)
 		case ImageServiceListCacheProcedure:
 			imageServiceListCacheHandler.ServeHTTP(w, r)
 		case ImageServicePruneCacheProcedure:
@@ -1114,6 +1140,10 @@ func (UnimplementedImageServiceHandler) Push(context.Context, *connect.Request[b
 
 func (UnimplementedImageServiceHandler) Promote(context.Context, *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Promote is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Prune(context.Context, *connect.Request[bangerv1.PruneImagesRequest]) (*connect.Response[bangerv1.PrunedImages], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Prune is not implemented"))
 }
 
 func (UnimplementedImageServiceHandler) ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error) {
