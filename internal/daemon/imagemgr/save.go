@@ -61,7 +61,7 @@ func (s *Service) Save(ctx context.Context, o SaveImage, p model.Progress) (stri
 	})
 	switch {
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
-		return "", errdefs.Exhausted("%w", err).WithHint("the image needs room beside %s, twice where it becomes an archive; name a place on a larger disk", ref.Path)
+		return "", errdefs.Exhausted("%w", err).WithHint("free some space, or name a place on a larger disk than that of %s: an archive is written in two steps and takes room for both", ref.Path)
 	case errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENAMETOOLONG):
 		return "", errdefs.Invalid("%w", err).WithHint("check the path")
 	case errdefs.ClassOf(err) == errdefs.ClassPermission:

@@ -3,6 +3,7 @@ package imagemgr
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -182,6 +183,56 @@ func TestNoSpace(t *testing.T) {
 			w.start(w.db)
 			if _, err := w.s.GetImage(t.Context(), "debian"); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+// The same for what is made of images that are here.
+func TestNoSpaceForMore(t *testing.T) {
+	for name, work := range map[string]func(w *world, out string) error{
+		"tag": func(w *world, _ string) error {
+			_, err := w.s.Tag(t.Context(), "debian", "further", false)
+			return err
+		},
+		"promote": func(w *world, _ string) error {
+			_, err := w.promote(Promotion{Image: "mine", Name: "further"})
+			return err
+		},
+		"save": func(w *world, out string) error {
+			_, err := w.save("mine", "oci-archive:"+out+"/further.tar", false)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, leave := disktest.Small(t, 32*mib)
+			w := worldAt(t, dir)
+			w.image("debian")
+			w.registered("mine", rand.Text()+strings.Repeat(rand.Text(), 10_000))
+			out := filepath.Join(dir, "out")
+			if err := os.Mkdir(out, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			before := w.state()
+			failed, enough := 0, false
+			for _, free := range []int64{0, 4 * kib, 16 * kib, 64 * kib, 256 * kib, mib, 4 * mib, 16 * mib} {
+				leave(free)
+				err := work(w, out)
+				if err == nil {
+					enough = true
+					break
+				}
+				failed++
+				if errdefs.ClassOf(err) != errdefs.ClassExhausted || !strings.Contains(errdefs.HintOf(err), "free some space") {
+					t.Errorf("with %d free: %v (%s, %q)", free, err, errdefs.ClassOf(err), errdefs.HintOf(err))
+				}
+				left, err := os.ReadDir(out)
+				if after := w.state(); !reflect.DeepEqual(after, before) || len(left) > 0 || err != nil {
+					t.Errorf("with %d free it left %q and %v, before %q", free, after, left, before)
+				}
+			}
+			if failed == 0 && name != "tag" || !enough { // a name may well fit into what the database has
+				t.Errorf("it failed %d times, and succeeded: %v", failed, enough)
 			}
 		})
 	}
