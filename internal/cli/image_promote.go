@@ -18,7 +18,8 @@ func newImagePromoteCmd(a *app) *cobra.Command {
 		Long: `Promote makes an image of a copy of a VM's disk, and prints its name. It shares its blocks
 with the disk where the file system can. Who runs commands in it, and how, is as in the
 image of the VM. Nothing about the VM changes, which is why this is a command for images
-and not for VMs. The new image is as large as the disk, and so is every VM made of it.
+and not for VMs. The new image is as large as the disk, and every VM made of it at least
+so. All that is on the disk is in the image, keys that the guest has made included.
 
 The VM has to be stopped, in order: what its kernel had no time to write down is refused.
 With --image a copy is made of a registered image, whose file is then no longer needed.`,

@@ -40,10 +40,10 @@ func openRootfs(path string) (*os.File, *ext4.FS, error) {
 }
 
 // withRootfs has use read the root filesystem of an image.
-func withRootfs(i model.Image, use func(*ext4.FS) error) error {
+func withRootfs(i model.Image, use func(*os.File, *ext4.FS) error) error {
 	f, fsys, err := openRootfs(i.Path)
 	if err == nil {
-		err = errors.Join(use(fsys), f.Close())
+		err = errors.Join(use(f, fsys), f.Close())
 	}
 	switch class := errdefs.ClassOf(err); {
 	case class == errdefs.ClassFailedPrecondition && !i.Managed:

@@ -89,12 +89,7 @@ func (s *Service) promoteImage(ctx context.Context, o Promotion, p model.Progres
 		return model.Image{}, errdefs.Precondition("it is managed already").WithHint("for a further name: banger image tag %s %s", i.Name, o.Name)
 	}
 	var made model.Image
-	err = withRootfs(i, func(*ext4.FS) error { // which refuses before anything is copied
-		src, err := os.Open(i.Path)
-		if err != nil {
-			return err
-		}
-		defer src.Close()
+	err = withRootfs(i, func(src *os.File, _ *ext4.FS) (err error) { // which refuses before anything is copied
 		made, err = s.promote(ctx, i, fromImage+i.Name, o, p, func(ctx context.Context, f *os.File) error { return rootdisk.Copy(ctx, f, src) })
 		return err
 	})

@@ -3,6 +3,7 @@ package imagemgr
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 
@@ -66,7 +67,7 @@ func (s *Service) Push(ctx context.Context, o PushImage, p model.Progress) (stri
 	defer remove()
 	p.Stage("write")
 	var made *ociwrite.Image
-	err = withRootfs(i, func(fsys *ext4.FS) (err error) {
+	err = withRootfs(i, func(_ *os.File, fsys *ext4.FS) (err error) {
 		made, err = ociwrite.Build(ctx, fsys, dir, options)
 		return err
 	})

@@ -3,6 +3,7 @@ package imagemgr
 import (
 	"context"
 	"errors"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -55,7 +56,7 @@ func (s *Service) Save(ctx context.Context, o SaveImage, p model.Progress) (stri
 	options.Replace = o.Force
 	p.Stage("write")
 	var saved *ociwrite.Image
-	err = withRootfs(i, func(fsys *ext4.FS) (err error) {
+	err = withRootfs(i, func(_ *os.File, fsys *ext4.FS) (err error) {
 		saved, err = ociwrite.Save(ctx, fsys, ref, options)
 		return err
 	})
