@@ -1,6 +1,7 @@
 package imagemgr
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -92,8 +93,10 @@ func TestSave(t *testing.T) {
 				}
 				back := w.pull(c.back)
 				w.says(back, "there")
-				if !reflect.DeepEqual(back.Config, i.Config) {
-					t.Errorf("%s: config %+v, was %+v", c.to, back.Config, i.Config)
+				want := i.Config
+				want.Workdir = cmp.Or(want.Workdir, "/") // an image of layers knows no home of its user
+				if !reflect.DeepEqual(back.Config, want) {
+					t.Errorf("%s: config %+v, was %+v", c.to, back.Config, want)
 				}
 				if c.named != "" {
 					w.pull(c.back + ":" + c.named)
