@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
@@ -165,9 +166,9 @@ func syncDir(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// member is a file of an archive.
+// member is a file of an archive, or a directory.
 type member struct {
-	name string
+	name string // of a directory: with a slash at its end
 	from string // a file's path; "": data is the content
 	data []byte
 	size int64
@@ -187,6 +188,9 @@ func (i *Image) writeLayout(ctx context.Context, out io.Writer) error {
 		}
 		all = append(all, member{name: name, data: data})
 	}
+	// Directories are entries too: skopeo gives those that it makes unasked to root, which
+	// an ordinary user may not do.
+	all = append(all, member{name: "blobs/"}, member{name: "blobs/sha256/"})
 	for _, d := range []v1.Descriptor{i.Manifest, i.Config, i.Layer} {
 		all = append(all, i.blob("blobs/sha256/"+d.Digest.Hex, d))
 	}
@@ -219,7 +223,11 @@ func archive(ctx context.Context, out io.Writer, all []member) error {
 		if m.from == "" {
 			m.size = int64(len(m.data))
 		}
-		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: m.name, Mode: 0o644, Size: m.size}); err != nil {
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: m.name, Mode: 0o644, Size: m.size}
+		if strings.HasSuffix(m.name, "/") {
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+		}
+		if err := w.WriteHeader(h); err != nil {
 			return err
 		}
 		if err := m.copy(ctx, w); err != nil {
