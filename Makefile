@@ -60,12 +60,12 @@ test: ## run all tests, those with real VMs too (installs what they need)
 	@$(MAKE) test-unit test-sweep test-script test-e2e
 
 .PHONY: test-unit
-test-unit: go-found ## unit tests, with the race detector
-	SWEEP_SAMPLE=$${SWEEP_SAMPLE:-$$RANDOM/20} CGO_ENABLED=1 "$(GO)" test -race -tags "$(UNIT_TAGS)" -timeout 15m ./internal/... ./cmd/... ./bench/...
+test-unit: go-found ## unit tests, with the race detector; of the sweeps of faults a part
+	SWEEP_SAMPLE=$${SWEEP_SAMPLE:-$$RANDOM/10} CGO_ENABLED=1 "$(GO)" test -race -tags "$(UNIT_TAGS)" -timeout 15m -skip TestSweepOnHost ./internal/... ./cmd/... ./bench/...
 
 .PHONY: test-sweep
-test-sweep: go-found ## every fault at every step, with a daemon that is a process and the host's own devices
-	CGO_ENABLED=0 "$(GO)" test -timeout 15m -run TestSweepOnHost ./internal/daemon
+test-sweep: go-found ## every fault at every step, also with a daemon that is a process and the host's own devices
+	CGO_ENABLED=0 "$(GO)" test -tags "$(UNIT_TAGS)" -timeout 15m -run 'TestSweepOnHost|AtEvery' ./internal/daemon ./internal/daemon/vm
 
 .PHONY: test-script
 test-script: build ## scripted tests of the real programs on a fake hypervisor

@@ -8,14 +8,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -23,6 +21,7 @@ import (
 
 	"banger/internal/api/bangerv1"
 	"banger/internal/client"
+	"banger/internal/daemon/steps/stepstest"
 	"banger/internal/errdefs"
 	"banger/internal/model"
 	"banger/internal/nettest"
@@ -294,7 +293,7 @@ func (verb hostVerb) sweep(t *testing.T, disturb string) {
 	}
 	h.clear()
 	for at, point := range points {
-		if !sampled()() {
+		if !stepstest.Sampled() {
 			continue
 		}
 		t.Run(fmt.Sprintf("%02d %s", at, point), func(t *testing.T) {
@@ -325,17 +324,6 @@ func (verb hostVerb) sweep(t *testing.T, disturb string) {
 		})
 	}
 }
-
-// sampled says whether the next point is tried: each one, but for SWEEP_SAMPLE, which
-// is "SEED/N" and takes one of N by chance.
-var sampled = sync.OnceValue(func() func() bool {
-	var seed, n uint64
-	if _, err := fmt.Sscanf(os.Getenv("SWEEP_SAMPLE"), "%d/%d", &seed, &n); err != nil || n < 1 {
-		return func() bool { return true }
-	}
-	chance := rand.New(rand.NewPCG(seed, n))
-	return func() bool { return chance.Uint64N(n) == 0 }
-})
 
 // with is h for a subtest.
 func (h *host) with(t *testing.T) *host {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"banger/internal/daemon/steps"
+	"banger/internal/daemon/steps/stepstest"
 	"banger/internal/errdefs"
 	"banger/internal/model"
 )
@@ -177,6 +178,9 @@ func sweep(t *testing.T, verbs []verb, err error, fn func(t *testing.T, w *world
 				if first || !p.done && i > 0 && errors.Is(err, steps.ErrCrash) {
 					continue
 				}
+				if !stepstest.Sampled() {
+					continue
+				}
 				t.Run(p.String(), func(t *testing.T) {
 					w := newSweptWorld(t, v)
 					v.before(w)
@@ -313,6 +317,9 @@ func TestFailAtEveryUndo(t *testing.T) {
 					"kill":   func(w *world) { w.must(w.kill("dev")) },
 					"daemon": func(w *world) { w.restart() },
 				} {
+					if !stepstest.Sampled() {
+						continue
+					}
 					t.Run(fmt.Sprintf("%d %s, %s", i, p, name), func(t *testing.T) {
 						w, u := fail(t, i)
 						if len(u.undone) <= i || !slices.Equal(u.undone[:i+1], all.undone[:i+1]) {
