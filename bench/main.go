@@ -46,6 +46,7 @@ var measurements = []measurement{
 	{"exec-api", "the same through the API, against fork and exec in the guest and a round trip", measureExecAPI},
 	{"create-50", "50 creates at once, against 50 boots by hand", measureCrowd},
 	{"pull-300", "banger image pull of 300 MB, against skopeo, umoci and mkfs.ext4", measurePull(300, 12_000)},
+	{"image-size", "vm run from an image of 3 GB against one of 30 MB, and the disk that VMs share", measureImageSize},
 	{"pull-3000", "the same of 3 GB", measurePull(3000, 60_000)},
 	{"cp-1g", "banger cp of a file of 1 GB into a VM, against scp", measureCopyLarge},
 	{"cp-50k", "banger cp of 50,000 small files into a VM, against tar through ssh", measureCopySmall},

@@ -99,7 +99,7 @@ func (p *puller) measure(ctx context.Context, n, sizeMB, files int) ([]Figure, e
 	if err != nil {
 		return nil, err
 	}
-	memory := figure("pull-"+name+"-rss", "MB", samples{peak}, nil, pullMB+float64(files)*pullPerFile/1e6, onValue)
+	memory := figure("pull-"+name+"-rss", "MB", samples{peak}, samples{0}, pullMB+float64(files)*pullPerFile/1e6, onValue)
 	memory.What = "most memory of the daemon during these"
 	return []Figure{pull, cached, memory}, nil
 }

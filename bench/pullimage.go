@@ -21,10 +21,16 @@ import (
 // first.
 var pullShares = []float64{0.7, 0.2, 0.1}
 
+// program is a file that an image has besides.
+type program struct {
+	path    string
+	content []byte
+}
+
 // writeImage makes an image of so many bytes in so many files as an OCI layout, tagged 1,
 // and returns the files of its layers. Half of a file is words, half is noise, which
-// packs about as programs and libraries do.
-func writeImage(dir string, size int64, files int) (layers []string, err error) {
+// packs about as programs and libraries do. The lowest layer has the programs.
+func writeImage(dir string, size int64, files int, programs ...program) (layers []string, err error) {
 	if err := os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o755); err != nil {
 		return nil, err
 	}
@@ -39,7 +45,8 @@ func writeImage(dir string, size int64, files int) (layers []string, err error) 
 	var plain []string
 	for i, share := range pullShares {
 		file := filepath.Join(dir, fmt.Sprint("layer-", i))
-		diff, packed, n, err := writeLayer(file, i, int64(float64(size)*share), max(1, int(float64(files)*share)))
+		diff, packed, n, err := writeLayer(file, i, int64(float64(size)*share), max(1, int(float64(files)*share)), programs)
+		programs = nil
 		if err != nil {
 			return nil, err
 		}
@@ -77,7 +84,7 @@ func writeImage(dir string, size int64, files int) (layers []string, err error) 
 
 // writeLayer writes a layer of so many bytes in so many files: most are small, and every
 // hundredth has half of the bytes.
-func writeLayer(path string, seed int, size int64, files int) (diff, packed string, n int64, err error) {
+func writeLayer(path string, seed int, size int64, files int, programs []program) (diff, packed string, n int64, err error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return "", "", 0, err
@@ -89,6 +96,18 @@ func writeLayer(path string, seed int, size int64, files int) (diff, packed stri
 		return "", "", 0, err
 	}
 	tw := tar.NewWriter(io.MultiWriter(z, inner))
+	put := func(name string, mode int64, content []byte) error {
+		err := tw.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(content)), ModTime: time.Unix(1_700_000_000, 0)})
+		if err == nil {
+			_, err = tw.Write(content)
+		}
+		return err
+	}
+	for _, p := range programs {
+		if err := put(p.path, 0o755, p.content); err != nil {
+			return "", "", 0, err
+		}
+	}
 	random := rand.New(rand.NewPCG(uint64(seed), 7))
 	large := max(1, files/100)
 	content := make([]byte, max(size/2/int64(large), size/2/int64(files))+1)
@@ -98,11 +117,7 @@ func writeLayer(path string, seed int, size int64, files int) (diff, packed stri
 			each = size / 2 / int64(large)
 		}
 		fillContent(content[:each], random)
-		h := &tar.Header{Name: fmt.Sprintf("usr/l%d/d%d/f%d", seed, i/50, i), Mode: 0o644, Size: each, ModTime: time.Unix(1_700_000_000, 0)}
-		if err := tw.WriteHeader(h); err != nil {
-			return "", "", 0, err
-		}
-		if _, err := tw.Write(content[:each]); err != nil {
+		if err := put(fmt.Sprintf("usr/l%d/d%d/f%d", seed, i/50, i), 0o644, content[:each]); err != nil {
 			return "", "", 0, err
 		}
 	}
