@@ -26,7 +26,7 @@ ONLY ?=
 export FUZZTIME
 
 sources := $(wildcard cmd internal kernels test bench)
-scripts := .ci/run $(wildcard scripts/*)
+scripts := .ci/run kernels/build $(wildcard scripts/*)
 
 .DEFAULT_GOAL := build
 
@@ -61,7 +61,7 @@ test: ## run all tests, those with real VMs too (installs what they need)
 
 .PHONY: test-unit
 test-unit: go-found ## unit tests, with the race detector; of the sweeps of faults a part
-	SWEEP_SAMPLE=$${SWEEP_SAMPLE:-$$RANDOM/10} CGO_ENABLED=1 "$(GO)" test -race -tags "$(UNIT_TAGS)" -timeout 15m -skip TestSweepOnHost ./internal/... ./cmd/... ./bench/...
+	SWEEP_SAMPLE=$${SWEEP_SAMPLE:-$$RANDOM/10} CGO_ENABLED=1 "$(GO)" test -race -tags "$(UNIT_TAGS)" -timeout 15m -skip TestSweepOnHost ./internal/... ./cmd/... ./bench/... ./kernels/...
 
 .PHONY: test-sweep
 test-sweep: go-found ## every fault at every step, also with a daemon that is a process and the host's own devices
@@ -154,7 +154,7 @@ SIGN ?=
 
 .PHONY: kernel
 kernel: ## build a small kernel from Debian's linux-source into bin/kernel
-	scripts/kernel-build --config "$(KERNEL_CONFIG)" bin/kernel
+	kernels/build --config "$(KERNEL_CONFIG)" bin/kernel
 
 .PHONY: kernel-bundle
 kernel-bundle: go-found ## pack bin/kernel, from make kernel, as a bundle; sign it with SIGN=KEYFILE

@@ -77,10 +77,11 @@ var rings = map[string]ring{
 	"internal/cli":           ringMechanism, // narrowed below: it knows the client, not the daemon
 	"internal/cli/daemoncmd": ringCommand,
 
-	"cmd":     ringProgram,
-	"bench":   ringProgram,
-	"kernels": ringProgram, // what packs them
-	"test":    ringProgram,
+	"cmd":          ringProgram,
+	"bench":        ringProgram,
+	"kernels":      ringMechanism, // what builds them
+	"kernels/pack": ringProgram,
+	"test":         ringProgram,
 }
 
 // only narrows what some packages may import of the project, beyond their ring.
@@ -101,7 +102,7 @@ var only = map[string][]string{
 	"internal/daemon/nat":    {"internal/errdefs", "internal/model"},
 	"internal/client":        {"internal/api", "internal/errdefs", "internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version"},
 	"internal/cli": {"internal/api", "internal/cli", "internal/client", "internal/config", "internal/doctor", "internal/errdefs", "internal/fcfetch",
-		"internal/guest", "internal/install", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version", "internal/workspace"},
+		"internal/guest", "internal/install", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version", "internal/workspace", "kernels"},
 	"cmd/banger-agent": {"internal/guest", "internal/version"},
 }
 
