@@ -97,7 +97,6 @@ type bareConfig struct {
 	root     string
 	readOnly bool // what the guest writes to the root disk is thrown away
 	modules  bool // with the disk of the kernel's modules
-	counted  bool // the guest's clock counts its instructions, whatever else the host does
 }
 
 func bootBare(t *testing.T, c bareConfig) *bareVM {
@@ -117,15 +116,12 @@ func bootBare(t *testing.T, c bareConfig) *bareVM {
 	vm := &bareVM{t: t, dir: dir, done: make(chan struct{})}
 	// The product's command line: without what it says of the time stamp counter, one
 	// boot in some hundred never ends on a busy host.
-	args, line := []string{"-accel", "tcg,thread=multi,tb-size=128", "-smp", "2"}, qemuproc.Cmdline(hypervisor.AccelTCG, "")
-	if c.counted {
-		// A counter that follows the instructions has another rate than the host's.
-		args = []string{"-accel", "tcg,thread=single,tb-size=128", "-smp", "1", "-icount", "shift=0,sleep=off"}
-		line = "console=ttyS0 quiet panic=-1"
+	args, line := []string{"-accel", "tcg,thread=multi,tb-size=128", "-cpu", "Nehalem"}, qemuproc.Cmdline(hypervisor.AccelTCG, "")
+	if s.main.hardware(t) {
+		args, line = []string{"-accel", "kvm", "-cpu", "host"}, qemuproc.Cmdline(hypervisor.AccelKVM, "")
 	}
 	args = append(args,
-		"-machine", "q35,hpet=off,smm=off,vmport=off,sata=off", "-cpu", "Nehalem",
-		"-m", "512", "-nodefaults", "-display", "none", "-no-user-config", "-no-reboot",
+		"-machine", "q35,hpet=off,smm=off,vmport=off,sata=off", "-smp", "2", "-m", "512", "-nodefaults", "-display", "none", "-no-user-config", "-no-reboot",
 		"-serial", "file:"+paths.ConsoleLog, "-kernel", files.vmlinux, "-initrd", files.initramfs,
 		"-append", line,
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,fd=3,server=on,wait=off",

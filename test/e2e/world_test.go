@@ -286,6 +286,20 @@ func (w *world) decode(t *testing.T, into any, args ...string) {
 	}
 }
 
+// hardware says whether this host runs guests in hardware, as doctor finds.
+func (w *world) hardware(t *testing.T) bool {
+	t.Helper()
+	var checks []struct{ Name, Status string }
+	w.decode(t, &checks, "doctor", "--json")
+	for _, c := range checks {
+		if c.Name == "accelerator" {
+			return c.Status == "ok"
+		}
+	}
+	t.Fatal("doctor says nothing of the accelerator")
+	return false
+}
+
 // create makes and starts a VM that is deleted when the test ends.
 func (w *world) create(t *testing.T, name string, flags ...string) vm {
 	t.Helper()
