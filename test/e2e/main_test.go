@@ -38,6 +38,13 @@ const config = `vm:
 `
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == walkArg {
+		if err := walkRoot(os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(run(m))
 }
 

@@ -19,6 +19,12 @@ import (
 // layer packs entries as they are.
 func layer(t *testing.T, entries ...tar.Header) []byte {
 	t.Helper()
+	return ocitest.Pack(t, tarOf(t, entries...))
+}
+
+// tarOf writes entries as they are. What a file holds is its Linkname.
+func tarOf(t *testing.T, entries ...tar.Header) []byte {
+	t.Helper()
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
 	for _, h := range entries {
@@ -45,7 +51,7 @@ func layer(t *testing.T, entries ...tar.Header) []byte {
 	if err := tw.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return ocitest.Pack(t, buf.Bytes())
+	return buf.Bytes()
 }
 
 // An image of layers runs as its author built it: one command, from a layout to the
