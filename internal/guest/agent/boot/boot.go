@@ -137,7 +137,7 @@ func enterRoot(log *slog.Logger, release string, mmio bool) (kind, program strin
 		if err := writeDropIns("/run", mmio); err != nil {
 			log.Warn("the image may change the network or stay on after power-off", "err", err)
 		}
-		if err := keepTmp("/run", vendorTmpfiles, "/tmp"); err != nil {
+		if err := errors.Join(keepTmp("/run", vendorTmpfiles, "/tmp"), cleanTmp("/")); err != nil {
 			log.Warn("the image may remove what commands have in /tmp while it starts", "err", err)
 		}
 	}

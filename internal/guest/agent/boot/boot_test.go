@@ -269,6 +269,54 @@ func TestKeepTmp(t *testing.T) {
 	}
 }
 
+// Debian's scripts for other inits find /tmp emptied where they would empty it, and only
+// there.
+func TestCleanTmp(t *testing.T) {
+	type files map[string]string // by path
+	const script = "lib/init/bootclean.sh"
+	for name, c := range map[string]struct {
+		files   files
+		mode    os.FileMode // of /tmp
+		emptied bool
+	}{
+		"no such init":    {files{}, 0o777, false},
+		"as it comes":     {files{script: ""}, 0o777, true},
+		"by default":      {files{script: "", "etc/default/rcS": "#TMPTIME=7\n"}, 0o777, true},
+		"said so":         {files{script: "", "etc/default/rcS": "TMPTIME=7\n TMPTIME='0'\n"}, 0o777, true},
+		"what is old":     {files{script: "", "etc/default/rcS": "TMPTIME=7\n"}, 0o777, false},
+		"never":           {files{script: "", "etc/default/rcS": "TMPTIME=\"infinite\"\n"}, 0o777, false},
+		"not everybody's": {files{script: ""}, 0o755, false},
+	} {
+		root := t.TempDir()
+		c.files["tmp/of an earlier boot"] = ""
+		for file, text := range c.files {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, file)), 0o755), os.WriteFile(filepath.Join(root, file), []byte(text), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Chmod(filepath.Join(root, "tmp"), c.mode); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := cleanTmp(root); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		_, err := os.Stat(filepath.Join(root, "tmp/of an earlier boot"))
+		_, mark := os.Stat(filepath.Join(root, "tmp", cleanMark))
+		if (err != nil) != c.emptied || (mark == nil) != c.emptied {
+			t.Errorf("%s: %v, %v", name, err, mark)
+		}
+	}
+	root := t.TempDir() // what a link leads to is not emptied
+	other := t.TempDir()
+	err := errors.Join(os.MkdirAll(filepath.Join(root, "lib/init"), 0o755), os.WriteFile(filepath.Join(root, script), nil, 0o644),
+		os.Symlink(other, filepath.Join(root, "tmp")), os.WriteFile(filepath.Join(other, "x"), nil, 0o644), cleanTmp(root))
+	if _, serr := os.Stat(filepath.Join(other, "x")); err != nil || serr != nil {
+		t.Error(err, serr)
+	}
+}
+
 func TestNthDisk(t *testing.T) {
 	dir := t.TempDir()
 	sys := filepath.Join(dir, "block")

@@ -32,11 +32,10 @@ func keepTmp(run string, vendor []string, tmp string) error {
 	for _, dir := range vendor {
 		entries, _ := os.ReadDir(dir) // most images lack one of them, some both
 		for _, e := range entries[:min(len(entries), maxTmpfiles)] {
-			info, err := os.Stat(filepath.Join(dir, e.Name()))
-			if err != nil || !info.Mode().IsRegular() || info.Size() > maxTmpfileSize || filepath.Ext(e.Name()) != ".conf" {
+			if filepath.Ext(e.Name()) != ".conf" {
 				continue
 			}
-			b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+			b, err := readConf(filepath.Join(dir, e.Name()))
 			if err != nil {
 				continue
 			}
@@ -54,6 +53,53 @@ func keepTmp(run string, vendor []string, tmp string) error {
 		errs = append(errs, emptyDir(tmp))
 	}
 	return errors.Join(errs...)
+}
+
+// readConf reads a small file of the image.
+func readConf(name string) ([]byte, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxTmpfileSize {
+		return nil, errors.New(name + " is no small file")
+	}
+	return os.ReadFile(name)
+}
+
+// cleanMark tells the scripts of Debian's sysvinit, with which its OpenRC starts as well,
+// that a directory has been emptied. The last of them removes it.
+const cleanMark = ".clean"
+
+// cleanTmp has those scripts leave alone what is in /tmp, as keepTmp does for systemd: it
+// empties the directory where they would. Root is the image's.
+func cleanTmp(root string) error {
+	if info, err := os.Stat(filepath.Join(root, "lib/init/bootclean.sh")); err != nil || !info.Mode().IsRegular() {
+		return nil // there are none
+	}
+	conf, err := readConf(filepath.Join(root, "etc/default/rcS"))
+	if err == nil && !emptiesTmp(string(conf)) {
+		return nil // only what is old goes, or nothing
+	}
+	tmp := filepath.Join(root, "tmp")
+	if info, err := os.Lstat(tmp); err != nil || !info.IsDir() || info.Mode()&0o002 == 0 {
+		return nil // nor would they
+	}
+	if err := emptyDir(tmp); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(tmp, cleanMark), nil, 0o644)
+}
+
+// emptiesTmp reads of the configuration of those scripts whether all of /tmp is to go.
+func emptiesTmp(conf string) bool {
+	days := ""
+	for line := range strings.Lines(conf) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "TMPTIME="); ok {
+			days = strings.Trim(v, `"'`)
+		}
+	}
+	return days == "" || days == "0"
 }
 
 // withoutEmptying makes of each line that empties /tmp one that makes it.
