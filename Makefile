@@ -81,6 +81,12 @@ test-e2e: build bin/e2e.test ## tests with real VMs, as root and as an ordinary 
 	scripts/e2e root
 	scripts/e2e user
 
+.PHONY: test-images-full
+test-images-full: ## images with inits of all kinds, and the largest: takes half an hour, and 30 GB
+	@scripts/bootstrap test
+	@$(MAKE) build bin/e2e.test
+	E2E_FULL=1 E2E_TIMEOUT=60m scripts/e2e root -test.run '^TestImages(WithInit|Large)$$'
+
 .PHONY: lab
 lab: build ## a shell in the lab: a host with KVM and device-mapper, itself a VM
 	@scripts/bootstrap run
