@@ -26,6 +26,7 @@ type FS struct {
 	groupLen  uint64 // blocks
 	metaFrom  uint32 // first block of descriptors that lies in its own groups
 	metaGroup bool
+	recover   bool // its journal is to be replayed first
 	sums      bool // there are checksums
 	descSums  bool // of descriptors, of the older kind
 	uuid      []byte
@@ -60,9 +61,11 @@ var featureNames = map[uint32]string{
 
 const maxCached = 512 // blocks
 
-// Open reads the head of the filesystem in the first size bytes of r. One that is in
-// use, or was when its machine ended, is of class failed_precondition; one that is of no
-// use at all invalid_argument; what only other programs can read unsupported.
+// Open reads the head of the filesystem in the first size bytes of r. One that was in use
+// when its machine ended is read as its kernel would find it: what the journal has is taken
+// from there, and nothing is written. Where that cannot be done, or the kernel has found
+// errors, it is of class failed_precondition; one that is of no use at all is
+// invalid_argument; what only other programs can read unsupported.
 func Open(r io.ReaderAt, size int64) (*FS, error) {
 	p := make([]byte, superLen)
 	if size < superAt+superLen {
@@ -72,7 +75,37 @@ func Open(r io.ReaderAt, size int64) (*FS, error) {
 		return nil, fmt.Errorf("read filesystem: %w", err)
 	}
 	f, err := open(r, size, p)
+	if err == nil && f.recover {
+		f, err = reopen(f, size)
+	}
 	return f, errdefs.Wrap(err, "read filesystem")
+}
+
+// reopen opens a filesystem anew, as it is once its journal is replayed.
+func reopen(f *FS, size int64) (*FS, error) {
+	r, err := f.replay()
+	if err != nil {
+		return nil, errdefs.Wrap(err, "replay the journal")
+	}
+	p := make([]byte, superLen)
+	if _, err := r.ReadAt(p, superAt); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	again, err := open(r, size, p)
+	if err == nil && again.size != f.size {
+		return nil, errdefs.Invalid("the journal has a superblock with other blocks")
+	}
+	return again, err
+}
+
+// Hints of what is refused because only a guest's kernel can mend it.
+const (
+	hintStop  = "start the VM and stop it in order, so that its kernel writes down what is missing"
+	hintCheck = "start the VM and have the filesystem checked there"
+)
+
+func inUse(why string) error {
+	return errdefs.Precondition("the filesystem was in use when its machine ended, and %s", why).WithHint(hintStop)
 }
 
 func open(r io.ReaderAt, size int64, p []byte) (*FS, error) {
@@ -93,12 +126,15 @@ func open(r io.ReaderAt, size int64, p []byte) (*FS, error) {
 	if err := checkFeatures(incompat, readonly); err != nil {
 		return nil, err
 	}
-	if state := le.Uint16(p[0x3a:]); incompat&hasRecover != 0 || state&1 == 0 && le.Uint32(p[0x5c:])&hasJournal == 0 {
-		return nil, errdefs.Precondition("the filesystem was in use when its machine ended").
-			WithHint("start the VM and stop it in order, so that its kernel writes down what is missing")
-	} else if state&2 != 0 {
-		return nil, errdefs.Precondition("the guest's kernel has found errors in the filesystem").
-			WithHint("start the VM and have the filesystem checked there")
+	f.recover = incompat&hasRecover != 0
+	journal := le.Uint32(p[0x5c:])&hasJournal != 0
+	switch state := le.Uint16(p[0x3a:]); {
+	case (f.recover || state&1 == 0) && !journal:
+		return nil, inUse("it has no journal")
+	case f.recover && le.Uint32(p[0xe0:]) != journalIno:
+		return nil, inUse("its journal is elsewhere")
+	case state&2 != 0:
+		return nil, errdefs.Precondition("the guest's kernel has found errors in the filesystem").WithHint(hintCheck)
 	}
 	f.uuid = p[0x68:0x78]
 	f.seed = crc(^uint32(0), f.uuid)

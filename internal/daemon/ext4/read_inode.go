@@ -43,6 +43,11 @@ func (f *FS) parseInode(ino uint32) (*inode, error) {
 	if ino == 0 || ino > f.inodes || ino < firstIno && ino != rootIno {
 		return nil, errdefs.Invalid("it is not one of files")
 	}
+	return f.loadInode(ino)
+}
+
+// loadInode is parseInode for those that nothing leads to, too.
+func (f *FS) loadInode(ino uint32) (*inode, error) {
 	table, err := f.inodeTable((ino - 1) / f.perGroup)
 	if err != nil {
 		return nil, err

@@ -92,7 +92,7 @@ func TestPromoteRefuses(t *testing.T) {
 	before := w.files()
 	good := ext4Tree(t, "there")
 	dirty := ext4Tree(t, "there")
-	tool(t, "debugfs", "-w", "-R", "feature needs_recovery", dirty)
+	tool(t, "debugfs", "-w", "-R", "feature needs_recovery -has_journal", dirty)
 	text := filepath.Join(t.TempDir(), "text")
 	w.write(text, "no filesystem")
 	for what, c := range map[string]struct {
@@ -117,7 +117,7 @@ func TestPromoteRefuses(t *testing.T) {
 			t.Errorf("%s: %+v, %v (%s; %s)", what, got, err, errdefs.ClassOf(err), errdefs.HintOf(err))
 		}
 	}
-	tool(t, "debugfs", "-w", "-R", "feature needs_recovery", src.Path)
+	tool(t, "debugfs", "-w", "-R", "feature needs_recovery -has_journal", src.Path)
 	if _, err := w.promote(Promotion{Image: "mine", Name: "x"}); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(errdefs.HintOf(err), "e2fsck -f") {
 		t.Errorf("an image in use: %v (%s)", err, errdefs.HintOf(err))
 	}

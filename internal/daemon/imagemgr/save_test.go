@@ -167,7 +167,7 @@ func TestSaveRefuses(t *testing.T) {
 		}
 	}
 	// A file of the user's that needs repair is the user's to repair.
-	tool(t, "debugfs", "-w", "-R", "feature needs_recovery", i.Path)
+	tool(t, "debugfs", "-w", "-R", "feature needs_recovery -has_journal", i.Path)
 	if _, err := w.save("mine", "oci:"+dir+"/x", false); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(errdefs.HintOf(err), "e2fsck -f") {
 		t.Errorf("in use: %v (%s)", err, errdefs.HintOf(err))
 	}
