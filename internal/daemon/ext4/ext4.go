@@ -38,6 +38,9 @@ type File interface {
 	Truncate(size int64) error
 }
 
+// ErrFull is in the errors of a Writer whose filesystem is too small for what it is given.
+var ErrFull = errors.New("the filesystem is full")
+
 // Options says what a filesystem is like.
 type Options struct {
 	Size     int64    // bytes, a multiple of 4096, 8 MiB to almost 16 TiB; a few MiB at the end may stay unused

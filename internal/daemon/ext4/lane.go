@@ -73,8 +73,8 @@ func (ln *lane) advance(ctx context.Context, want uint64) error {
 	}
 	ln.at = ln.area.lo
 	if ln.area.lo == ln.area.hi {
-		return errdefs.Exhausted("the filesystem of %d bytes is full: at least %d bytes more are wanted, and none are there",
-			ln.w.l.blocks*blockSize, want*blockSize).WithHint("make the disk larger")
+		return errdefs.Exhausted("%w: of its %d bytes none are left, and at least %d more are wanted",
+			ErrFull, ln.w.l.blocks*blockSize, want*blockSize).WithHint("make the disk larger")
 	}
 	return nil
 }

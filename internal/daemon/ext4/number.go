@@ -167,7 +167,7 @@ func (t *tree) has(n *Inode) bool {
 // add checks an inode and numbers it.
 func (t *tree) add(n *Inode, ino uint32) error {
 	if all := uint64(t.w.l.groups) * uint64(t.w.l.inodes); uint64(ino) > all {
-		return errdefs.Exhausted("the filesystem has %d inodes, and the tree has more", all).WithHint("make the disk larger")
+		return errdefs.Exhausted("%w: it has %d inodes, and the tree has more", ErrFull, all).WithHint("make the disk larger")
 	}
 	n.ino, n.links, n.parent = ino, 1, 0
 	t.order = append(t.order, n)

@@ -75,8 +75,8 @@ func configOf(img *oci.Image, platform oci.Platform) model.ImageConfig {
 	return config
 }
 
-// unpacks is how many bytes one of a layer may well become. Where that is too little for
-// an image, its disk has to be configured.
+// unpacks is how many bytes one of a layer may well become, and how many times larger a
+// disk is made where that was too little.
 const unpacks = 4
 
 // plannedBytes is how large the image's file system is made: as those of all images, but
@@ -101,7 +101,8 @@ func (s *Service) linkSame(ctx context.Context, made madeImage, size int64) bool
 	return false
 }
 
-// maxRounds is how often a disk is begun anew because the content of a layer was.
+// maxRounds is how often a disk is begun anew because the content of a layer was, or
+// because it was too small.
 const maxRounds = 4
 
 // layersToDisk writes the file system of an image to a new file.
@@ -110,6 +111,9 @@ func (s *Service) layersToDisk(ctx context.Context, img *oci.Image, path string,
 	for round := 1; ; round++ {
 		err := s.writeDisk(ctx, img, path, size, p)
 		again := errors.Is(err, blobs.ErrRestarted)
+		if errors.Is(err, ext4.ErrFull) {
+			again, size = true, size*unpacks // what bounds an image is its own limits
+		}
 		if !again && !healed && errors.Is(err, errdefs.ErrInvalidArgument) {
 			again = s.dropDamaged(ctx, img)
 			healed = true

@@ -14,6 +14,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"banger/internal/daemon/ext4"
 	"banger/internal/daemon/imagemgr/oci"
 	"banger/internal/daemon/imagemgr/ocitest"
 	"banger/internal/errdefs"
@@ -158,5 +159,19 @@ func testSources() Sources {
 func TestConfigThatSaysNothing(t *testing.T) {
 	if got := configOf(&oci.Image{}, oci.HostPlatform()); got.Workdir != "/" || got.User != "" || got.Command(nil, nil) != nil {
 		t.Errorf("%+v", got)
+	}
+}
+
+// An image that is packed better than most gets a disk that it fits on.
+func TestPullLargerThanPlanned(t *testing.T) {
+	w, r := newWorld(t), ocitest.Serve(t)
+	r.Put("a:1", ocitest.Make(t, ocitest.Image{Layers: [][]byte{ocitest.Layer(t, ocitest.Files{"x": strings.Repeat("x", 60<<20)})}}, nil))
+	i := w.pull(r.Host + "/a:1")
+	if want := w.s.DiskBytes * unpacks; i.SizeBytes != want {
+		t.Errorf("its disk has %d bytes, want %d", i.SizeBytes, want)
+	}
+	w.s.Sources.Tree.Bytes = 50 << 20
+	if _, err := w.s.PullImage(t.Context(), Pull{From: r.Host + "/a:1", Force: true}, nobody{}); !errors.Is(err, errdefs.ErrExhausted) || errors.Is(err, ext4.ErrFull) {
+		t.Errorf("with a limit: %v", err)
 	}
 }

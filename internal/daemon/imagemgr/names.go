@@ -53,7 +53,7 @@ func unknown(kind, name string, have []string) error {
 
 // Hints for images that are not made here.
 const (
-	limitHint  = "the size of its file system is vm.disk in the configuration; what an image may have at most, images.max_size and images.max_files"
+	limitHint  = "what an image may have at most is in the configuration: images.max_size and images.max_files"
 	brokenHint = "pull another tag or digest; if no other tool reads this image either, tell whoever made it"
 )
 
