@@ -21,7 +21,8 @@ image of the VM. Nothing about the VM changes, which is why this is a command fo
 and not for VMs. The new image is as large as the disk, and every VM made of it at least
 so. All that is on the disk is in the image, keys that the guest has made included.
 
-The VM has to be stopped, in order: what its kernel had no time to write down is refused.
+The VM has to be stopped. The disk of one that was killed is taken as it is: what its kernel
+had no time to write to its place is in the file system's journal, and is found there.
 With --image a copy is made of a registered image, whose file is then no longer needed.`,
 		Example: `  banger vm stop box && banger image promote box golden
   banger image promote --image mine golden`,

@@ -90,7 +90,7 @@ func TestImagesWithInit(t *testing.T) {
 			name := "e2e-" + c.name
 			t.Cleanup(func() { w.run(t, "image", "rm", name) })
 			w.ok(t, "image", "pull", "--name", name, ref)
-			v := w.create(t, name, "--net", "user", "--image", name)
+			v := w.boot(t, name, "--net", "user", "--image", name)
 			for range 2 { // boots
 				w.execRoot(t, v, "sh", "-c", "echo kept > /tmp/early; rm -f /root/started")
 				w.execRoot(t, v, "sh", "-c", c.settled)
@@ -166,7 +166,7 @@ func TestImagesLarge(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.ok(t, "image", "cache", "prune", "--all")
-			v := w.create(t, "e2e-large", "--net", "none", "--image", name)
+			v := w.boot(t, "e2e-large", "--net", "none", "--image", name)
 			t.Logf("booted in %v", lap())
 			for _, n := range []int{3, 9, len(l.sums) - 2, len(l.sums) - 1} {
 				want := l.sums[n]

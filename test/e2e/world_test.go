@@ -304,6 +304,12 @@ func (w *world) hardware(t *testing.T) bool {
 func (w *world) create(t *testing.T, name string, flags ...string) vm {
 	t.Helper()
 	w.fetch(t)
+	return w.boot(t, name, flags...)
+}
+
+// boot is create for VMs of an image that is not the default one.
+func (w *world) boot(t *testing.T, name string, flags ...string) vm {
+	t.Helper()
 	w.cleanup(t, name)
 	if got := w.ok(t, append([]string{"vm", "create", "--name", name}, flags...)...); got != name {
 		t.Fatalf("vm create printed %q, want %q", got, name)
