@@ -33,7 +33,7 @@ func TestPromoteKilled(t *testing.T) {
 		t.Errorf("there is nothing to replay:\n%s", head)
 	}
 	saved := "oci:" + filepath.Join(t.TempDir(), "saved") + ":v1"
-	w.ok(t, "image", "save", "e2e-promoted", saved)
+	w.ok(t, "image", "save", "e2e-promoted", "-o", saved)
 	t.Cleanup(func() { w.run(t, "image", "rm", saved) })
 	const look = `cd /stays; ls | wc -l; cat * | sort -n | md5sum; stat -c %h /seven; ls -d /gone`
 	r := w.run(t, "vm", "run", "--rm", "--net", "none", "--image", saved, "--", "sh", "-c", look+`; seq 0 399 | md5sum`)
