@@ -83,7 +83,7 @@ func TestImagesWithInit(t *testing.T) {
 	}{
 		{"openrc", "openrc,sysvinit-core", "until rc-status default | grep -q 'rc.local.*started'; do sleep 1; done", "init\ndefault",
 			"cat /proc/1/comm /run/openrc/softlevel", "Will now halt"},
-		{"systemd", "systemd-sysv,dbus", "systemctl is-system-running --wait", "systemd\nrunning", "cat /proc/1/comm; systemctl is-system-running", "reboot: Power down"},
+		{"systemd", "systemd-sysv,dbus", "until test -S /run/systemd/private; do sleep 1; done; systemctl is-system-running --wait", "systemd\nrunning", "cat /proc/1/comm; systemctl is-system-running", "reboot: Power down"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ref := debianImage(t, c.packages, started)

@@ -68,8 +68,9 @@ func readConf(name string) ([]byte, error) {
 }
 
 // cleanMark tells the scripts of Debian's sysvinit, with which its OpenRC starts as well,
-// that a directory has been emptied. The last of them removes it.
-const cleanMark = ".clean"
+// that a directory was empty when the machine started. The last of them removes it. (There
+// is ".clean", too, but the first of them does not believe that one.)
+const cleanMark = ".tmpfs"
 
 // cleanTmp has those scripts leave alone what is in /tmp, as keepTmp does for systemd: it
 // empties the directory where they would. Root is the image's.
