@@ -9,7 +9,7 @@ func newImageCmd(a *app) *cobra.Command {
 	c.AddCommand(
 		newImageListCmd(a), newImageShowCmd(a), newImagePullCmd(a), newImageRegisterCmd(a), newImageTagCmd(a), newImageRmCmd(a),
 		newImageSaveCmd(a), newImageLoadCmd(a), newImagePushCmd(a), newImagePromoteCmd(a),
-		newImagePruneCmd(a), newImageCacheCmd(a),
+		newImagePruneCmd(a), newImageCacheCmd(a), newImageCatalogCmd(a),
 	)
 	return groupOnly(c)
 }

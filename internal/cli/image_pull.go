@@ -21,6 +21,10 @@ func newImagePullCmd(a *app) *cobra.Command {
 "debian" is Debian stable with systemd and the usual tools, made from Debian's packages.
 With --include it has more packages, and needs a name of its own.
 
+"catalog:NAME" is what a catalog has, one that images.catalogs in the configuration names; its
+signature is checked before anything is unpacked, and the kernel that it names is pulled too.
+See banger image catalog list. Without the "catalog:" a name is never one of a catalog's.
+
 Anything else is an OCI image, as docker pull has them: NAME[:TAG] on Docker Hub,
 HOST[:PORT]/NAME[:TAG][@sha256:DIGEST], and Docker's image of Debian is
 docker.io/library/debian. Or one on this host: oci:DIR[:TAG], oci-archive:FILE[:TAG],
@@ -33,6 +37,7 @@ An image that is here already is kept, if that still is what its name leads to, 
 interrupted is gone on with by the next one; see banger image cache.`,
 		Example: `  banger image pull debian
   banger image pull alpine:3.20
+  banger image pull catalog:golden
   banger image pull --platform linux/amd64 quay.io/fedora/fedora:41
   banger image pull --name mine oci:./build/layout:latest
   banger image pull debian --name go --include golang-go,golang-golang-x-tools`,
@@ -92,7 +97,7 @@ func absoluteImage(ref string) (string, error) {
 	kind, path, _ := strings.Cut(ref, ":")
 	tag := ""
 	switch kind {
-	case "oci", "oci-archive", "docker-archive":
+	case "oci", "oci-archive", "docker-archive", "bundle":
 		if i := strings.IndexByte(path, ':'); i >= 0 {
 			path, tag = path[:i], path[i:]
 		}

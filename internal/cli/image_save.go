@@ -23,11 +23,15 @@ prints where. FILE becomes an archive of an OCI layout; as docker-archive:FILE w
 load reads, and oci:DIR a directory. A tag or name for the image may follow after a colon;
 in archives it is its name here, if others can use that.
 
+bundle:FILE[:NAME] is what banger image pull catalog:NAME takes: the disk as it is, with the
+config, for a catalog that you sign. What the catalog has to say of it is printed.
+
 The daemon writes, with the rights of its user. A file that is there is replaced with
 --force only, a directory never. Sockets are left out, as other tools do.`,
 		Example: `  banger image save mine -o mine.tar
   banger image save debian -o docker-archive:debian.tar:mine/debian:1
-  banger image save mine -o oci:./layout:1`,
+  banger image save mine -o oci:./layout:1
+  banger image save mine -o bundle:mine.tar.zst`,
 		Args:              needName("image"),
 		ValidArgsFunction: first(a.completeImages),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -38,16 +42,21 @@ The daemon writes, with the rights of its user. A file that is there is replaced
 			if req.To, err = saveTarget(to); err != nil {
 				return err
 			}
-			_, err = a.operate(cmd.Context(), func(ctx context.Context, c *client.Client) (*bangerv1.Operation, error) {
+			op, err := a.operate(cmd.Context(), func(ctx context.Context, c *client.Client) (*bangerv1.Operation, error) {
 				return c.SaveImage(ctx, req)
 			})
-			if err == nil {
+			switch {
+			case err != nil:
+				return err
+			case strings.HasPrefix(req.To, "bundle:"):
+				fmt.Fprintln(a.out, op.GetResult())
+			default:
 				fmt.Fprintln(a.out, to)
 			}
-			return err
+			return nil
 		},
 	}
-	c.Flags().StringVarP(&to, "output", "o", "", "where to: `FILE`, oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or oci:DIR[:TAG]")
+	c.Flags().StringVarP(&to, "output", "o", "", "where to: `FILE`, oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], oci:DIR[:TAG] or bundle:FILE[:NAME]")
 	c.Flags().BoolVar(&req.Force, "force", false, "replace a file that is there")
 	return c
 }
@@ -59,9 +68,9 @@ func saveTarget(to string) (string, error) {
 		return "", errdefs.Invalid("an image is not written to standard output").WithHint("name a file: -o image.tar")
 	case !found:
 		return absoluteImage("oci-archive:" + to)
-	case kind == "oci" || kind == "oci-archive" || kind == "docker-archive":
+	case kind == "oci" || kind == "oci-archive" || kind == "docker-archive" || kind == "bundle":
 		return absoluteImage(to)
 	}
-	return "", errdefs.Invalid("--output %q is neither a file nor one of oci:, oci-archive: and docker-archive:", to).
+	return "", errdefs.Invalid("--output %q is neither a file nor one of oci:, oci-archive:, docker-archive: and bundle:", to).
 		WithHint("what follows a colon is the name of the image: choose a file without one")
 }

@@ -238,6 +238,25 @@ func viewImage(i *bangerv1.Image) imageView {
 	}
 }
 
+// offerView is what a catalog has.
+type offerView struct {
+	Name          string `json:"name"`
+	Digest        string `json:"digest"`
+	SizeBytes     int64  `json:"size_bytes"`
+	UnpackedBytes int64  `json:"unpacked_bytes"`
+	Description   string `json:"description"`
+	Kernel        string `json:"kernel"`
+	Catalog       string `json:"catalog"` // "": the built-in one
+	Key           string `json:"key"`
+}
+
+func viewOffer(o *bangerv1.CatalogOffer) offerView {
+	return offerView{
+		Name: o.GetName(), Digest: o.GetDigest(), SizeBytes: o.GetSizeBytes(), UnpackedBytes: o.GetUnpackedBytes(),
+		Description: o.GetDescription(), Kernel: o.GetKernel(), Catalog: o.GetCatalog(), Key: o.GetKey(),
+	}
+}
+
 // kernelView is a kernel.
 type kernelView struct {
 	ID        string     `json:"id"`

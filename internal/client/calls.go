@@ -188,6 +188,18 @@ func (c *Client) PruneImageCache(ctx context.Context, req *bangerv1.PruneCacheRe
 	return call(ctx, c.images.PruneCache, req)
 }
 
+// OfferedImages asks the catalogs which images they have.
+func (c *Client) OfferedImages(ctx context.Context) ([]*bangerv1.CatalogOffer, error) {
+	res, err := call(ctx, c.images.ListCatalog, &bangerv1.ListRequest{})
+	return res.GetOffers(), err
+}
+
+// OfferedKernels asks the catalogs which kernels they have.
+func (c *Client) OfferedKernels(ctx context.Context) ([]*bangerv1.CatalogOffer, error) {
+	res, err := call(ctx, c.kernels.ListCatalog, &bangerv1.ListRequest{})
+	return res.GetOffers(), err
+}
+
 // ListKernels returns all kernels.
 func (c *Client) ListKernels(ctx context.Context) ([]*bangerv1.Kernel, error) {
 	res, err := call(ctx, c.kernels.List, &bangerv1.ListRequest{})

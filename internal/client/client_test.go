@@ -488,6 +488,8 @@ func TestEveryProcedureHasAMethod(t *testing.T) {
 		func() { _, _ = c.PruneImages(ctx, &bangerv1.PruneImagesRequest{}) },
 		func() { _, _ = c.ImageCache(ctx) },
 		func() { _, _ = c.PruneImageCache(ctx, &bangerv1.PruneCacheRequest{}) },
+		func() { _, _ = c.OfferedImages(ctx) },
+		func() { _, _ = c.OfferedKernels(ctx) },
 		func() { _, _ = c.ListKernels(ctx) },
 		func() { _, _ = c.GetKernel(ctx, "x") },
 		func() { _, _ = c.PullKernel(ctx, "x", false) },

@@ -72,7 +72,7 @@ func TestImageNames(t *testing.T) {
 	for name, both := range map[string]bool{
 		"debian": true, "debian:trixie": true, "a_b-c.d": true, "alpine:Edge": false, "library/alpine": false,
 		"host:5000/a/b:tag" + digest: false, "localhost/a": false, "[::1]:5000/a": false, "Example.org/a:1": false, "a" + digest: false,
-		"docker-daemon:a/b:1": false, "oci:/a dir/b:c": false, "tar:/é.tar": false, "docker-archive:/a.tar:b/c:d": false,
+		"catalog:golden": true, "catalog:golden:1.2": false, "docker-daemon:a/b:1": false, "oci:/a dir/b:c": false, "tar:/é.tar": false, "docker-archive:/a.tar:b/c:d": false,
 	} {
 		if err := model.CheckArtifactName("image", name); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -82,7 +82,7 @@ func TestImageNames(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"", "Debian", "../a", "/a", "a//b", "a/../b", "a b", "oci:/a\nb", "tar:/\xff", "a:b:c", "a@sha256:00", "-a", "tar:/" + strings.Repeat("a", 1024),
+		"", "Debian", "../a", "/a", "a//b", "a/../b", "a b", "catalog:", "catalog:a/b", "catalog:A", "catalog:a:b:c", "oci:/a\nb", "tar:/\xff", "a:b:c", "a@sha256:00", "-a", "tar:/" + strings.Repeat("a", 1024),
 	} {
 		if model.CheckArtifactName("image", name) == nil {
 			t.Errorf("%q is allowed", name)

@@ -43,19 +43,22 @@ var imageName = regexp.MustCompile(`^(docker-daemon:)?([A-Za-z0-9][A-Za-z0-9.-]*
 // placeName is the name of an image that was taken from a file or directory.
 var placeName = regexp.MustCompile(`^(oci|oci-archive|docker-archive|tar):/\PC+$`)
 
+// offeredName is the name of an image that a catalog has.
+var offeredName = regexp.MustCompile(`^catalog:[a-z0-9][a-z0-9._-]{0,127}(:[a-z0-9][a-z0-9._-]{0,127})?$`)
+
 // maxImageName is how long it may be, in bytes.
 const maxImageName = 1024
 
 // CheckArtifactName reports whether name can name an image or a kernel: a name,
 // perhaps with a version after a colon ("debian:trixie"). An image's may also be a
-// reference to it, as in "quay.io/a/b:tag@sha256:…" or "oci:/a/directory". No file is
-// ever called by it.
+// reference to it, as in "quay.io/a/b:tag@sha256:…" or "oci:/a/directory", or say that a
+// catalog has it, as in "catalog:golden:2". No file is ever called by it.
 func CheckArtifactName(kind, name string) error {
 	if len(name) <= 128 && artifactName.MatchString(name) {
 		return nil
 	}
 	if kind == "image" {
-		if len(name) <= maxImageName && (imageName.MatchString(name) || utf8.ValidString(name) && placeName.MatchString(name)) {
+		if len(name) <= maxImageName && (imageName.MatchString(name) || offeredName.MatchString(name) || utf8.ValidString(name) && placeName.MatchString(name)) {
 			return nil
 		}
 		return errdefs.Invalid("image name %.1000q is not allowed", name).

@@ -2117,6 +2117,152 @@ func (x *CachedBlob) GetInUse() bool {
 	return false
 }
 
+// CatalogOffers is what catalogs have of a kind, in their order, and of a name the first.
+type CatalogOffers struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offers        []*CatalogOffer        `protobuf:"bytes,1,rep,name=offers,proto3" json:"offers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CatalogOffers) Reset() {
+	*x = CatalogOffers{}
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CatalogOffers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CatalogOffers) ProtoMessage() {}
+
+func (x *CatalogOffers) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CatalogOffers.ProtoReflect.Descriptor instead.
+func (*CatalogOffers) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CatalogOffers) GetOffers() []*CatalogOffer {
+	if x != nil {
+		return x.Offers
+	}
+	return nil
+}
+
+// CatalogOffer is a bundle that can be pulled.
+type CatalogOffer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                         // in the catalog; an image is pulled as catalog:NAME
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`                                     // of the bundle
+	SizeBytes     int64                  `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`             // of the bundle
+	UnpackedBytes int64                  `protobuf:"varint,4,opt,name=unpacked_bytes,json=unpackedBytes,proto3" json:"unpacked_bytes,omitempty"` // of the files in it, holes included
+	Description   string                 `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	Kernel        string                 `protobuf:"bytes,6,opt,name=kernel,proto3" json:"kernel,omitempty"`   // that an image prefers
+	Catalog       string                 `protobuf:"bytes,7,opt,name=catalog,proto3" json:"catalog,omitempty"` // its address; empty: the built-in one
+	Key           string                 `protobuf:"bytes,8,opt,name=key,proto3" json:"key,omitempty"`         // id of the key that has signed it; empty: the built-in one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CatalogOffer) Reset() {
+	*x = CatalogOffer{}
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CatalogOffer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CatalogOffer) ProtoMessage() {}
+
+func (x *CatalogOffer) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CatalogOffer.ProtoReflect.Descriptor instead.
+func (*CatalogOffer) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *CatalogOffer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CatalogOffer) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *CatalogOffer) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *CatalogOffer) GetUnpackedBytes() int64 {
+	if x != nil {
+		return x.UnpackedBytes
+	}
+	return 0
+}
+
+func (x *CatalogOffer) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *CatalogOffer) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *CatalogOffer) GetCatalog() string {
+	if x != nil {
+		return x.Catalog
+	}
+	return ""
+}
+
+func (x *CatalogOffer) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
 type PruneCacheRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	All           bool                   `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`                                    // all there is; otherwise what nobody has used for a week
@@ -2128,7 +2274,7 @@ type PruneCacheRequest struct {
 
 func (x *PruneCacheRequest) Reset() {
 	*x = PruneCacheRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2286,7 @@ func (x *PruneCacheRequest) String() string {
 func (*PruneCacheRequest) ProtoMessage() {}
 
 func (x *PruneCacheRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2299,7 @@ func (x *PruneCacheRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneCacheRequest.ProtoReflect.Descriptor instead.
 func (*PruneCacheRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PruneCacheRequest) GetAll() bool {
@@ -2190,7 +2336,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2348,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,7 +2361,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -2264,7 +2410,7 @@ type TagImageRequest struct {
 
 func (x *TagImageRequest) Reset() {
 	*x = TagImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2276,7 +2422,7 @@ func (x *TagImageRequest) String() string {
 func (*TagImageRequest) ProtoMessage() {}
 
 func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2289,7 +2435,7 @@ func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagImageRequest.ProtoReflect.Descriptor instead.
 func (*TagImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TagImageRequest) GetSource() string {
@@ -2316,7 +2462,7 @@ func (x *TagImageRequest) GetForce() bool {
 type SaveImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`        // oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME], with absolute paths
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`        // oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or bundle:FILE[:NAME], with absolute paths
 	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // replace a file that is there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2324,7 +2470,7 @@ type SaveImageRequest struct {
 
 func (x *SaveImageRequest) Reset() {
 	*x = SaveImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2482,7 @@ func (x *SaveImageRequest) String() string {
 func (*SaveImageRequest) ProtoMessage() {}
 
 func (x *SaveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2495,7 @@ func (x *SaveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveImageRequest.ProtoReflect.Descriptor instead.
 func (*SaveImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SaveImageRequest) GetName() string {
@@ -2385,7 +2531,7 @@ type LoadImagesRequest struct {
 
 func (x *LoadImagesRequest) Reset() {
 	*x = LoadImagesRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2397,7 +2543,7 @@ func (x *LoadImagesRequest) String() string {
 func (*LoadImagesRequest) ProtoMessage() {}
 
 func (x *LoadImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2410,7 +2556,7 @@ func (x *LoadImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadImagesRequest.ProtoReflect.Descriptor instead.
 func (*LoadImagesRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LoadImagesRequest) GetFile() string {
@@ -2452,7 +2598,7 @@ type PushImageRequest struct {
 
 func (x *PushImageRequest) Reset() {
 	*x = PushImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2610,7 @@ func (x *PushImageRequest) String() string {
 func (*PushImageRequest) ProtoMessage() {}
 
 func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2623,7 @@ func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
 func (*PushImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PushImageRequest) GetName() string {
@@ -2513,7 +2659,7 @@ type PromoteRequest struct {
 
 func (x *PromoteRequest) Reset() {
 	*x = PromoteRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2671,7 @@ func (x *PromoteRequest) String() string {
 func (*PromoteRequest) ProtoMessage() {}
 
 func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2684,7 @@ func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteRequest.ProtoReflect.Descriptor instead.
 func (*PromoteRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PromoteRequest) GetVm() string {
@@ -2579,7 +2725,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2737,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2750,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PruneImagesRequest) GetAll() bool {
@@ -2631,7 +2777,7 @@ type PrunedImages struct {
 
 func (x *PrunedImages) Reset() {
 	*x = PrunedImages{}
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +2789,7 @@ func (x *PrunedImages) String() string {
 func (*PrunedImages) ProtoMessage() {}
 
 func (x *PrunedImages) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +2802,7 @@ func (x *PrunedImages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunedImages.ProtoReflect.Descriptor instead.
 func (*PrunedImages) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PrunedImages) GetImages() []*Image {
@@ -2702,7 +2848,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +2860,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +2873,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Image) GetId() string {
@@ -2888,7 +3034,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2900,7 +3046,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2913,7 +3059,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ImageLayer) GetDigest() string {
@@ -2939,7 +3085,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2951,7 +3097,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2964,7 +3110,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -2983,7 +3129,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2995,7 +3141,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3008,7 +3154,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *KernelRef) GetName() string {
@@ -3033,7 +3179,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3045,7 +3191,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3058,7 +3204,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -3114,7 +3260,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3126,7 +3272,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3139,7 +3285,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Kernel) GetId() string {
@@ -3221,7 +3367,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3379,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3392,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -3265,7 +3411,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3423,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3436,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -3310,7 +3456,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3322,7 +3468,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3335,7 +3481,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Network) GetName() string {
@@ -3361,7 +3507,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +3519,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +3532,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -3405,7 +3551,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[46]
+	mi := &file_bangerv1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3563,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[46]
+	mi := &file_bangerv1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3576,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *OperationRef) GetId() string {
@@ -3457,7 +3603,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[47]
+	mi := &file_bangerv1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3469,7 +3615,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[47]
+	mi := &file_bangerv1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3482,7 +3628,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Operation) GetId() string {
@@ -3563,7 +3709,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[48]
+	mi := &file_bangerv1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3575,7 +3721,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[48]
+	mi := &file_bangerv1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3588,7 +3734,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{48}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Stage) GetName() string {
@@ -3649,7 +3795,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[49]
+	mi := &file_bangerv1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3661,7 +3807,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[49]
+	mi := &file_bangerv1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3674,7 +3820,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{49}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -3698,7 +3844,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[50]
+	mi := &file_bangerv1_banger_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3710,7 +3856,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[50]
+	mi := &file_bangerv1_banger_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3723,7 +3869,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{50}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -3973,7 +4119,19 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"references\x18\x04 \x03(\tR\n" +
 	"references\x12\x15\n" +
-	"\x06in_use\x18\x05 \x01(\bR\x05inUse\"q\n" +
+	"\x06in_use\x18\x05 \x01(\bR\x05inUse\"@\n" +
+	"\rCatalogOffers\x12/\n" +
+	"\x06offers\x18\x01 \x03(\v2\x17.banger.v1.CatalogOfferR\x06offers\"\xe6\x01\n" +
+	"\fCatalogOffer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12%\n" +
+	"\x0eunpacked_bytes\x18\x04 \x01(\x03R\runpackedBytes\x12 \n" +
+	"\vdescription\x18\x05 \x01(\tR\vdescription\x12\x16\n" +
+	"\x06kernel\x18\x06 \x01(\tR\x06kernel\x12\x18\n" +
+	"\acatalog\x18\a \x01(\tR\acatalog\x12\x10\n" +
+	"\x03key\x18\b \x01(\tR\x03key\"q\n" +
 	"\x11PruneCacheRequest\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\x12\"\n" +
 	"\n" +
@@ -4136,7 +4294,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
 	"\vPortService\x123\n" +
 	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
-	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\xfb\x05\n" +
+	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\xbc\x06\n" +
 	"\fImageService\x124\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x14.banger.v1.ImageList\x12,\n" +
 	"\x03Get\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Image\x124\n" +
@@ -4151,13 +4309,15 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x05Prune\x12\x1d.banger.v1.PruneImagesRequest\x1a\x17.banger.v1.PrunedImages\x12:\n" +
 	"\tListCache\x12\x16.banger.v1.ListRequest\x1a\x15.banger.v1.ImageCache\x12A\n" +
 	"\n" +
-	"PruneCache\x12\x1c.banger.v1.PruneCacheRequest\x1a\x15.banger.v1.ImageCache2\x9e\x02\n" +
+	"PruneCache\x12\x1c.banger.v1.PruneCacheRequest\x1a\x15.banger.v1.ImageCache\x12?\n" +
+	"\vListCatalog\x12\x16.banger.v1.ListRequest\x1a\x18.banger.v1.CatalogOffers2\xdf\x02\n" +
 	"\rKernelService\x125\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x15.banger.v1.KernelList\x12.\n" +
 	"\x03Get\x12\x14.banger.v1.KernelRef\x1a\x11.banger.v1.Kernel\x124\n" +
 	"\x04Pull\x12\x16.banger.v1.PullRequest\x1a\x14.banger.v1.Operation\x12>\n" +
 	"\x06Import\x12\x1e.banger.v1.ImportKernelRequest\x1a\x14.banger.v1.Operation\x120\n" +
-	"\x06Remove\x12\x14.banger.v1.KernelRef\x1a\x10.banger.v1.Empty2\xe2\x01\n" +
+	"\x06Remove\x12\x14.banger.v1.KernelRef\x1a\x10.banger.v1.Empty\x12?\n" +
+	"\vListCatalog\x12\x16.banger.v1.ListRequest\x1a\x18.banger.v1.CatalogOffers2\xe2\x01\n" +
 	"\x0eNetworkService\x126\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x16.banger.v1.NetworkList\x120\n" +
 	"\x03Get\x12\x15.banger.v1.NetworkRef\x1a\x12.banger.v1.Network\x123\n" +
@@ -4181,7 +4341,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -4210,158 +4370,165 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*PullRequest)(nil),           // 24: banger.v1.PullRequest
 	(*ImageCache)(nil),            // 25: banger.v1.ImageCache
 	(*CachedBlob)(nil),            // 26: banger.v1.CachedBlob
-	(*PruneCacheRequest)(nil),     // 27: banger.v1.PruneCacheRequest
-	(*RegisterImageRequest)(nil),  // 28: banger.v1.RegisterImageRequest
-	(*TagImageRequest)(nil),       // 29: banger.v1.TagImageRequest
-	(*SaveImageRequest)(nil),      // 30: banger.v1.SaveImageRequest
-	(*LoadImagesRequest)(nil),     // 31: banger.v1.LoadImagesRequest
-	(*PushImageRequest)(nil),      // 32: banger.v1.PushImageRequest
-	(*PromoteRequest)(nil),        // 33: banger.v1.PromoteRequest
-	(*PruneImagesRequest)(nil),    // 34: banger.v1.PruneImagesRequest
-	(*PrunedImages)(nil),          // 35: banger.v1.PrunedImages
-	(*Image)(nil),                 // 36: banger.v1.Image
-	(*ImageLayer)(nil),            // 37: banger.v1.ImageLayer
-	(*ImageList)(nil),             // 38: banger.v1.ImageList
-	(*KernelRef)(nil),             // 39: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 40: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 41: banger.v1.Kernel
-	(*KernelList)(nil),            // 42: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 43: banger.v1.NetworkRef
-	(*Network)(nil),               // 44: banger.v1.Network
-	(*NetworkList)(nil),           // 45: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 46: banger.v1.OperationRef
-	(*Operation)(nil),             // 47: banger.v1.Operation
-	(*Stage)(nil),                 // 48: banger.v1.Stage
-	(*OperationList)(nil),         // 49: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 50: banger.v1.ErrorDetail
-	nil,                           // 51: banger.v1.ImageConfig.LabelsEntry
-	nil,                           // 52: banger.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
+	(*CatalogOffers)(nil),         // 27: banger.v1.CatalogOffers
+	(*CatalogOffer)(nil),          // 28: banger.v1.CatalogOffer
+	(*PruneCacheRequest)(nil),     // 29: banger.v1.PruneCacheRequest
+	(*RegisterImageRequest)(nil),  // 30: banger.v1.RegisterImageRequest
+	(*TagImageRequest)(nil),       // 31: banger.v1.TagImageRequest
+	(*SaveImageRequest)(nil),      // 32: banger.v1.SaveImageRequest
+	(*LoadImagesRequest)(nil),     // 33: banger.v1.LoadImagesRequest
+	(*PushImageRequest)(nil),      // 34: banger.v1.PushImageRequest
+	(*PromoteRequest)(nil),        // 35: banger.v1.PromoteRequest
+	(*PruneImagesRequest)(nil),    // 36: banger.v1.PruneImagesRequest
+	(*PrunedImages)(nil),          // 37: banger.v1.PrunedImages
+	(*Image)(nil),                 // 38: banger.v1.Image
+	(*ImageLayer)(nil),            // 39: banger.v1.ImageLayer
+	(*ImageList)(nil),             // 40: banger.v1.ImageList
+	(*KernelRef)(nil),             // 41: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 42: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 43: banger.v1.Kernel
+	(*KernelList)(nil),            // 44: banger.v1.KernelList
+	(*NetworkRef)(nil),            // 45: banger.v1.NetworkRef
+	(*Network)(nil),               // 46: banger.v1.Network
+	(*NetworkList)(nil),           // 47: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 48: banger.v1.OperationRef
+	(*Operation)(nil),             // 49: banger.v1.Operation
+	(*Stage)(nil),                 // 50: banger.v1.Stage
+	(*OperationList)(nil),         // 51: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 52: banger.v1.ErrorDetail
+	nil,                           // 53: banger.v1.ImageConfig.LabelsEntry
+	nil,                           // 54: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 55: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	53, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	55, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	53, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	53, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	55, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	55, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
 	19, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
-	51, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	53, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	53, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	53, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	55, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	55, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
 	21, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
 	21, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
 	18, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
 	26, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
-	53, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
-	36, // 17: banger.v1.PrunedImages.images:type_name -> banger.v1.Image
-	53, // 18: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	52, // 19: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
-	37, // 20: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
-	36, // 21: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	53, // 22: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	41, // 23: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	44, // 24: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	48, // 25: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	50, // 26: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	53, // 27: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	53, // 28: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	53, // 29: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	53, // 30: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	47, // 31: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
-	2,  // 32: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
-	5,  // 33: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 34: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 35: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
-	12, // 36: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	12, // 37: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
-	7,  // 38: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
-	13, // 39: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	1,  // 40: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	7,  // 41: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
-	14, // 42: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	15, // 43: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
-	7,  // 44: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	7,  // 45: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
-	16, // 46: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	10, // 47: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
-	10, // 48: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
-	1,  // 49: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	23, // 50: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	24, // 51: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	28, // 52: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	23, // 53: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	29, // 54: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
-	30, // 55: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
-	31, // 56: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
-	32, // 57: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
-	33, // 58: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteRequest
-	34, // 59: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
-	1,  // 60: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
-	27, // 61: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
-	1,  // 62: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	39, // 63: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	24, // 64: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	40, // 65: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	39, // 66: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 67: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	43, // 68: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	43, // 69: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	43, // 70: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 71: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	46, // 72: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	46, // 73: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	46, // 74: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 75: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 76: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	47, // 77: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	47, // 78: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	47, // 79: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	47, // 80: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	47, // 81: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	47, // 82: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	22, // 83: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 84: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 85: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	47, // 86: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 87: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	20, // 88: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 89: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 90: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 91: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	38, // 92: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	36, // 93: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	47, // 94: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	36, // 95: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 96: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	36, // 97: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	47, // 98: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
-	47, // 99: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
-	47, // 100: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
-	47, // 101: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
-	35, // 102: banger.v1.ImageService.Prune:output_type -> banger.v1.PrunedImages
-	25, // 103: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
-	25, // 104: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
-	42, // 105: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	41, // 106: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	47, // 107: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	47, // 108: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 109: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	45, // 110: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	44, // 111: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	44, // 112: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 113: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	49, // 114: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	47, // 115: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	47, // 116: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	47, // 117: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	75, // [75:118] is the sub-list for method output_type
-	32, // [32:75] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	55, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	28, // 17: banger.v1.CatalogOffers.offers:type_name -> banger.v1.CatalogOffer
+	38, // 18: banger.v1.PrunedImages.images:type_name -> banger.v1.Image
+	55, // 19: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	54, // 20: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	39, // 21: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	38, // 22: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	55, // 23: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	43, // 24: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	46, // 25: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	50, // 26: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	52, // 27: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	55, // 28: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	55, // 29: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	55, // 30: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	55, // 31: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	49, // 32: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	2,  // 33: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
+	5,  // 34: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	8,  // 35: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	7,  // 36: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
+	12, // 37: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	12, // 38: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
+	7,  // 39: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
+	13, // 40: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	1,  // 41: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	7,  // 42: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
+	14, // 43: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
+	15, // 44: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	7,  // 45: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	7,  // 46: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
+	16, // 47: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	10, // 48: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
+	10, // 49: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
+	1,  // 50: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	23, // 51: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	24, // 52: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	30, // 53: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	23, // 54: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	31, // 55: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
+	32, // 56: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
+	33, // 57: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
+	34, // 58: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
+	35, // 59: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteRequest
+	36, // 60: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
+	1,  // 61: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	29, // 62: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 63: banger.v1.ImageService.ListCatalog:input_type -> banger.v1.ListRequest
+	1,  // 64: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	41, // 65: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	24, // 66: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	42, // 67: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	41, // 68: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 69: banger.v1.KernelService.ListCatalog:input_type -> banger.v1.ListRequest
+	1,  // 70: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	45, // 71: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	45, // 72: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	45, // 73: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 74: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	48, // 75: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	48, // 76: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	48, // 77: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 78: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 79: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	49, // 80: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	49, // 81: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	49, // 82: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	49, // 83: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	49, // 84: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	49, // 85: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	22, // 86: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 87: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 88: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	49, // 89: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 90: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	20, // 91: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 92: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 93: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 94: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	40, // 95: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	38, // 96: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	49, // 97: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	38, // 98: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 99: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	38, // 100: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	49, // 101: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
+	49, // 102: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
+	49, // 103: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
+	49, // 104: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
+	37, // 105: banger.v1.ImageService.Prune:output_type -> banger.v1.PrunedImages
+	25, // 106: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	25, // 107: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	27, // 108: banger.v1.ImageService.ListCatalog:output_type -> banger.v1.CatalogOffers
+	44, // 109: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	43, // 110: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	49, // 111: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	49, // 112: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 113: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	27, // 114: banger.v1.KernelService.ListCatalog:output_type -> banger.v1.CatalogOffers
+	47, // 115: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	46, // 116: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	46, // 117: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 118: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	51, // 119: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	49, // 120: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	49, // 121: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	49, // 122: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	78, // [78:123] is the sub-list for method output_type
+	33, // [33:78] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_bangerv1_banger_proto_init() }
@@ -4372,14 +4539,14 @@ func file_bangerv1_banger_proto_init() {
 	file_bangerv1_banger_proto_msgTypes[8].OneofWrappers = []any{}
 	file_bangerv1_banger_proto_msgTypes[15].OneofWrappers = []any{}
 	file_bangerv1_banger_proto_msgTypes[20].OneofWrappers = []any{}
-	file_bangerv1_banger_proto_msgTypes[27].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

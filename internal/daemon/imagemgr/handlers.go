@@ -13,6 +13,8 @@ import (
 	"banger/internal/api/bangerv1"
 	"banger/internal/api/bangerv1/bangerv1connect"
 	"banger/internal/daemon/imagemgr/blobs"
+	"banger/internal/daemon/imagemgr/bundle"
+	"banger/internal/daemon/imagemgr/catalog"
 	"banger/internal/model"
 )
 
@@ -136,6 +138,30 @@ func (h ImageHandlers) PruneCache(ctx context.Context, req *connect.Request[bang
 		return nil, api.ToConnect(err)
 	}
 	return connect.NewResponse(h.s.wireCache(gone, unfinished)), nil
+}
+
+// ListCatalog implements ImageService.
+func (h ImageHandlers) ListCatalog(ctx context.Context, _ *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.CatalogOffers], error) {
+	return wireOffers(h.s.Offers(ctx, bundle.Image))
+}
+
+// ListCatalog implements KernelService.
+func (h KernelHandlers) ListCatalog(ctx context.Context, _ *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.CatalogOffers], error) {
+	return wireOffers(h.s.Offers(ctx, bundle.Kernel))
+}
+
+func wireOffers(all []catalog.Found, err error) (*connect.Response[bangerv1.CatalogOffers], error) {
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	out := &bangerv1.CatalogOffers{}
+	for _, f := range all {
+		out.Offers = append(out.Offers, &bangerv1.CatalogOffer{
+			Name: f.Name, Digest: string(f.Digest), SizeBytes: f.Size, UnpackedBytes: f.Unpacked, Description: f.Description,
+			Kernel: f.Kernel, Catalog: f.Catalog, Key: f.Key,
+		})
+	}
+	return connect.NewResponse(out), nil
 }
 
 func (s *Service) wireCache(all []blobs.Blob, unfinished int64) *bangerv1.ImageCache {

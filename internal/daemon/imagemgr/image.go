@@ -25,6 +25,7 @@ type madeImage struct {
 	digest string
 	source string
 	layers []model.ImageLayer
+	kernel string // the name of the one it prefers; "": it has no preference
 }
 
 // EnsureImage returns the image of that name, and pulls it first when it is not
@@ -45,7 +46,7 @@ func (s *Service) PullImage(ctx context.Context, pull Pull, p model.Progress) (m
 	if err != nil {
 		return model.Image{}, err
 	}
-	pl.look = pl.ref != nil
+	pl.look = pl.moves()
 	return s.pull(ctx, pl, p)
 }
 
@@ -61,7 +62,7 @@ func (s *Service) pull(ctx context.Context, pl plan, p model.Progress) (model.Im
 			return i, err
 		}
 		i, err := s.pullImage(ctx, pl, p)
-		if pl.ref != nil {
+		if pl.moves() {
 			s.trimCache(context.WithoutCancel(ctx))
 		}
 		if err != nil {
@@ -100,13 +101,27 @@ func (s *Service) here(ctx context.Context, pl plan) (i model.Image, here bool, 
 // madeBy reports whether an image that is here is what the plan makes, perhaps an older
 // one: a name given to something else says nothing of where it comes from.
 func (p plan) madeBy(i model.Image) bool {
-	return i.Managed && (p.As != "" && p.known() || p.debian != nil || p.ref != nil && i.Source == p.ref.String())
+	switch {
+	case !i.Managed:
+		return false
+	case p.As != "" && p.known() || p.debian != nil:
+		return true
+	case p.offer != "":
+		return offerOf(i) == p.offer
+	}
+	return p.ref != nil && i.Source == p.ref.String()
 }
 
 // remake is the command that makes a managed image again.
 func remake(i model.Image) string {
 	if again := promoted(i); again != "" {
 		return again
+	}
+	if offer := offerOf(i); offer != "" {
+		if from := catalogPrefix + offer; from != i.Name {
+			return "banger image pull --force --name " + i.Name + " " + from
+		}
+		return "banger image pull --force " + i.Name
 	}
 	_, named, _ := suiteOf(i.Name)
 	ref, err := oci.Parse(i.Source)
@@ -151,8 +166,11 @@ func checkImage(i model.Image) error {
 
 // pullImage makes an image and publishes it.
 func (s *Service) pullImage(ctx context.Context, pl plan, p model.Progress) (model.Image, error) {
-	if pl.ref != nil {
+	switch {
+	case pl.ref != nil:
 		return s.pullRef(ctx, pl, p)
+	case pl.offer != "":
+		return s.pullOffer(ctx, pl, p)
 	}
 	return s.assembleImage(ctx, pl.name, p, func(dir string) (madeImage, error) {
 		return s.makeImage(ctx, *pl.debian, dir, p)
@@ -173,7 +191,16 @@ func (s *Service) assembleImage(ctx context.Context, name string, p model.Progre
 	p.Stage("publish")
 	return s.publishImage(ctx, dir, made.path, model.Image{
 		Name: name, Config: made.config, Digest: made.digest, Source: made.source, Layers: made.layers, CreatedAt: time.Now(),
-	}, func(ctx context.Context, i *model.Image) error { return s.Store.PutImage(ctx, *i) })
+	}, func(ctx context.Context, i *model.Image) error {
+		if made.kernel != "" { // another one may have the name since
+			k, err := s.kernelNamed(ctx, made.kernel)
+			if err != nil {
+				return err
+			}
+			i.KernelID = k.ID
+		}
+		return s.Store.PutImage(ctx, *i)
+	})
 }
 
 // publishImage publishes a root filesystem that lies in a staging directory as a managed
@@ -255,13 +282,13 @@ func (s *Service) imageNamed(ctx context.Context, name string) (model.Image, err
 		return i, err
 	}
 	ref, perr := oci.Parse(name)
-	if perr == nil {
+	if _, catalogs := offered(name); perr == nil && !catalogs {
 		i, err = s.Store.ImageByName(ctx, imageNameOf(ref))
 	} else if cerr := model.CheckArtifactName("image", name); cerr != nil {
 		return i, cerr
 	}
 	if errors.Is(err, errdefs.ErrNotFound) {
-		return i, unknown("image", name, s.imageNames(ctx))
+		return i, unknown("image", name, append(s.imageNames(ctx), s.offeredNames()...))
 	}
 	return i, err
 }

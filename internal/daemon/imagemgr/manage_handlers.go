@@ -31,7 +31,7 @@ func (h ImageHandlers) Tag(ctx context.Context, req *connect.Request[bangerv1.Ta
 // Save implements ImageService. The operation's result is the digest of the manifest.
 func (h ImageHandlers) Save(_ context.Context, req *connect.Request[bangerv1.SaveImageRequest]) (*connect.Response[bangerv1.Operation], error) {
 	o := SaveImage{Name: req.Msg.Name, To: req.Msg.To, Force: req.Msg.Force}
-	if _, err := o.checkSave(); err != nil {
+	if err := o.check(); err != nil {
 		return nil, api.ToConnect(err)
 	}
 	return connect.NewResponse(h.s.Ops.Begin(opImageSave, o.Name, func(ctx context.Context, p model.Progress) (string, error) {

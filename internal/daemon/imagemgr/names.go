@@ -29,8 +29,20 @@ func suiteOf(name string) (suite string, known bool, err error) {
 	return suite, true, err
 }
 
+// catalogPrefix begins the names of images that a catalog has. Without it a name is one
+// of Docker Hub's, which no catalog can take.
+const catalogPrefix = "catalog:"
+
+// offered returns what a catalog calls an image of that name; false if the name does not
+// say that one has it.
+func offered(name string) (string, bool) { return strings.CutPrefix(name, catalogPrefix) }
+
 // ownName refuses a name for something of the user's that says what to pull.
 func ownName(kind, name string) error {
+	if _, known := offered(name); known && kind == "image" {
+		return errdefs.Invalid("image name %q is taken: it means what a catalog has", name).
+			WithHint("choose another name; Docker's image of that name is docker.io/library/%s", name)
+	}
 	if _, known, _ := suiteOf(name); known {
 		return errdefs.Invalid("%s name %q is taken: it means what is made from Debian packages", kind, name).
 			WithHint("choose another name")
@@ -54,6 +66,7 @@ func unknown(kind, name string, have []string) error {
 // Hints for images that are not made here.
 const (
 	limitHint  = "what an image may have at most is in the configuration: images.max_size and images.max_files"
+	offerHint  = "banger image catalog list shows what the catalogs have; which there are, images.catalogs in the configuration says"
 	brokenHint = "pull another tag or digest; if no other tool reads this image either, tell whoever made it"
 )
 
@@ -62,13 +75,15 @@ const (
 func (s *Service) explain(ctx context.Context, pl plan, err error) error {
 	class := errdefs.ClassOf(err)
 	switch {
-	case pl.ref == nil:
+	case pl.debian != nil:
 		return orTry(err, pullHint)
 	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		return errdefs.Exhausted("%w", err).
 			WithHint("free some space in the state directory (banger image cache prune --all), or set BANGER_STATE_DIR to a larger disk")
 	case class == errdefs.ClassExhausted:
 		return errdefs.Exhausted("%w", err).WithHint("%s", limitHint)
+	case pl.offer != "":
+		return orTry(err, offerHint)
 	case class == errdefs.ClassNotFound || class == errdefs.ClassPermission || class == errdefs.ClassUnavailable || class == errdefs.ClassTimeout:
 		if near := s.nearImages(ctx, pl); near != "" {
 			return errdefs.New(class, "%w", err).WithHint("did you mean %s?", near)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"banger/internal/daemon/imagemgr/bundle"
 	"banger/internal/daemon/imagemgr/debian"
 	"banger/internal/daemon/imagemgr/oci"
 	"banger/internal/errdefs"
@@ -14,7 +15,7 @@ import (
 
 // Pull says which image to make.
 type Pull struct {
-	From     string   // what it is made from: "debian", "debian:SUITE", or what oci.Parse takes, with absolute paths
+	From     string   // what it is made from: "debian", "debian:SUITE", "catalog:NAME", or what oci.Parse takes, with absolute paths
 	As       string   // its name; empty: From, without what goes without saying
 	Include  []string // of Debian: packages to install besides the usual ones; As is needed then
 	Platform string   // of others: OS/ARCHITECTURE[/VARIANT]; empty: as configured
@@ -35,6 +36,7 @@ type plan struct {
 
 	// One of these says what to make it from; neither, that its name does not.
 	debian *recipe
+	offer  string // what a catalog calls it
 	ref    *oci.Reference
 
 	platform oci.Platform
@@ -43,7 +45,10 @@ type plan struct {
 }
 
 // known reports whether the plan says what to make the image from.
-func (p plan) known() bool { return p.debian != nil || p.ref != nil }
+func (p plan) known() bool { return p.debian != nil || p.offer != "" || p.ref != nil }
+
+// moves reports whether what the name leads to may be another thing by now.
+func (p plan) moves() bool { return p.offer != "" || p.ref != nil }
 
 // names are those under which the image may be here: as it was asked for, and as it is
 // called when it is pulled.
@@ -56,10 +61,13 @@ func (p plan) names() []string {
 
 // key tells work on one image from that on others.
 func (p plan) key() string {
-	if p.ref == nil {
+	if !p.moves() {
 		return p.name
 	}
-	key := fmt.Sprintf("%s from %s for %s", p.name, p.ref, p.platform)
+	key := fmt.Sprintf("%s from %s", p.name, p.From)
+	if p.ref != nil {
+		key = fmt.Sprintf("%s from %s for %s", p.name, p.ref, p.platform)
+	}
 	if p.Insecure {
 		key += ", insecure"
 	}
@@ -79,10 +87,15 @@ func (s *Service) plan(p Pull) (plan, error) {
 	if err != nil {
 		return pl, err
 	}
-	if isDebian {
+	offer, isOffered := offered(p.From)
+	switch {
+	case isDebian:
 		pl.debian = &recipe{suite, p.Include}
 		err = p.checkDebian()
-	} else {
+	case isOffered:
+		pl.offer = offer
+		err = p.checkOffer(offer)
+	default:
 		err = s.planRef(&pl)
 	}
 	if err == nil && p.As != "" && p.As != p.From {
@@ -104,6 +117,17 @@ func (p Pull) checkDebian() error {
 	}
 	if p.Platform != "" || p.Insecure {
 		return errdefs.Invalid("image %q is made here, of Debian's packages: it has no other platform and no registry", p.From).
+			WithHint("leave the flags out; for Docker's image of that name: docker.io/library/%s", p.From)
+	}
+	return nil
+}
+
+func (p Pull) checkOffer(offer string) error {
+	if err := bundle.CheckName(offer); err != nil {
+		return errdefs.Wrap(err, "image %q", p.From)
+	}
+	if len(p.Include) > 0 || p.Platform != "" || p.Insecure {
+		return errdefs.Invalid("image %q is made by whoever signs the catalog: it has no other packages, platform or registry", p.From).
 			WithHint("leave the flags out; for Docker's image of that name: docker.io/library/%s", p.From)
 	}
 	return nil
@@ -154,7 +178,7 @@ func checkAbsolute(path string) error {
 
 // imageNameOf is what an image is called that is pulled by a reference: what Docker's
 // users call it, but in full where that would be a name of what is made of Debian's
-// packages.
+// packages, or of what a catalog has.
 func imageNameOf(ref oci.Reference) string {
 	short := func(name string) string {
 		if ref.Digest == "" && ref.Repository != "" {
@@ -163,7 +187,9 @@ func imageNameOf(ref oci.Reference) string {
 		return name
 	}
 	name := short(ref.Familiar())
-	if _, taken, _ := suiteOf(name); taken {
+	_, debians, _ := suiteOf(name)
+	_, catalogs := offered(name)
+	if debians || catalogs {
 		return short(ref.String())
 	}
 	return name

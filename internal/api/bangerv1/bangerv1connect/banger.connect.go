@@ -114,6 +114,9 @@ const (
 	ImageServiceListCacheProcedure = "/banger.v1.ImageService/ListCache"
 	// ImageServicePruneCacheProcedure is the fully-qualified name of the ImageService's PruneCache RPC.
 	ImageServicePruneCacheProcedure = "/banger.v1.ImageService/PruneCache"
+	// ImageServiceListCatalogProcedure is the fully-qualified name of the ImageService's ListCatalog
+	// RPC.
+	ImageServiceListCatalogProcedure = "/banger.v1.ImageService/ListCatalog"
 	// KernelServiceListProcedure is the fully-qualified name of the KernelService's List RPC.
 	KernelServiceListProcedure = "/banger.v1.KernelService/List"
 	// KernelServiceGetProcedure is the fully-qualified name of the KernelService's Get RPC.
@@ -124,6 +127,9 @@ const (
 	KernelServiceImportProcedure = "/banger.v1.KernelService/Import"
 	// KernelServiceRemoveProcedure is the fully-qualified name of the KernelService's Remove RPC.
 	KernelServiceRemoveProcedure = "/banger.v1.KernelService/Remove"
+	// KernelServiceListCatalogProcedure is the fully-qualified name of the KernelService's ListCatalog
+	// RPC.
+	KernelServiceListCatalogProcedure = "/banger.v1.KernelService/ListCatalog"
 	// NetworkServiceListProcedure is the fully-qualified name of the NetworkService's List RPC.
 	NetworkServiceListProcedure = "/banger.v1.NetworkService/List"
 	// NetworkServiceGetProcedure is the fully-qualified name of the NetworkService's Get RPC.
@@ -757,7 +763,7 @@ type ImageServiceClient interface {
 	// Tag gives an image a further name.
 	Tag(context.Context, *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error)
 	// Save writes an image where other tools read it, as an image of one layer; result: the
-	// digest of its manifest.
+	// digest of its manifest. Or as a bundle; result: the entry for a catalog, as JSON.
 	Save(context.Context, *connect.Request[bangerv1.SaveImageRequest]) (*connect.Response[bangerv1.Operation], error)
 	// Load makes images of all those in an archive; result: their names, one a line.
 	Load(context.Context, *connect.Request[bangerv1.LoadImagesRequest]) (*connect.Response[bangerv1.Operation], error)
@@ -773,6 +779,8 @@ type ImageServiceClient interface {
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
 	PruneCache(context.Context, *connect.Request[bangerv1.PruneCacheRequest]) (*connect.Response[bangerv1.ImageCache], error)
+	// ListCatalog asks the catalogs which images they have.
+	ListCatalog(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.CatalogOffers], error)
 }
 
 // NewImageServiceClient constructs a client for the banger.v1.ImageService service. By default, it
@@ -864,24 +872,31 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("PruneCache")),
 			connect.WithClientOptions(opts...),
 		),
+		listCatalog: connect.NewClient[bangerv1.ListRequest, bangerv1.CatalogOffers](
+			httpClient,
+			baseURL+ImageServiceListCatalogProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ListCatalog")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // imageServiceClient implements ImageServiceClient.
 type imageServiceClient struct {
-	list       *connect.Client[bangerv1.ListRequest, bangerv1.ImageList]
-	get        *connect.Client[bangerv1.ImageRef, bangerv1.Image]
-	pull       *connect.Client[bangerv1.PullRequest, bangerv1.Operation]
-	register   *connect.Client[bangerv1.RegisterImageRequest, bangerv1.Image]
-	remove     *connect.Client[bangerv1.ImageRef, bangerv1.Empty]
-	tag        *connect.Client[bangerv1.TagImageRequest, bangerv1.Image]
-	save       *connect.Client[bangerv1.SaveImageRequest, bangerv1.Operation]
-	load       *connect.Client[bangerv1.LoadImagesRequest, bangerv1.Operation]
-	push       *connect.Client[bangerv1.PushImageRequest, bangerv1.Operation]
-	promote    *connect.Client[bangerv1.PromoteRequest, bangerv1.Operation]
-	prune      *connect.Client[bangerv1.PruneImagesRequest, bangerv1.PrunedImages]
-	listCache  *connect.Client[bangerv1.ListRequest, bangerv1.ImageCache]
-	pruneCache *connect.Client[bangerv1.PruneCacheRequest, bangerv1.ImageCache]
+	list        *connect.Client[bangerv1.ListRequest, bangerv1.ImageList]
+	get         *connect.Client[bangerv1.ImageRef, bangerv1.Image]
+	pull        *connect.Client[bangerv1.PullRequest, bangerv1.Operation]
+	register    *connect.Client[bangerv1.RegisterImageRequest, bangerv1.Image]
+	remove      *connect.Client[bangerv1.ImageRef, bangerv1.Empty]
+	tag         *connect.Client[bangerv1.TagImageRequest, bangerv1.Image]
+	save        *connect.Client[bangerv1.SaveImageRequest, bangerv1.Operation]
+	load        *connect.Client[bangerv1.LoadImagesRequest, bangerv1.Operation]
+	push        *connect.Client[bangerv1.PushImageRequest, bangerv1.Operation]
+	promote     *connect.Client[bangerv1.PromoteRequest, bangerv1.Operation]
+	prune       *connect.Client[bangerv1.PruneImagesRequest, bangerv1.PrunedImages]
+	listCache   *connect.Client[bangerv1.ListRequest, bangerv1.ImageCache]
+	pruneCache  *connect.Client[bangerv1.PruneCacheRequest, bangerv1.ImageCache]
+	listCatalog *connect.Client[bangerv1.ListRequest, bangerv1.CatalogOffers]
 }
 
 // List calls banger.v1.ImageService.List.
@@ -949,6 +964,11 @@ func (c *imageServiceClient) PruneCache(ctx context.Context, req *connect.Reques
 	return c.pruneCache.CallUnary(ctx, req)
 }
 
+// ListCatalog calls banger.v1.ImageService.ListCatalog.
+func (c *imageServiceClient) ListCatalog(ctx context.Context, req *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.CatalogOffers], error) {
+	return c.listCatalog.CallUnary(ctx, req)
+}
+
 // ImageServiceHandler is an implementation of the banger.v1.ImageService service.
 type ImageServiceHandler interface {
 	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageList], error)
@@ -962,7 +982,7 @@ type ImageServiceHandler interface {
 	// Tag gives an image a further name.
 	Tag(context.Context, *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error)
 	// Save writes an image where other tools read it, as an image of one layer; result: the
-	// digest of its manifest.
+	// digest of its manifest. Or as a bundle; result: the entry for a catalog, as JSON.
 	Save(context.Context, *connect.Request[bangerv1.SaveImageRequest]) (*connect.Response[bangerv1.Operation], error)
 	// Load makes images of all those in an archive; result: their names, one a line.
 	Load(context.Context, *connect.Request[bangerv1.LoadImagesRequest]) (*connect.Response[bangerv1.Operation], error)
@@ -978,6 +998,8 @@ type ImageServiceHandler interface {
 	ListCache(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.ImageCache], error)
 	// PruneCache removes what no pull is using of it, and answers with what that was.
 	PruneCache(context.Context, *connect.Request[bangerv1.PruneCacheRequest]) (*connect.Response[bangerv1.ImageCache], error)
+	// ListCatalog asks the catalogs which images they have.
+	ListCatalog(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.CatalogOffers], error)
 }
 
 // NewImageServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1065,6 +1087,12 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("PruneCache")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServiceListCatalogHandler := connect.NewUnaryHandler(
+		ImageServiceListCatalogProcedure,
+		svc.ListCatalog,
+		connect.WithSchema(imageServiceMethods.ByName("ListCatalog")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/banger.v1.ImageService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ImageServiceListProcedure:
@@ -1093,6 +1121,8 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServiceListCacheHandler.ServeHTTP(w, r)
 		case ImageServicePruneCacheProcedure:
 			imageServicePruneCacheHandler.ServeHTTP(w, r)
+		case ImageServiceListCatalogProcedure:
+			imageServiceListCatalogHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1154,6 +1184,10 @@ func (UnimplementedImageServiceHandler) PruneCache(context.Context, *connect.Req
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.PruneCache is not implemented"))
 }
 
+func (UnimplementedImageServiceHandler) ListCatalog(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.CatalogOffers], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.ListCatalog is not implemented"))
+}
+
 // KernelServiceClient is a client for the banger.v1.KernelService service.
 type KernelServiceClient interface {
 	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.KernelList], error)
@@ -1162,6 +1196,8 @@ type KernelServiceClient interface {
 	// Import takes a kernel from a directory on the host.
 	Import(context.Context, *connect.Request[bangerv1.ImportKernelRequest]) (*connect.Response[bangerv1.Operation], error)
 	Remove(context.Context, *connect.Request[bangerv1.KernelRef]) (*connect.Response[bangerv1.Empty], error)
+	// ListCatalog asks the catalogs which kernels they have.
+	ListCatalog(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.CatalogOffers], error)
 }
 
 // NewKernelServiceClient constructs a client for the banger.v1.KernelService service. By default,
@@ -1205,16 +1241,23 @@ func NewKernelServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(kernelServiceMethods.ByName("Remove")),
 			connect.WithClientOptions(opts...),
 		),
+		listCatalog: connect.NewClient[bangerv1.ListRequest, bangerv1.CatalogOffers](
+			httpClient,
+			baseURL+KernelServiceListCatalogProcedure,
+			connect.WithSchema(kernelServiceMethods.ByName("ListCatalog")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // kernelServiceClient implements KernelServiceClient.
 type kernelServiceClient struct {
-	list    *connect.Client[bangerv1.ListRequest, bangerv1.KernelList]
-	get     *connect.Client[bangerv1.KernelRef, bangerv1.Kernel]
-	pull    *connect.Client[bangerv1.PullRequest, bangerv1.Operation]
-	_import *connect.Client[bangerv1.ImportKernelRequest, bangerv1.Operation]
-	remove  *connect.Client[bangerv1.KernelRef, bangerv1.Empty]
+	list        *connect.Client[bangerv1.ListRequest, bangerv1.KernelList]
+	get         *connect.Client[bangerv1.KernelRef, bangerv1.Kernel]
+	pull        *connect.Client[bangerv1.PullRequest, bangerv1.Operation]
+	_import     *connect.Client[bangerv1.ImportKernelRequest, bangerv1.Operation]
+	remove      *connect.Client[bangerv1.KernelRef, bangerv1.Empty]
+	listCatalog *connect.Client[bangerv1.ListRequest, bangerv1.CatalogOffers]
 }
 
 // List calls banger.v1.KernelService.List.
@@ -1242,6 +1285,11 @@ func (c *kernelServiceClient) Remove(ctx context.Context, req *connect.Request[b
 	return c.remove.CallUnary(ctx, req)
 }
 
+// ListCatalog calls banger.v1.KernelService.ListCatalog.
+func (c *kernelServiceClient) ListCatalog(ctx context.Context, req *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.CatalogOffers], error) {
+	return c.listCatalog.CallUnary(ctx, req)
+}
+
 // KernelServiceHandler is an implementation of the banger.v1.KernelService service.
 type KernelServiceHandler interface {
 	List(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.KernelList], error)
@@ -1250,6 +1298,8 @@ type KernelServiceHandler interface {
 	// Import takes a kernel from a directory on the host.
 	Import(context.Context, *connect.Request[bangerv1.ImportKernelRequest]) (*connect.Response[bangerv1.Operation], error)
 	Remove(context.Context, *connect.Request[bangerv1.KernelRef]) (*connect.Response[bangerv1.Empty], error)
+	// ListCatalog asks the catalogs which kernels they have.
+	ListCatalog(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.CatalogOffers], error)
 }
 
 // NewKernelServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1289,6 +1339,12 @@ func NewKernelServiceHandler(svc KernelServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(kernelServiceMethods.ByName("Remove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	kernelServiceListCatalogHandler := connect.NewUnaryHandler(
+		KernelServiceListCatalogProcedure,
+		svc.ListCatalog,
+		connect.WithSchema(kernelServiceMethods.ByName("ListCatalog")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/banger.v1.KernelService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case KernelServiceListProcedure:
@@ -1301,6 +1357,8 @@ func NewKernelServiceHandler(svc KernelServiceHandler, opts ...connect.HandlerOp
 			kernelServiceImportHandler.ServeHTTP(w, r)
 		case KernelServiceRemoveProcedure:
 			kernelServiceRemoveHandler.ServeHTTP(w, r)
+		case KernelServiceListCatalogProcedure:
+			kernelServiceListCatalogHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1328,6 +1386,10 @@ func (UnimplementedKernelServiceHandler) Import(context.Context, *connect.Reques
 
 func (UnimplementedKernelServiceHandler) Remove(context.Context, *connect.Request[bangerv1.KernelRef]) (*connect.Response[bangerv1.Empty], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.Remove is not implemented"))
+}
+
+func (UnimplementedKernelServiceHandler) ListCatalog(context.Context, *connect.Request[bangerv1.ListRequest]) (*connect.Response[bangerv1.CatalogOffers], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.ListCatalog is not implemented"))
 }
 
 // NetworkServiceClient is a client for the banger.v1.NetworkService service.

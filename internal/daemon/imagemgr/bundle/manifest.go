@@ -14,6 +14,7 @@ import (
 	"io"
 	"regexp"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"banger/internal/errdefs"
@@ -118,7 +119,7 @@ func (m Manifest) check() error {
 	if !known {
 		return errdefs.Invalid("kind %q is neither image nor kernel", m.Kind)
 	}
-	if err := model.CheckArtifactName(m.Kind, m.Name); err != nil {
+	if err := CheckName(m.Name); err != nil {
 		return err
 	}
 	if m.Arch != Arch {
@@ -127,8 +128,8 @@ func (m Manifest) check() error {
 	if !version.MatchString(m.Version) {
 		return errdefs.Invalid("version %q is not allowed", m.Version)
 	}
-	if m.Config != nil && m.Kind != Image {
-		return errdefs.Invalid("a kernel has a config for commands")
+	if err := m.checkConfig(); err != nil {
+		return err
 	}
 	seen, total := map[string]bool{}, int64(0)
 	for _, f := range m.Files {
@@ -154,6 +155,33 @@ func (m Manifest) check() error {
 	}
 	if m.Kind == Image && !seen[Rootfs] || m.Kind == Kernel && !seen[Vmlinux] && !seen[BzImage] {
 		return errdefs.Invalid("the %s itself is missing: it names no %s", m.Kind, allowed[0])
+	}
+	return nil
+}
+
+// CheckName reports whether something in a catalog can have that name: a plain one,
+// perhaps with a version after a colon. It says nothing of where it comes from, so those
+// of images are no references either.
+func CheckName(name string) error { return model.CheckArtifactName("bundle", name) }
+
+// checkConfig refuses a config that no process could be started by. The manifest's size
+// bounds what is in it.
+func (m Manifest) checkConfig() error {
+	c := m.Config
+	if c == nil {
+		return nil
+	}
+	if m.Kind != Image {
+		return errdefs.Invalid("a kernel has a config for commands")
+	}
+	if c.Platform != "" {
+		return errdefs.Unsupported("its programs are for %.100q, and those of a bundle are for what it is for", c.Platform)
+	}
+	words := slices.Concat([]string{c.User, c.Workdir, c.StopSignal}, c.Env, c.Entrypoint, c.Cmd, c.ExposedPorts, c.Volumes)
+	for _, w := range words {
+		if strings.ContainsRune(w, 0) {
+			return errdefs.Invalid("%.100q in its config has a zero byte", w)
+		}
 	}
 	return nil
 }

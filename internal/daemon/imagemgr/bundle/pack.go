@@ -17,16 +17,38 @@ import (
 	"banger/internal/errdefs"
 )
 
-// Pack writes a bundle of the files of dir that a bundle of m's kind may hold. Format,
-// Arch and Files of m are filled in, and what came of it is returned. The same files and
-// the same m give the same bytes.
+// Pack writes a bundle of the files of dir that a bundle of m's kind may hold, as
+// PackFiles does.
 func Pack(ctx context.Context, w io.Writer, m Manifest, dir string) (Manifest, error) {
-	m.Format, m.Arch, m.Files = format, Arch, nil
+	files := map[string]*os.File{}
+	defer func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}()
 	for _, name := range may[m.Kind] {
-		f, err := measure(ctx, filepath.Join(dir, name))
+		f, err := os.Open(filepath.Join(dir, name))
 		if os.IsNotExist(err) {
 			continue
 		}
+		if err != nil {
+			return m, err
+		}
+		files[name] = f
+	}
+	return PackFiles(ctx, w, m, files)
+}
+
+// PackFiles writes a bundle of open files, by the names they have in it. Format, Arch and
+// Files of m are filled in, and what came of it is returned. The same files and the same m
+// give the same bytes.
+func PackFiles(ctx context.Context, w io.Writer, m Manifest, files map[string]*os.File) (Manifest, error) {
+	m.Format, m.Arch, m.Files = format, Arch, nil
+	for _, name := range may[m.Kind] {
+		if files[name] == nil {
+			continue
+		}
+		f, err := measure(ctx, files[name])
 		if err != nil {
 			return m, err
 		}
@@ -58,7 +80,7 @@ func Pack(ctx context.Context, w io.Writer, m Manifest, dir string) (Manifest, e
 		if err != nil {
 			break
 		}
-		err = add(ctx, tw, f, filepath.Join(dir, f.Name))
+		err = add(ctx, tw, f, files[f.Name])
 	}
 	if err == nil {
 		err = tw.Close()
@@ -77,52 +99,53 @@ func header(name string, size int64) *tar.Header {
 	return &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o644, ModTime: time.Unix(0, 0), Format: tar.FormatGNU}
 }
 
-func open(path string) (*os.File, int64, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, 0, err
-	}
+// whole is all of a file, from its beginning.
+func whole(f *os.File) (*io.SectionReader, error) {
 	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = errdefs.Invalid("%s is not a regular file", path)
-	}
 	if err != nil {
-		_ = f.Close()
-		return nil, 0, err
+		return nil, err
 	}
-	return f, st.Size(), nil
+	if !st.Mode().IsRegular() {
+		return nil, errdefs.Invalid("%s is not a regular file", f.Name())
+	}
+	return io.NewSectionReader(f, 0, st.Size()), nil
 }
 
 // measure says what the manifest has to say of a file.
-func measure(ctx context.Context, path string) (File, error) {
-	f, size, err := open(path)
+func measure(ctx context.Context, f *os.File) (File, error) {
+	in, err := whole(f)
 	if err != nil {
 		return File{}, err
 	}
-	defer f.Close()
 	sum := sha256.New()
-	n, err := copyAll(ctx, sum, f)
-	if err == nil && n != size {
-		err = errdefs.Precondition("%s changed while it was read", path)
+	n, err := copyAll(ctx, sum, in)
+	if err == nil && n != in.Size() {
+		err = changed(f)
 	}
-	return File{Size: size, SHA256: hex.EncodeToString(sum.Sum(nil))}, err
+	return File{Size: in.Size(), SHA256: hex.EncodeToString(sum.Sum(nil))}, err
 }
 
-func add(ctx context.Context, tw *tar.Writer, want File, path string) error {
-	f, size, err := open(path)
+func add(ctx context.Context, tw *tar.Writer, want File, f *os.File) error {
+	in, err := whole(f)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	if in.Size() != want.Size {
+		return changed(f)
+	}
 	if err := tw.WriteHeader(header(want.Name, want.Size)); err != nil {
 		return err
 	}
 	sum := sha256.New()
-	n, err := copyAll(ctx, io.MultiWriter(sum, tw), io.LimitReader(f, want.Size))
-	if err == nil && (n != want.Size || size != want.Size || hex.EncodeToString(sum.Sum(nil)) != want.SHA256) {
-		err = errdefs.Precondition("%s changed while it was read", path)
+	n, err := copyAll(ctx, io.MultiWriter(sum, tw), in)
+	if err == nil && (n != want.Size || hex.EncodeToString(sum.Sum(nil)) != want.SHA256) {
+		err = changed(f)
 	}
 	return err
+}
+
+func changed(f *os.File) error {
+	return errdefs.Precondition("%s changed while it was read", f.Name())
 }
 
 func copyAll(ctx context.Context, w io.Writer, r io.Reader) (n int64, err error) {

@@ -31,6 +31,7 @@ type Want struct {
 	Kind     string
 	Name     string
 	Unpacked int64 // of all files, in bytes
+	Data     int64 // at most so many bytes of the files are written, which holes are not; 0: any number
 }
 
 // Unpack writes the files of the bundle that is read from r into dir, which exists and
@@ -81,6 +82,7 @@ type unpacker struct {
 	want Want
 	p    model.Progress
 	made []string // files
+	data int64    // what was written
 }
 
 // localError is one of this host, not of the bundle.
@@ -209,8 +211,8 @@ func (u *unpacker) file(r io.Reader, f File, count func(int64)) (err error) {
 			return err
 		}
 		sum.Write(buf[:n])
-		if err := writeData(out, buf[:n], at, sparse); err != nil {
-			return &localError{fmt.Errorf("write %s: %w", f.Name, err)}
+		if err := u.writeData(out, buf[:n], at, sparse); err != nil {
+			return err
 		}
 		at += int64(n)
 		count(at)
@@ -231,10 +233,9 @@ var zeros [block]byte
 
 // writeData writes data at an offset that is a multiple of block; of a sparse file only
 // the blocks that hold something.
-func writeData(out *os.File, data []byte, at int64, sparse bool) error {
+func (u *unpacker) writeData(out *os.File, data []byte, at int64, sparse bool) error {
 	if !sparse {
-		_, err := out.WriteAt(data, at)
-		return err
+		return u.write(out, data, at)
 	}
 	begin := 0 // of a run of blocks to be written
 	for i := 0; i < len(data); i += block {
@@ -242,16 +243,24 @@ func writeData(out *os.File, data []byte, at int64, sparse bool) error {
 		if !bytes.Equal(data[i:end], zeros[:end-i]) {
 			continue
 		}
-		if begin < i {
-			if _, err := out.WriteAt(data[begin:i], at+int64(begin)); err != nil {
-				return err
-			}
+		if err := u.write(out, data[begin:i], at+int64(begin)); err != nil {
+			return err
 		}
 		begin = end
 	}
-	if begin < len(data) {
-		_, err := out.WriteAt(data[begin:], at+int64(begin))
-		return err
+	return u.write(out, data[begin:], at+int64(begin))
+}
+
+func (u *unpacker) write(out *os.File, data []byte, at int64) error {
+	if len(data) == 0 {
+		return nil
+	}
+	u.data += int64(len(data))
+	if u.want.Data != 0 && u.data > u.want.Data {
+		return errdefs.Exhausted("%s has more than %d bytes of data", filepath.Base(out.Name()), u.want.Data)
+	}
+	if _, err := out.WriteAt(data, at); err != nil {
+		return &localError{fmt.Errorf("write %s: %w", filepath.Base(out.Name()), err)}
 	}
 	return nil
 }

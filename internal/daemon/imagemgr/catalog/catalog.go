@@ -95,7 +95,7 @@ func (e Entry) check() error {
 	if e.Kind != bundle.Image && e.Kind != bundle.Kernel {
 		return errdefs.Invalid("kind %q is neither image nor kernel", clip(e.Kind))
 	}
-	if err := model.CheckArtifactName(e.Kind, e.Name); err != nil {
+	if err := bundle.CheckName(e.Name); err != nil {
 		return err
 	}
 	if e.Arch == "" || len(e.Arch) > 32 || strings.ContainsFunc(e.Arch, func(r rune) bool { return r != '_' && (r > 'z' || !unicode.IsLower(r) && !unicode.IsDigit(r)) }) {

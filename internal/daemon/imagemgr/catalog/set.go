@@ -143,6 +143,49 @@ func (s *Set) Close() {
 	s.lists.Close()
 }
 
+// Offers returns what there is of a kind for this architecture, in the order of the
+// catalogs, once each. A catalog that cannot be read is an error, as with Find.
+func (s *Set) Offers(ctx context.Context, kind string) ([]Found, error) {
+	var all []Found
+	seen := map[string]bool{}
+	add := func(src *source, entries []Entry) error {
+		for _, e := range entries {
+			if e.Kind != kind || e.Arch != bundle.Arch || seen[e.Name] {
+				continue
+			}
+			seen[e.Name] = true
+			f, err := src.found(e)
+			if err != nil {
+				return err
+			}
+			all = append(all, f)
+		}
+		return nil
+	}
+	for _, src := range s.sources {
+		entries, err := s.read(ctx, src)
+		if err == nil {
+			err = add(src, entries)
+		}
+		if err != nil {
+			return nil, errdefs.Wrap(err, "catalog %s", src.label())
+		}
+	}
+	return all, add(nil, s.builtin)
+}
+
+// found is an entry of a catalog; nil: of the built-in one.
+func (s *source) found(e Entry) (f Found, err error) {
+	if s == nil {
+		f = Found{Entry: e}
+		f.url, err = url.Parse(e.URL)
+		return f, err
+	}
+	f = Found{Entry: e, Catalog: s.label(), Key: s.key.ID()}
+	f.url, err = s.at.Parse(e.URL)
+	return f, err
+}
+
 // Find looks an entry up for this architecture. That none has it is an error of class
 // not_found, with what looks like it as the hint.
 func (s *Set) Find(ctx context.Context, kind, name string) (Found, error) {
@@ -165,16 +208,13 @@ func (s *Set) Find(ctx context.Context, kind, name string) (Found, error) {
 			return Found{}, errdefs.Wrap(err, "catalog %s", src.label())
 		}
 		if e, ok := look(entries); ok {
-			f := Found{Entry: e, Catalog: src.label(), Key: src.key.ID()}
-			f.url, err = src.at.Parse(e.URL)
-			return f, err
+			return src.found(e)
 		}
 	}
 	if e, ok := look(s.builtin); ok {
-		u, err := url.Parse(e.URL)
-		return Found{Entry: e, url: u}, err
+		return (*source)(nil).found(e)
 	}
-	err := errdefs.NotFound("no catalog has a %s %q", kind, name)
+	err := errdefs.NotFound("no catalog has the %s %q", kind, name)
 	if near := model.Near(name, names); len(near) > 0 {
 		return Found{}, err.WithHint("did you mean %s?", strings.Join(near, ", "))
 	}

@@ -30,6 +30,7 @@ import (
 	"banger/internal/daemon/ext4"
 	"banger/internal/daemon/imagemgr/blobs"
 	"banger/internal/daemon/imagemgr/oci"
+	"banger/internal/daemon/imagemgr/outfile"
 	"banger/internal/errdefs"
 	"banger/internal/model"
 )
@@ -58,7 +59,7 @@ type Options struct {
 	Created     time.Time    // zero: 1970, so that the same disk is the same image
 	// Skip leaves a path out, with all below it. The root's lost+found is, if it is empty.
 	Skip     func(path string) bool
-	Replace  bool // with Save: an archive may take the place of a file
+	Target   outfile.Options // of Save
 	Limits   Limits
 	Progress func(done int64) // told the bytes of the layer's tar so far; may be nil
 }

@@ -2,35 +2,29 @@ package ociwrite
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"golang.org/x/sys/unix"
 
 	"banger/internal/daemon/ext4"
 	"banger/internal/daemon/imagemgr/blobs"
 	"banger/internal/daemon/imagemgr/oci"
+	"banger/internal/daemon/imagemgr/outfile"
 	"banger/internal/errdefs"
 )
 
 // Save makes an image of fsys and stores it where ref says: a new directory
 // (oci:DIR[:TAG]), or a file (oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]), which
-// takes the place of another one if o says so. It is there as a whole or not at all, with
-// the rights of this process; what a crash leaves beside it has a name that begins with a
-// dot and the target's.
+// takes the place of another one if o.Target says so. It is there as a whole or not at all,
+// with the rights of this process.
 func Save(ctx context.Context, fsys *ext4.FS, ref oci.Reference, o Options) (_ *Image, err error) {
 	defer func() { err = errdefs.Wrap(err, "save %s", ref) }()
-	if err := free(ref, o); err != nil {
-		return nil, err
-	}
 	switch ref.Kind {
 	case oci.Layout:
 	case oci.DockerArchive:
@@ -39,35 +33,30 @@ func Save(ctx context.Context, fsys *ext4.FS, ref oci.Reference, o Options) (_ *
 	default:
 		return nil, errdefs.Invalid("an image cannot be saved there").WithHint("save it to oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]")
 	}
-	path := filepath.Clean(ref.Path)
-	dir, err := os.MkdirTemp(filepath.Dir(path), "."+filepath.Base(path)+".")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errdefs.NotFound("%w", err).WithHint("make the directory first, or check the path")
-	}
+	work, err := outfile.Begin(ref.Path, ref.Kind == oci.Layout, o.Target)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }() // it may have become the target
-	i, err := Build(ctx, fsys, dir, o)
+	defer func() { err = errors.Join(err, work.End()) }()
+	i, err := Build(ctx, fsys, work.Dir, o)
 	if err != nil {
 		return nil, err
 	}
 	if ref.Kind != oci.Layout {
-		err := publish(path, o.Replace, func(w io.Writer) error { return i.Archive(ctx, w, ref.Kind, ref.Tag) })
+		err := work.File(func(w io.Writer) error { return i.Archive(ctx, w, ref.Kind, ref.Tag) })
 		if err != nil {
 			return nil, err
 		}
 		return i, nil
 	}
-	if err := i.index(ref.Tag); err != nil {
+	if err := errors.Join(i.index(ref.Tag), syncAll(i)); err != nil {
 		return nil, err
 	}
-	// A rename onto a directory that somebody has made meanwhile fails, unless that is empty.
-	if err := errors.Join(os.Chmod(dir, 0o755), syncAll(i), os.Rename(dir, path)); err != nil {
+	if err := work.Directory(); err != nil {
 		return nil, err
 	}
-	i.Dir = path
-	return i, syncDir(filepath.Dir(path))
+	i.Dir = filepath.Clean(ref.Path)
+	return i, nil
 }
 
 // Archive writes the image as a tar file: an oci-archive, in which it is called name, or a
@@ -86,65 +75,6 @@ func (i *Image) Archive(ctx context.Context, out io.Writer, kind oci.Kind, name 
 	return errdefs.Internal("write an image with a layer of type %q as %q", i.Layer.MediaType, kind)
 }
 
-// free refuses to write where something is.
-func free(ref oci.Reference, o Options) error {
-	fi, err := os.Lstat(ref.Path)
-	switch {
-	case err != nil:
-		return nil // whoever writes finds out
-	case ref.Kind == oci.Layout:
-		return errdefs.AlreadyExists("%q is there", ref.Path).WithHint("name a directory that does not exist")
-	case !o.Replace:
-		return isThere(ref.Path)
-	case !fi.Mode().IsRegular():
-		return errdefs.Invalid("%q is no regular file", ref.Path).WithHint("name a file")
-	}
-	return nil
-}
-
-func isThere(path string) error {
-	return errdefs.AlreadyExists("%q is there", path).WithHint("name another file, or replace it: add --force")
-}
-
-// publish writes a file that is seen once it is whole.
-func publish(path string, replace bool, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // fails after the rename
-	defer f.Close()
-	w := bufio.NewWriterSize(f, 256<<10)
-	if err := write(w); err != nil {
-		return err
-	}
-	if err := errors.Join(w.Flush(), f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := rename(f.Name(), path, replace); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// rename gives a file its name. That nothing else has it is looked at again: writing may
-// have taken a while.
-func rename(from, to string, replace bool) error {
-	if replace {
-		return os.Rename(from, to)
-	}
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	switch {
-	case errors.Is(err, unix.EEXIST):
-		return isThere(to)
-	case errors.Is(err, unix.EINVAL): // not on every file system
-		return os.Rename(from, to)
-	case err != nil:
-		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
-	}
-	return nil
-}
-
 func syncAll(i *Image) error {
 	names := []string{"index.json", "oci-layout", "blobs/sha256", "."}
 	for _, d := range i.Descriptors() {
@@ -152,18 +82,9 @@ func syncAll(i *Image) error {
 	}
 	var errs []error
 	for _, name := range names {
-		errs = append(errs, syncDir(filepath.Join(i.Dir, name)))
+		errs = append(errs, outfile.Sync(filepath.Join(i.Dir, name)))
 	}
 	return errors.Join(errs...)
-}
-
-// syncDir syncs a directory, or a file.
-func syncDir(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // member is a file of an archive, or a directory.

@@ -558,7 +558,7 @@ func TestSaveReplaces(t *testing.T) {
 		t.Errorf("without being asked to: %v", err)
 	}
 	o := options()
-	o.Replace, o.Progress = true, func(int64) { cancel() }
+	o.Target.Replace, o.Progress = true, func(int64) { cancel() }
 	if _, err := ociwrite.Save(ctx, rich(t), ref, o); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
