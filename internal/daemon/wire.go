@@ -84,7 +84,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	}
 	images := imagemgr.New(imagemgr.Deps{
 		Store: db, Layout: layout, AgentPath: d.opts.AgentPath, Log: d.log, Ops: ops,
-		DiskBytes: conf.VM.Disk.Bytes(), Sources: sources, UseDisk: useDisk,
+		DiskBytes: conf.VM.Disk.Bytes(), Sources: sources, UseDisk: useDisk, Faults: d.opts.faults,
 	})
 	d.closeLater(func(context.Context) error { return images.Close() })
 

@@ -33,6 +33,11 @@ const (
 	RootfsFile = "rootfs.ext4"
 )
 
+// Names in a staging directory.
+const (
+	ElsewhereFile = "elsewhere" // path of what is being made outside of the state directory
+)
+
 // Names in kernels/<id>/.
 const (
 	VmlinuxFile      = "vmlinux"

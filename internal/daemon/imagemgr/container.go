@@ -26,15 +26,21 @@ import (
 // looks and that is what is here already, nothing is made.
 func (s *Service) pullRef(ctx context.Context, pl plan, p model.Progress) (model.Image, error) {
 	p.Stage("resolve")
-	img, err := oci.Resolve(ctx, *pl.ref, oci.Options{
-		Cache: s.cache, Platform: pl.platform, Insecure: pl.Insecure, Mirrors: s.Sources.Mirrors, Keychain: s.Sources.Keychain,
-		UserAgent: s.Sources.UserAgent, Transport: s.Sources.Transport, Sockets: s.Sources.Sockets,
-		Limits: s.Sources.Layers, Retry: s.Sources.Retry,
+	var img *oci.Image
+	err := s.step("resolve", func() (err error) {
+		img, err = oci.Resolve(ctx, *pl.ref, oci.Options{
+			Cache: s.cache, Platform: pl.platform, Insecure: pl.Insecure, Mirrors: s.Sources.Mirrors, Keychain: s.Sources.Keychain,
+			UserAgent: s.Sources.UserAgent, Transport: s.Sources.Transport, Sockets: s.Sources.Sockets,
+			Limits: s.Sources.Layers, Retry: s.Sources.Retry,
+		})
+		return err
 	})
+	if img != nil {
+		defer func() { _ = img.Close() }() // all that was read of it was checked
+	}
 	if err != nil {
 		return model.Image{}, err
 	}
-	defer func() { _ = img.Close() }() // all that was read of it was checked
 	defer s.cache.Pin(img.Digests()...)()
 	if !pl.Force {
 		i, err := s.presentImage(ctx, pl.name, pl)

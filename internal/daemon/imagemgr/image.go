@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"banger/internal/daemon/imagemgr/debian"
@@ -184,8 +185,8 @@ func (s *Service) assembleImage(ctx context.Context, name string, p model.Progre
 		return model.Image{}, err
 	}
 	defer remove()
-	made, err := make(dir)
-	if err != nil {
+	var made madeImage
+	if err := s.step("make", func() (err error) { made, err = make(dir); return err }); err != nil {
 		return model.Image{}, err
 	}
 	p.Stage("publish")
@@ -211,14 +212,17 @@ func (s *Service) publishImage(ctx context.Context, dir, rootfs string, i model.
 		return model.Image{}, errdefs.Wrap(err, "look at the root filesystem")
 	}
 	final := filepath.Join(dir, "final")
-	if err := os.Mkdir(final, 0o755); err != nil {
-		return model.Image{}, spaceError(err, "make image directory")
-	}
-	if err := os.Rename(rootfs, filepath.Join(final, paths.RootfsFile)); err != nil {
-		return model.Image{}, spaceError(err, "move the root filesystem")
-	}
-	if err := syncTree(final); err != nil {
-		return model.Image{}, spaceError(err, "write image")
+	err = s.step("assemble", func() error {
+		if err := os.Mkdir(final, 0o755); err != nil {
+			return spaceError(err, "make image directory")
+		}
+		if err := os.Rename(rootfs, filepath.Join(final, paths.RootfsFile)); err != nil {
+			return spaceError(err, "move the root filesystem")
+		}
+		return spaceError(syncTree(final), "write image")
+	})
+	if err != nil {
+		return model.Image{}, err
 	}
 	if err := ctx.Err(); err != nil {
 		return model.Image{}, context.Cause(ctx)
@@ -227,7 +231,14 @@ func (s *Service) publishImage(ctx context.Context, dir, rootfs string, i model.
 	i.Path, i.SizeBytes = filepath.Join(s.Layout.Image(i.ID), paths.RootfsFile), st.Size()
 	// From here on it happens as a whole, whoever goes away.
 	ctx = context.WithoutCancel(ctx)
-	if err := s.publish(final, s.Layout.Image(i.ID), func() error { return put(ctx, &i) }); err != nil {
+	err = s.publish(publication{
+		from: final, to: s.Layout.Image(i.ID), put: func() error { return put(ctx, &i) },
+		known: func() (bool, error) {
+			all, err := s.Store.ListImages(ctx)
+			return slices.ContainsFunc(all, func(other model.Image) bool { return other.ID == i.ID }), err
+		},
+	})
+	if err != nil {
 		return model.Image{}, err
 	}
 	return i, s.collect(ctx)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"banger/internal/daemon/imagemgr/bundle"
@@ -133,18 +134,20 @@ func (s *Service) addKernel(ctx context.Context, name string, p model.Progress, 
 		return model.Kernel{}, err
 	}
 	defer remove()
-	made, err := fetch(dir)
-	if err != nil {
+	var made madeKernel
+	if err := s.step("make", func() (err error) { made, err = fetch(dir); return err }); err != nil {
 		return model.Kernel{}, err
 	}
-	final := filepath.Join(dir, "final")
-	id, err := assemble(ctx, name, made, final, p)
+	final, id := filepath.Join(dir, "final"), ""
+	err = s.step("assemble", func() (err error) {
+		if id, err = assemble(ctx, name, made, final, p); err != nil {
+			return spaceError(err, "assemble kernel")
+		}
+		p.Stage("publish")
+		return spaceError(syncTree(final), "write kernel")
+	})
 	if err != nil {
-		return model.Kernel{}, spaceError(err, "assemble kernel")
-	}
-	p.Stage("publish")
-	if err := syncTree(final); err != nil {
-		return model.Kernel{}, spaceError(err, "write kernel")
+		return model.Kernel{}, err
 	}
 	if ctx.Err() != nil {
 		return model.Kernel{}, context.Cause(ctx)
@@ -177,9 +180,17 @@ func (s *Service) publishKernel(ctx context.Context, k model.Kernel, final strin
 		return err
 	}
 	if old.ID == k.ID && checkKernel(old) == nil {
-		return s.Store.PutKernel(ctx, k) // the same content again: running VMs keep their files
+		// The same content again: running VMs keep their files.
+		return s.step("record", func() error { return s.Store.PutKernel(ctx, k) })
 	}
-	if err := s.publish(final, s.Layout.Kernel(k.ID), func() error { return s.Store.PutKernel(ctx, k) }); err != nil {
+	err = s.publish(publication{
+		from: final, to: s.Layout.Kernel(k.ID), put: func() error { return s.Store.PutKernel(ctx, k) },
+		known: func() (bool, error) {
+			all, err := s.Store.ListKernels(ctx)
+			return slices.ContainsFunc(all, func(other model.Kernel) bool { return other.ID == k.ID && other.Name == k.Name }), err
+		},
+	})
+	if err != nil {
 		return err
 	}
 	return errors.Join(s.collect(ctx), s.pruneInitramfs(ctx))

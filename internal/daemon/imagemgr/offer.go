@@ -18,7 +18,8 @@ import (
 // with it. Where that is what is here already, nothing is made.
 func (s *Service) pullOffer(ctx context.Context, pl plan, p model.Progress) (model.Image, error) {
 	p.Stage("resolve")
-	found, err := s.catalogs.Find(ctx, bundle.Image, pl.offer)
+	var found catalog.Found
+	err := s.step("resolve", func() (err error) { found, err = s.catalogs.Find(ctx, bundle.Image, pl.offer); return err })
 	if near := model.Near(pl.From, s.offeredNames()); errors.Is(err, errdefs.ErrNotFound) && len(near) > 0 {
 		err = errdefs.NotFound("%w", err).WithHint("did you mean %s?", strings.Join(near, ", "))
 	}

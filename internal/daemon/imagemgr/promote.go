@@ -105,7 +105,7 @@ func (s *Service) promote(ctx context.Context, from model.Image, source string, 
 	defer remove()
 	p.Stage("copy")
 	rootfs := filepath.Join(dir, paths.RootfsFile)
-	if err := fillFile(ctx, rootfs, fill); err != nil {
+	if err := s.step("copy", func() error { return fillFile(ctx, rootfs, fill) }); err != nil {
 		return model.Image{}, spaceError(err, "copy the disk")
 	}
 	f, _, err := openRootfs(rootfs)

@@ -4,48 +4,78 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"banger/internal/daemon/imagemgr/debian"
+	"banger/internal/daemon/steps"
 	"banger/internal/errdefs"
 	"banger/internal/logkey"
 	"banger/internal/paths"
 )
 
-// publish renames a finished directory to its final name and puts its row. What
-// lay there before goes; when the row cannot be put it comes back.
-func (s *Service) publish(from, to string, put func() error) error {
-	old, err := s.publishLocked(from, to, put)
-	s.removeAll(old)
-	return err
+// publication is a finished directory on the way to its final name.
+type publication struct {
+	from, to string
+	old      string               // what lay there before, set aside
+	put      func() error         // puts its row
+	known    func() (bool, error) // reports whether its row is there
 }
 
-func (s *Service) publishLocked(from, to string, put func() error) (old string, err error) {
-	s.imageOpsMu.Lock()
-	defer s.imageOpsMu.Unlock()
-	if old, err = setAside(to); err != nil {
-		return "", spaceError(err, "make room")
-	}
-	undo := func(err error) (string, error) {
-		if old != "" {
-			if back := os.Rename(old, to); back != nil {
-				return "", errdefs.Wrap(err, "bring back what was there (%v)", back)
+// publishing is how it gets there. The database may have put a row and say that it has
+// not: what a row knows stays where it is.
+func publishing() []steps.Step[*publication] {
+	return []steps.Step[*publication]{{
+		Name: "set aside",
+		Do: func(_ context.Context, p *publication) (err error) {
+			p.old, err = setAside(p.to)
+			return spaceError(err, "make room")
+		},
+		Undo: func(_ context.Context, p *publication) error {
+			if p.old == "" {
+				return nil
 			}
-		}
-		return "", err
-	}
-	if err := os.Rename(from, to); err != nil {
-		return undo(spaceError(err, "publish"))
-	}
-	if err := put(); err != nil {
-		if back := os.Rename(to, from); back != nil { // Restore removes it: no row knows it
-			return "", errdefs.Wrap(err, "take back %s (%v)", filepath.Base(to), back)
-		}
-		return undo(err)
-	}
-	return old, nil
+			err := os.Rename(p.old, p.to)
+			if err == nil {
+				p.old = ""
+			}
+			return errdefs.Wrap(err, "bring back what was there")
+		},
+	}, {
+		Name: "publish",
+		Do: func(_ context.Context, p *publication) error {
+			return spaceError(os.Rename(p.from, p.to), "publish")
+		},
+		Undo: func(_ context.Context, p *publication) error {
+			err := os.Rename(p.to, p.from)
+			if errors.Is(err, fs.ErrNotExist) {
+				err = nil // it never got there
+			}
+			return errdefs.Wrap(err, "take back %s", filepath.Base(p.to)) // Restore removes it: no row knows it
+		},
+	}, {
+		Name: "record",
+		Do:   func(_ context.Context, p *publication) error { return p.put() },
+		Undo: func(_ context.Context, p *publication) error {
+			known, err := p.known()
+			if err == nil && known {
+				err = errdefs.Internal("it is recorded all the same")
+			}
+			return err
+		},
+	}}
+}
+
+// publish renames a finished directory to its final name and puts its row. What
+// lay there before goes; when the row cannot be put it comes back.
+func (s *Service) publish(p publication) error {
+	s.imageOpsMu.Lock()
+	err := steps.Run(context.WithoutCancel(s.ctx), steps.Runner{Log: s.Log, Faults: s.Faults}, &p, publishing())
+	s.imageOpsMu.Unlock()
+	s.removeAll(p.old)
+	return err
 }
 
 // retire deletes a row and then its directory, when free has nothing against it: it is
@@ -59,8 +89,8 @@ func (s *Service) retire(dir string, free, forget func() error) error {
 		return err
 	}
 	aside := ""
-	if err = forget(); err == nil {
-		aside, err = setAside(dir)
+	if err = s.step("forget", forget); err == nil {
+		err = s.step("set aside", func() (err error) { aside, err = setAside(dir); return err })
 	}
 	s.imageOpsMu.Unlock()
 	s.removeAll(aside)
@@ -101,10 +131,11 @@ func (s *Service) retireFull(dir string, free, forget func() error) error {
 // that no row knows.
 func (s *Service) collect(ctx context.Context) error {
 	s.imageOpsMu.Lock()
-	aside, err := s.collectLocked(ctx)
+	var aside []string
+	err := s.step("collect", func() (err error) { aside, err = s.collectLocked(ctx); return err })
 	s.imageOpsMu.Unlock()
 	for _, dir := range aside {
-		if err := debian.Remove(ctx, dir); err != nil {
+		if err := s.step("remove", func() error { return debian.Remove(ctx, dir) }); err != nil {
 			s.Log.WarnContext(ctx, "leaving an unused directory", logkey.Dir, filepath.Base(dir), logkey.Err, err)
 		}
 	}

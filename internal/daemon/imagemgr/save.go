@@ -80,12 +80,16 @@ func (s *Service) saveLayers(ctx context.Context, i model.Image, o SaveImage, p 
 	if err != nil {
 		return "", err
 	}
-	options.Target.Replace = o.Force
+	target, end, err := s.target(o.Force)
+	if err != nil {
+		return "", err
+	}
+	defer end()
+	options.Target = target
 	p.Stage("write")
 	var saved *ociwrite.Image
-	err = withRootfs(i, func(_ *os.File, fsys *ext4.FS) (err error) {
-		saved, err = ociwrite.Save(ctx, fsys, ref, options)
-		return err
+	err = withRootfs(i, func(_ *os.File, fsys *ext4.FS) error {
+		return s.step("write", func() (err error) { saved, err = ociwrite.Save(ctx, fsys, ref, options); return err })
 	})
 	if err != nil {
 		return "", saveError(err, ref.Path)

@@ -65,15 +65,22 @@ func (s *Service) saveBundle(ctx context.Context, i model.Image, to string, forc
 	m := bundle.Manifest{Kind: bundle.Image, Name: t.name, Version: i.CreatedAt.UTC().Format("20060102-150405"), Config: &i.Config}
 	p.Stage("write")
 	entry := catalog.Entry{URL: filepath.Base(t.path), Kernel: kernels[i.KernelID]}
+	target, end, err := s.target(force)
+	if err != nil {
+		return "", err
+	}
+	defer end()
 	err = withRootfs(i, func(disk *os.File, _ *ext4.FS) error {
-		work, err := outfile.Begin(t.path, false, outfile.Options{Replace: force})
+		work, err := outfile.Begin(t.path, false, target)
 		if err != nil {
 			return err
 		}
 		sum := &summing{sum: sha256.New(), count: paced(p)}
-		err = work.File(func(w io.Writer) (err error) {
-			m, err = bundle.PackFiles(ctx, io.MultiWriter(w, sum), m, map[string]*os.File{bundle.Rootfs: disk})
-			return err
+		err = s.step("write", func() error {
+			return work.File(func(w io.Writer) (err error) {
+				m, err = bundle.PackFiles(ctx, io.MultiWriter(w, sum), m, map[string]*os.File{bundle.Rootfs: disk})
+				return err
+			})
 		})
 		entry.Digest, entry.Size = sum.digest(), sum.n
 		return errors.Join(err, work.End())

@@ -61,7 +61,7 @@ type Operations interface {
 	Begin(kind, subject string, work func(ctx context.Context, p model.Progress) (string, error)) *bangerv1.Operation
 }
 
-// Deps are the service's collaborators; all are required.
+// Deps are the service's collaborators; all are required but Faults.
 type Deps struct {
 	Store     Store
 	Layout    paths.Layout
@@ -71,6 +71,8 @@ type Deps struct {
 	Ops       Operations
 	UseDisk   UseDisk // of a VM
 	Log       *slog.Logger
+	// Faults is a seam for tests; see steps.Runner.
+	Faults func(step string, done bool) error
 }
 
 // Sources says how images come from elsewhere. Its zero value does for images that need
@@ -173,7 +175,8 @@ func (s *Service) Restore(ctx context.Context) error {
 				continue
 			}
 			// Debris that cannot be removed now costs space; it must not cost the start.
-			if err := debian.Remove(ctx, filepath.Join(dir, e.Name())); err != nil {
+			unfinished := filepath.Join(dir, e.Name())
+			if err := errors.Join(removeElsewhere(unfinished), debian.Remove(ctx, unfinished)); err != nil {
 				s.Log.WarnContext(ctx, "leaving unfinished work", logkey.Dir, e.Name(), logkey.Err, err)
 			}
 		}
@@ -229,15 +232,33 @@ func newID() string {
 // stage makes a staging directory in parent and returns it with its remover.
 func (s *Service) stage(parent string) (dir string, remove func(), err error) {
 	dir = filepath.Join(parent, paths.StagingPrefix+newID())
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", nil, spaceError(err, "make staging directory")
-	}
-	return dir, func() {
+	remove = func() {
 		// The work's context may be over; leaving debris because of that is no option.
-		if err := debian.Remove(context.WithoutCancel(s.ctx), dir); err != nil {
+		err := s.step("clean up", func() error { return debian.Remove(context.WithoutCancel(s.ctx), dir) })
+		if err != nil {
 			s.Log.Warn("leaving unfinished work", logkey.Dir, filepath.Base(dir), logkey.Err, err)
 		}
-	}, nil
+	}
+	if err := s.step("stage", func() error { return os.Mkdir(dir, 0o700) }); err != nil {
+		remove()
+		return "", nil, spaceError(err, "make staging directory")
+	}
+	return dir, remove, nil
+}
+
+// step does a part of a change that has a name in fault tests. Whoever changes something
+// in it undoes that: an error may come when it is done.
+func (s *Service) step(name string, do func() error) error {
+	if s.Faults == nil {
+		return do()
+	}
+	if err := s.Faults(name, false); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return s.Faults(name, true)
 }
 
 // setAside renames what lies at path to a staging name, so that removing it is
@@ -257,7 +278,7 @@ func (s *Service) removeAll(aside ...string) {
 		if dir == "" {
 			continue
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := s.step("remove", func() error { return os.RemoveAll(dir) }); err != nil {
 			s.Log.Warn("leaving a replaced directory", logkey.Dir, filepath.Base(dir), logkey.Err, err)
 		}
 	}

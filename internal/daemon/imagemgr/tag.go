@@ -33,7 +33,7 @@ func (s *Service) Tag(ctx context.Context, source, name string, force bool) (mod
 	if !src.Managed {
 		s.imageOpsMu.Lock()
 		i.ID = newID()
-		err := s.putDerived(ctx, src, &i, force)
+		err := s.step("record", func() error { return s.putDerived(ctx, src, &i, force) })
 		s.imageOpsMu.Unlock()
 		if err != nil {
 			return model.Image{}, err
@@ -46,7 +46,7 @@ func (s *Service) Tag(ctx context.Context, source, name string, force bool) (mod
 	}
 	defer remove()
 	rootfs := filepath.Join(dir, paths.RootfsFile)
-	if err := os.Link(src.Path, rootfs); err != nil {
+	if err := s.step("share", func() error { return os.Link(src.Path, rootfs) }); err != nil {
 		return model.Image{}, spaceError(err, "share the root filesystem")
 	}
 	return s.publishImage(ctx, dir, rootfs, i, func(ctx context.Context, i *model.Image) error {

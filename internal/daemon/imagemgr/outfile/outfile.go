@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,12 @@ type Options struct {
 	// nil: it is just done.
 	Publish func(do func() error) error
 }
+
+// madeName is the name of a directory that is worked in.
+var madeName = regexp.MustCompile(`(?s)^\..+\.[0-9a-f]{16}$`)
+
+// Made reports whether a path looks like one that a Note was told.
+func Made(dir string) bool { return filepath.IsAbs(dir) && madeName.MatchString(filepath.Base(dir)) }
 
 // Work is a target in the making.
 type Work struct {
