@@ -65,7 +65,7 @@ test-unit: go-found ## unit tests, with the race detector; of the sweeps of faul
 
 .PHONY: test-sweep
 test-sweep: go-found ## every fault at every step, also with a daemon that is a process and the host's own devices
-	CGO_ENABLED=0 "$(GO)" test -tags "$(UNIT_TAGS)" -timeout 15m -run 'TestSweepOnHost|AtEvery' ./internal/daemon ./internal/daemon/vm
+	CGO_ENABLED=0 "$(GO)" test -tags "$(UNIT_TAGS)" -timeout 15m -run 'TestSweep|AtEvery' ./internal/daemon ./internal/daemon/vm ./internal/daemon/imagemgr
 
 .PHONY: test-script
 test-script: build ## scripted tests of the real programs on a fake hypervisor
@@ -82,9 +82,10 @@ test-e2e: build bin/e2e.test ## tests with real VMs, as root and as an ordinary 
 	scripts/e2e user
 
 .PHONY: test-images-full
-test-images-full: ## images with inits of all kinds, and the largest: takes half an hour, and 30 GB
+test-images-full: ## 200 pulls that are killed and cut off, inits of all kinds, the largest images: half an hour, and 30 GB
 	@scripts/bootstrap test
 	@$(MAKE) build bin/e2e.test
+	BANGER_TEST_PULL_KILLS=$${BANGER_TEST_PULL_KILLS:-200} CGO_ENABLED=0 "$(GO)" test -count 1 -timeout 60m -v -run TestKillsOfPulls ./internal/daemon/imagemgr
 	E2E_FULL=1 E2E_TIMEOUT=60m scripts/e2e root -test.run '^TestImages(WithInit|Large)$$'
 
 .PHONY: lab
