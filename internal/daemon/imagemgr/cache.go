@@ -2,6 +2,7 @@ package imagemgr
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"banger/internal/daemon/imagemgr/blobs"
@@ -23,7 +24,8 @@ func (s *Service) openCache(ctx context.Context) (err error) {
 	if s.cache, err = blobs.Open(s.Layout.Cache()); err != nil {
 		return errdefs.Wrap(err, "open the image cache")
 	}
-	if _, err := s.cache.Sweep(ctx, keptPart, false); err != nil {
+	_, err = s.cache.Sweep(ctx, keptPart, false)
+	if err = errors.Join(err, s.cache.RemoveScratch(0)); err != nil { // no other daemon uses it
 		s.Log.WarnContext(ctx, "leaving unfinished downloads", logkey.Err, err)
 	}
 	s.trimCache(ctx)
@@ -36,6 +38,9 @@ func (s *Service) openCatalogs() (err error) {
 		Sources: s.Sources.Catalogs, Dir: s.Layout.Catalogs(), Blobs: s.cache,
 		UserAgent: s.Sources.UserAgent, Transport: s.Sources.Transport, Retry: s.Sources.Retry, Log: s.Log,
 	})
+	if err == nil {
+		err = s.catalogs.Tidy()
+	}
 	return err
 }
 

@@ -378,6 +378,14 @@ func TestRestoreSweeps(t *testing.T) {
 	w.write(filepath.Join(w.layout.Initramfs(), paths.StagingPrefix+"c"), "half")
 	w.write(filepath.Join(w.layout.Initramfs(), strings.Repeat("0", 64)+".cpio"), "of an old agent")
 	w.write(filepath.Join(w.layout.Images(), "0123456789ab/rootfs.ext4"), "renamed, but without a row")
+	half := []string{filepath.Join(w.layout.Catalogs(), "0a.new"), filepath.Join(w.layout.Cache(), "refs", ".scratch-1"), filepath.Join(w.layout.State, "out", ".x.tar.0123456789abcdef", "out")}
+	for _, path := range half {
+		w.write(path, "half")
+	}
+	theirs := filepath.Join(w.layout.State, "out", ".mine")
+	w.write(theirs, "whole")
+	w.write(filepath.Join(w.layout.Images(), paths.StagingPrefix+"d", paths.ElsewhereFile), filepath.Dir(half[2]))
+	w.write(filepath.Join(w.layout.Images(), paths.StagingPrefix+"e", paths.ElsewhereFile), theirs)
 	boot, err := w.s.BootFiles(t.Context(), k)
 	if err != nil {
 		t.Fatal(err)
@@ -385,6 +393,14 @@ func TestRestoreSweeps(t *testing.T) {
 	w.start(w.db)
 	if got := w.files(); got != want {
 		t.Errorf("files %s, want %s", got, want)
+	}
+	for _, path := range half {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+	if _, err := os.Stat(theirs); err != nil {
+		t.Errorf("what is not of ours is gone: %v", err)
 	}
 	left, err := os.ReadDir(w.layout.Initramfs())
 	if err != nil || len(left) != 1 || left[0].Name() != filepath.Base(boot.Initramfs) {

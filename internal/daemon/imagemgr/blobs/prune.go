@@ -236,21 +236,26 @@ func (c *Cache) Sweep(ctx context.Context, unused time.Duration, dryRun bool) (i
 	if err != nil || dryRun {
 		return bytes, err
 	}
+	return bytes, c.RemoveScratch(time.Minute) // named for a moment only; a minute is none
+}
+
+// RemoveScratch removes what a crash left in the making, if it is that old: 0 is for who
+// uses the cache alone, and has not begun.
+func (c *Cache) RemoveScratch(age time.Duration) error {
 	for _, dir := range []string{c.partDir(), c.refDir()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			return bytes, err
+			return err
 		}
 		for _, e := range entries {
-			// Named for a moment only; a minute is none.
 			fi, err := e.Info()
-			if err != nil || !strings.HasPrefix(e.Name(), scratchPrefix) || now.Sub(fi.ModTime()) < time.Minute {
+			if err != nil || !strings.HasPrefix(e.Name(), scratchPrefix) || time.Since(fi.ModTime()) < age {
 				continue
 			}
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !isMissing(err) {
-				return bytes, err
+				return err
 			}
 		}
 	}
-	return bytes, nil
+	return nil
 }

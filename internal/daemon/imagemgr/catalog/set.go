@@ -399,7 +399,7 @@ func (s *Set) keep(src *source, data, sig []byte) error {
 	if err := os.MkdirAll(s.o.Dir, 0o700); err != nil {
 		return err
 	}
-	fresh := s.file(src) + ".new"
+	fresh := s.file(src) + freshSuffix
 	f, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -412,6 +412,23 @@ func (s *Set) keep(src *source, data, sig []byte) error {
 		return err
 	}
 	return os.Rename(fresh, s.file(src))
+}
+
+// freshSuffix ends the names of files that are being written.
+const freshSuffix = ".new"
+
+// Tidy removes what a crash left half written. Nobody uses the Set yet.
+func (s *Set) Tidy() error {
+	entries, err := os.ReadDir(s.o.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), freshSuffix) {
+			err = errors.Join(err, os.Remove(filepath.Join(s.o.Dir, e.Name())))
+		}
+	}
+	return err
 }
 
 // lastSeen reads what keep has written, and believes it no more than what is fetched.
