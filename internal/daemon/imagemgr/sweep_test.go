@@ -10,13 +10,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -28,6 +26,7 @@ import (
 	"banger/internal/daemon/imagemgr/bundle"
 	"banger/internal/daemon/imagemgr/catalog"
 	"banger/internal/daemon/imagemgr/ocitest"
+	"banger/internal/daemon/steps/stepstest"
 	"banger/internal/model"
 	"banger/internal/paths"
 	"banger/internal/store"
@@ -487,17 +486,6 @@ func (at foundState) legal(t *testing.T, before, after foundState) {
 	}
 }
 
-// sampled says whether the next point is tried: each one, but for SWEEP_SAMPLE, which is
-// "SEED/N" and takes one of N by chance.
-var sampled = sync.OnceValue(func() func() bool {
-	var seed, n uint64
-	if _, err := fmt.Sscanf(os.Getenv("SWEEP_SAMPLE"), "%d/%d", &seed, &n); err != nil || n < 1 {
-		return func() bool { return true }
-	}
-	chance := rand.New(rand.NewPCG(seed, n))
-	return func() bool { return chance.Uint64N(n) == 0 }
-})
-
 // Each step of each verb that publishes something fails, before and after it is done, and
 // the process is killed there. What the next daemon finds is the old or the new of each
 // image and file, and nothing else; and the verb can be done again.
@@ -533,7 +521,7 @@ func (v sweptVerb) sweep(t *testing.T, name string) {
 	}
 	for at, point := range points {
 		for _, kill := range []bool{false, true} {
-			if !sampled()() {
+			if !stepstest.Sampled() {
 				continue
 			}
 			how := map[bool]string{false: "fails", true: "dies"}[kill]
