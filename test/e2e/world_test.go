@@ -293,7 +293,7 @@ func (w *world) hardware(t *testing.T) bool {
 	w.decode(t, &checks, "doctor", "--json")
 	for _, c := range checks {
 		if c.Name == "accelerator" {
-			return c.Status == "ok"
+			return c.Status == "pass"
 		}
 	}
 	t.Fatal("doctor says nothing of the accelerator")
