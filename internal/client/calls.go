@@ -173,6 +173,21 @@ func (c *Client) PromoteImage(ctx context.Context, req *bangerv1.PromoteRequest)
 	return call(ctx, c.images.Promote, req)
 }
 
+// PrepareBuild checks a build, and says where to build.
+func (c *Client) PrepareBuild(ctx context.Context, req *bangerv1.PrepareBuildRequest) (*bangerv1.BuildPlan, error) {
+	return call(ctx, c.images.PrepareBuild, req)
+}
+
+// SendImage starts to write an image into a VM.
+func (c *Client) SendImage(ctx context.Context, req *bangerv1.SendImageRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.images.SendImage, req)
+}
+
+// FinishBuild starts to make an image of an archive in a VM.
+func (c *Client) FinishBuild(ctx context.Context, req *bangerv1.FinishBuildRequest) (*bangerv1.Operation, error) {
+	return call(ctx, c.images.FinishBuild, req)
+}
+
 // PruneImages removes images that no VM uses, and returns those.
 func (c *Client) PruneImages(ctx context.Context, req *bangerv1.PruneImagesRequest) (*bangerv1.PrunedImages, error) {
 	return call(ctx, c.images.Prune, req)

@@ -74,6 +74,13 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	useDisk := func(ctx context.Context, ref, action string, use func(context.Context, model.VM, model.Image, func(context.Context, *os.File) error) error) error {
 		return vms.UseDisk(ctx, ref, action, use)
 	}
+	openRunning := func(ctx context.Context, ref string, req guest.Request) (net.Conn, error) {
+		id, err := vms.CheckRunning(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		return vms.OpenAgent(ctx, id, req)
+	}
 	caps := newCapabilities(d.opts, conf, db, nets, open, displayName(db), d.log)
 	d.closeLater(caps.close)
 
@@ -84,7 +91,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	}
 	images := imagemgr.New(imagemgr.Deps{
 		Store: db, Layout: layout, AgentPath: d.opts.AgentPath, Log: d.log, Ops: ops,
-		DiskBytes: conf.VM.Disk.Bytes(), Sources: sources, UseDisk: useDisk, Faults: d.opts.faults,
+		DiskBytes: conf.VM.Disk.Bytes(), Sources: sources, UseDisk: useDisk, OpenAgent: openRunning, Faults: d.opts.faults,
 	})
 	d.closeLater(func(context.Context) error { return images.Close() })
 

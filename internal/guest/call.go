@@ -28,10 +28,16 @@ func Call(ctx context.Context, conn net.Conn, r Request) (Control, error) {
 // guest ends pack's writer early and is the one that is returned.
 func SendTar(ctx context.Context, conn net.Conn, r Request, pack func(io.Writer) error) error {
 	defer guard(ctx, conn)()
-	w := NewFrameWriter(conn)
-	if err := w.Request(r); err != nil {
+	if err := NewFrameWriter(conn).Request(r); err != nil {
 		return lost(ctx, err)
 	}
+	return FeedTar(ctx, conn, pack)
+}
+
+// FeedTar is SendTar where the request was sent already.
+func FeedTar(ctx context.Context, conn net.Conn, pack func(io.Writer) error) error {
+	defer guard(ctx, conn)()
+	w := NewFrameWriter(conn)
 	var answer sync.WaitGroup
 	var answerErr error
 	answered := make(chan struct{})
@@ -66,6 +72,12 @@ func RecvTar(ctx context.Context, conn net.Conn, r Request, w io.Writer) error {
 	if err := NewFrameWriter(conn).Request(r); err != nil {
 		return lost(ctx, err)
 	}
+	return FollowTar(ctx, conn, w)
+}
+
+// FollowTar is RecvTar where the request was sent already.
+func FollowTar(ctx context.Context, conn net.Conn, w io.Writer) error {
+	defer guard(ctx, conn)()
 	_, err := await(ctx, NewFrameReader(conn), w)
 	return err
 }

@@ -2715,6 +2715,262 @@ func (x *PromoteRequest) GetForce() bool {
 	return false
 }
 
+type PrepareBuildRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`   // what the image is to be called, one at least
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`  // take names from images that were not built
+	Images        []string               `protobuf:"bytes,3,rep,name=images,proto3" json:"images,omitempty"` // names of images that the build uses
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareBuildRequest) Reset() {
+	*x = PrepareBuildRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareBuildRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareBuildRequest) ProtoMessage() {}
+
+func (x *PrepareBuildRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareBuildRequest.ProtoReflect.Descriptor instead.
+func (*PrepareBuildRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PrepareBuildRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *PrepareBuildRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *PrepareBuildRequest) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+type BuildPlan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`                           // for the VM to build in
+	Registries    string                 `protobuf:"bytes,2,opt,name=registries,proto3" json:"registries,omitempty"`                 // registries.conf as of containers-registries.conf(5), version 2, as images are pulled here
+	DiskBytes     int64                  `protobuf:"varint,3,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"` // of the VM's disk, if nothing else is asked for
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildPlan) Reset() {
+	*x = BuildPlan{}
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildPlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildPlan) ProtoMessage() {}
+
+func (x *BuildPlan) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildPlan.ProtoReflect.Descriptor instead.
+func (*BuildPlan) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *BuildPlan) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *BuildPlan) GetRegistries() string {
+	if x != nil {
+		return x.Registries
+	}
+	return ""
+}
+
+func (x *BuildPlan) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+type SendImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // of the image
+	Vm            string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`     // a ref
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"` // absolute, of a file in the VM
+	As            string                 `protobuf:"bytes,4,opt,name=as,proto3" json:"as,omitempty"`     // what the image is called in the archive: NAME:TAG
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendImageRequest) Reset() {
+	*x = SendImageRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendImageRequest) ProtoMessage() {}
+
+func (x *SendImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendImageRequest.ProtoReflect.Descriptor instead.
+func (*SendImageRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *SendImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SendImageRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *SendImageRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *SendImageRequest) GetAs() string {
+	if x != nil {
+		return x.As
+	}
+	return ""
+}
+
+type FinishBuildRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`       // a ref
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`   // absolute, of the archive in the VM
+	Names         []string               `protobuf:"bytes,3,rep,name=names,proto3" json:"names,omitempty"` // as in PrepareBuildRequest
+	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishBuildRequest) Reset() {
+	*x = FinishBuildRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishBuildRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishBuildRequest) ProtoMessage() {}
+
+func (x *FinishBuildRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishBuildRequest.ProtoReflect.Descriptor instead.
+func (*FinishBuildRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *FinishBuildRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *FinishBuildRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *FinishBuildRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *FinishBuildRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type PruneImagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	All           bool                   `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`                     // managed ones with a name too; otherwise those that were replaced
@@ -2725,7 +2981,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2993,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +3006,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PruneImagesRequest) GetAll() bool {
@@ -2777,7 +3033,7 @@ type PrunedImages struct {
 
 func (x *PrunedImages) Reset() {
 	*x = PrunedImages{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2789,7 +3045,7 @@ func (x *PrunedImages) String() string {
 func (*PrunedImages) ProtoMessage() {}
 
 func (x *PrunedImages) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2802,7 +3058,7 @@ func (x *PrunedImages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunedImages.ProtoReflect.Descriptor instead.
 func (*PrunedImages) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PrunedImages) GetImages() []*Image {
@@ -2848,7 +3104,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2860,7 +3116,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2873,7 +3129,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Image) GetId() string {
@@ -3034,7 +3290,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3046,7 +3302,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3059,7 +3315,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ImageLayer) GetDigest() string {
@@ -3085,7 +3341,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3353,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3366,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -3129,7 +3385,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3141,7 +3397,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3154,7 +3410,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *KernelRef) GetName() string {
@@ -3179,7 +3435,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3191,7 +3447,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3204,7 +3460,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -3260,7 +3516,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3272,7 +3528,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3285,7 +3541,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Kernel) GetId() string {
@@ -3367,7 +3623,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3379,7 +3635,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3392,7 +3648,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -3411,7 +3667,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3423,7 +3679,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3436,7 +3692,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -3456,7 +3712,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[46]
+	mi := &file_bangerv1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3468,7 +3724,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[46]
+	mi := &file_bangerv1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3481,7 +3737,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Network) GetName() string {
@@ -3507,7 +3763,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[47]
+	mi := &file_bangerv1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3519,7 +3775,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[47]
+	mi := &file_bangerv1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3532,7 +3788,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -3551,7 +3807,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[48]
+	mi := &file_bangerv1_banger_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3563,7 +3819,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[48]
+	mi := &file_bangerv1_banger_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3576,7 +3832,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{48}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *OperationRef) GetId() string {
@@ -3603,7 +3859,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[49]
+	mi := &file_bangerv1_banger_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3615,7 +3871,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[49]
+	mi := &file_bangerv1_banger_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3628,7 +3884,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{49}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Operation) GetId() string {
@@ -3709,7 +3965,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[50]
+	mi := &file_bangerv1_banger_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3721,7 +3977,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[50]
+	mi := &file_bangerv1_banger_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3734,7 +3990,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{50}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Stage) GetName() string {
@@ -3795,7 +4051,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[51]
+	mi := &file_bangerv1_banger_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3807,7 +4063,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[51]
+	mi := &file_bangerv1_banger_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3820,7 +4076,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{51}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -3844,7 +4100,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[52]
+	mi := &file_bangerv1_banger_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3856,7 +4112,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[52]
+	mi := &file_bangerv1_banger_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3869,7 +4125,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{52}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -4165,6 +4421,27 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"Y\n" +
+	"\x13PrepareBuildRequest\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x12\x16\n" +
+	"\x06images\x18\x03 \x03(\tR\x06images\"`\n" +
+	"\tBuildPlan\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x1e\n" +
+	"\n" +
+	"registries\x18\x02 \x01(\tR\n" +
+	"registries\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x03 \x01(\x03R\tdiskBytes\"Z\n" +
+	"\x10SendImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x0e\n" +
+	"\x02as\x18\x04 \x01(\tR\x02as\"d\n" +
+	"\x12FinishBuildRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
+	"\x05names\x18\x03 \x03(\tR\x05names\x12\x14\n" +
 	"\x05force\x18\x04 \x01(\bR\x05force\"?\n" +
 	"\x12PruneImagesRequest\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\x12\x17\n" +
@@ -4294,7 +4571,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
 	"\vPortService\x123\n" +
 	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
-	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\xbc\x06\n" +
+	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\x86\b\n" +
 	"\fImageService\x124\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x14.banger.v1.ImageList\x12,\n" +
 	"\x03Get\x12\x13.banger.v1.ImageRef\x1a\x10.banger.v1.Image\x124\n" +
@@ -4305,7 +4582,10 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04Save\x12\x1b.banger.v1.SaveImageRequest\x1a\x14.banger.v1.Operation\x12:\n" +
 	"\x04Load\x12\x1c.banger.v1.LoadImagesRequest\x1a\x14.banger.v1.Operation\x129\n" +
 	"\x04Push\x12\x1b.banger.v1.PushImageRequest\x1a\x14.banger.v1.Operation\x12:\n" +
-	"\aPromote\x12\x19.banger.v1.PromoteRequest\x1a\x14.banger.v1.Operation\x12?\n" +
+	"\aPromote\x12\x19.banger.v1.PromoteRequest\x1a\x14.banger.v1.Operation\x12D\n" +
+	"\fPrepareBuild\x12\x1e.banger.v1.PrepareBuildRequest\x1a\x14.banger.v1.BuildPlan\x12>\n" +
+	"\tSendImage\x12\x1b.banger.v1.SendImageRequest\x1a\x14.banger.v1.Operation\x12B\n" +
+	"\vFinishBuild\x12\x1d.banger.v1.FinishBuildRequest\x1a\x14.banger.v1.Operation\x12?\n" +
 	"\x05Prune\x12\x1d.banger.v1.PruneImagesRequest\x1a\x17.banger.v1.PrunedImages\x12:\n" +
 	"\tListCache\x12\x16.banger.v1.ListRequest\x1a\x15.banger.v1.ImageCache\x12A\n" +
 	"\n" +
@@ -4341,7 +4621,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: banger.v1.Empty
 	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
@@ -4379,61 +4659,65 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*LoadImagesRequest)(nil),     // 33: banger.v1.LoadImagesRequest
 	(*PushImageRequest)(nil),      // 34: banger.v1.PushImageRequest
 	(*PromoteRequest)(nil),        // 35: banger.v1.PromoteRequest
-	(*PruneImagesRequest)(nil),    // 36: banger.v1.PruneImagesRequest
-	(*PrunedImages)(nil),          // 37: banger.v1.PrunedImages
-	(*Image)(nil),                 // 38: banger.v1.Image
-	(*ImageLayer)(nil),            // 39: banger.v1.ImageLayer
-	(*ImageList)(nil),             // 40: banger.v1.ImageList
-	(*KernelRef)(nil),             // 41: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 42: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 43: banger.v1.Kernel
-	(*KernelList)(nil),            // 44: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 45: banger.v1.NetworkRef
-	(*Network)(nil),               // 46: banger.v1.Network
-	(*NetworkList)(nil),           // 47: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 48: banger.v1.OperationRef
-	(*Operation)(nil),             // 49: banger.v1.Operation
-	(*Stage)(nil),                 // 50: banger.v1.Stage
-	(*OperationList)(nil),         // 51: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 52: banger.v1.ErrorDetail
-	nil,                           // 53: banger.v1.ImageConfig.LabelsEntry
-	nil,                           // 54: banger.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 55: google.protobuf.Timestamp
+	(*PrepareBuildRequest)(nil),   // 36: banger.v1.PrepareBuildRequest
+	(*BuildPlan)(nil),             // 37: banger.v1.BuildPlan
+	(*SendImageRequest)(nil),      // 38: banger.v1.SendImageRequest
+	(*FinishBuildRequest)(nil),    // 39: banger.v1.FinishBuildRequest
+	(*PruneImagesRequest)(nil),    // 40: banger.v1.PruneImagesRequest
+	(*PrunedImages)(nil),          // 41: banger.v1.PrunedImages
+	(*Image)(nil),                 // 42: banger.v1.Image
+	(*ImageLayer)(nil),            // 43: banger.v1.ImageLayer
+	(*ImageList)(nil),             // 44: banger.v1.ImageList
+	(*KernelRef)(nil),             // 45: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),   // 46: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                // 47: banger.v1.Kernel
+	(*KernelList)(nil),            // 48: banger.v1.KernelList
+	(*NetworkRef)(nil),            // 49: banger.v1.NetworkRef
+	(*Network)(nil),               // 50: banger.v1.Network
+	(*NetworkList)(nil),           // 51: banger.v1.NetworkList
+	(*OperationRef)(nil),          // 52: banger.v1.OperationRef
+	(*Operation)(nil),             // 53: banger.v1.Operation
+	(*Stage)(nil),                 // 54: banger.v1.Stage
+	(*OperationList)(nil),         // 55: banger.v1.OperationList
+	(*ErrorDetail)(nil),           // 56: banger.v1.ErrorDetail
+	nil,                           // 57: banger.v1.ImageConfig.LabelsEntry
+	nil,                           // 58: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 59: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	55, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	59, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	55, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	55, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	59, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	59, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
 	19, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
-	53, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	55, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	55, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	57, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	59, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	59, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
 	21, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
 	21, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
 	18, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
 	26, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
-	55, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	59, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
 	28, // 17: banger.v1.CatalogOffers.offers:type_name -> banger.v1.CatalogOffer
-	38, // 18: banger.v1.PrunedImages.images:type_name -> banger.v1.Image
-	55, // 19: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	54, // 20: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
-	39, // 21: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
-	38, // 22: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	55, // 23: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	43, // 24: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	46, // 25: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	50, // 26: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	52, // 27: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	55, // 28: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	55, // 29: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	55, // 30: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	55, // 31: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	49, // 32: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	42, // 18: banger.v1.PrunedImages.images:type_name -> banger.v1.Image
+	59, // 19: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	58, // 20: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	43, // 21: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	42, // 22: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	59, // 23: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	47, // 24: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	50, // 25: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	54, // 26: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	56, // 27: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	59, // 28: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	59, // 29: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	59, // 30: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	59, // 31: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	53, // 32: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
 	2,  // 33: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
 	5,  // 34: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
 	8,  // 35: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
@@ -4461,71 +4745,77 @@ var file_bangerv1_banger_proto_depIdxs = []int32{
 	33, // 57: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
 	34, // 58: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
 	35, // 59: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteRequest
-	36, // 60: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
-	1,  // 61: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
-	29, // 62: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
-	1,  // 63: banger.v1.ImageService.ListCatalog:input_type -> banger.v1.ListRequest
-	1,  // 64: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	41, // 65: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	24, // 66: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	42, // 67: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	41, // 68: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 69: banger.v1.KernelService.ListCatalog:input_type -> banger.v1.ListRequest
-	1,  // 70: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	45, // 71: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	45, // 72: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	45, // 73: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 74: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	48, // 75: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	48, // 76: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	48, // 77: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 78: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 79: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	49, // 80: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	49, // 81: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	49, // 82: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	49, // 83: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	49, // 84: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	49, // 85: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	22, // 86: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 87: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 88: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	49, // 89: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 90: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	20, // 91: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 92: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 93: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 94: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	40, // 95: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	38, // 96: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	49, // 97: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	38, // 98: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 99: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	38, // 100: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	49, // 101: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
-	49, // 102: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
-	49, // 103: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
-	49, // 104: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
-	37, // 105: banger.v1.ImageService.Prune:output_type -> banger.v1.PrunedImages
-	25, // 106: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
-	25, // 107: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
-	27, // 108: banger.v1.ImageService.ListCatalog:output_type -> banger.v1.CatalogOffers
-	44, // 109: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	43, // 110: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	49, // 111: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	49, // 112: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 113: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	27, // 114: banger.v1.KernelService.ListCatalog:output_type -> banger.v1.CatalogOffers
-	47, // 115: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	46, // 116: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	46, // 117: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 118: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	51, // 119: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	49, // 120: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	49, // 121: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	49, // 122: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	78, // [78:123] is the sub-list for method output_type
-	33, // [33:78] is the sub-list for method input_type
+	36, // 60: banger.v1.ImageService.PrepareBuild:input_type -> banger.v1.PrepareBuildRequest
+	38, // 61: banger.v1.ImageService.SendImage:input_type -> banger.v1.SendImageRequest
+	39, // 62: banger.v1.ImageService.FinishBuild:input_type -> banger.v1.FinishBuildRequest
+	40, // 63: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
+	1,  // 64: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	29, // 65: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 66: banger.v1.ImageService.ListCatalog:input_type -> banger.v1.ListRequest
+	1,  // 67: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	45, // 68: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	24, // 69: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	46, // 70: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	45, // 71: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 72: banger.v1.KernelService.ListCatalog:input_type -> banger.v1.ListRequest
+	1,  // 73: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	49, // 74: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	49, // 75: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	49, // 76: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	1,  // 77: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	52, // 78: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	52, // 79: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	52, // 80: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 81: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 82: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	53, // 83: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	53, // 84: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	53, // 85: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	53, // 86: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	53, // 87: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	53, // 88: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	22, // 89: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 90: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 91: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	53, // 92: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 93: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	20, // 94: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 95: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 96: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 97: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	44, // 98: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	42, // 99: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	53, // 100: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	42, // 101: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 102: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	42, // 103: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	53, // 104: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
+	53, // 105: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
+	53, // 106: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
+	53, // 107: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
+	37, // 108: banger.v1.ImageService.PrepareBuild:output_type -> banger.v1.BuildPlan
+	53, // 109: banger.v1.ImageService.SendImage:output_type -> banger.v1.Operation
+	53, // 110: banger.v1.ImageService.FinishBuild:output_type -> banger.v1.Operation
+	41, // 111: banger.v1.ImageService.Prune:output_type -> banger.v1.PrunedImages
+	25, // 112: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	25, // 113: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	27, // 114: banger.v1.ImageService.ListCatalog:output_type -> banger.v1.CatalogOffers
+	48, // 115: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	47, // 116: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	53, // 117: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	53, // 118: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 119: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	27, // 120: banger.v1.KernelService.ListCatalog:output_type -> banger.v1.CatalogOffers
+	51, // 121: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	50, // 122: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	50, // 123: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 124: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	55, // 125: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	53, // 126: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	53, // 127: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	53, // 128: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	81, // [81:129] is the sub-list for method output_type
+	33, // [33:81] is the sub-list for method input_type
 	33, // [33:33] is the sub-list for extension type_name
 	33, // [33:33] is the sub-list for extension extendee
 	0,  // [0:33] is the sub-list for field type_name
@@ -4546,7 +4836,7 @@ func file_bangerv1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   55,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -25,16 +25,7 @@ import (
 // pullRef makes an image of the layers that a reference leads to. Where the plan only
 // looks and that is what is here already, nothing is made.
 func (s *Service) pullRef(ctx context.Context, pl plan, p model.Progress) (model.Image, error) {
-	p.Stage("resolve")
-	var img *oci.Image
-	err := s.step("resolve", func() (err error) {
-		img, err = oci.Resolve(ctx, *pl.ref, oci.Options{
-			Cache: s.cache, Platform: pl.platform, Insecure: pl.Insecure, Mirrors: s.Sources.Mirrors, Keychain: s.Sources.Keychain,
-			UserAgent: s.Sources.UserAgent, Transport: s.Sources.Transport, Sockets: s.Sources.Sockets,
-			Limits: s.Sources.Layers, Retry: s.Sources.Retry,
-		})
-		return err
-	})
+	img, err := s.resolve(ctx, pl, p)
 	if img != nil {
 		defer func() { _ = img.Close() }() // all that was read of it was checked
 	}
@@ -52,9 +43,30 @@ func (s *Service) pullRef(ctx context.Context, pl plan, p model.Progress) (model
 			return model.Image{}, taken(pl.name)
 		}
 	}
-	return s.assembleImage(ctx, pl.name, p, func(dir string) (madeImage, error) {
+	return s.makeOfLayers(ctx, pl, img, p, s.put)
+}
+
+// resolve finds out what a plan's reference leads to.
+func (s *Service) resolve(ctx context.Context, pl plan, p model.Progress) (img *oci.Image, err error) {
+	p.Stage("resolve")
+	err = s.step("resolve", func() (err error) {
+		img, err = oci.Resolve(ctx, *pl.ref, oci.Options{
+			Cache: s.cache, Platform: pl.platform, Insecure: pl.Insecure, Mirrors: s.Sources.Mirrors, Keychain: s.Sources.Keychain,
+			UserAgent: s.Sources.UserAgent, Transport: s.Sources.Transport, Sockets: s.Sources.Sockets,
+			Limits: s.Sources.Layers, Retry: s.Sources.Retry,
+		})
+		return err
+	})
+	return img, err
+}
+
+// makeOfLayers makes and publishes the image that a plan's reference led to; put is as with
+// publishImage.
+func (s *Service) makeOfLayers(ctx context.Context, pl plan, img *oci.Image, p model.Progress, put func(context.Context, *model.Image) error) (model.Image, error) {
+	return s.assembleImage(ctx, pl.name, p, put, func(dir string) (madeImage, error) {
 		made := madeImage{
-			path: filepath.Join(dir, paths.RootfsFile), config: configOf(img, pl.platform), digest: string(img.Digest), source: pl.ref.String(),
+			path: filepath.Join(dir, paths.RootfsFile), config: configOf(img, pl.platform), digest: string(img.Digest),
+			source: cmp.Or(pl.source, pl.ref.String()),
 		}
 		for _, l := range img.Layers {
 			made.layers = append(made.layers, model.ImageLayer{Digest: string(l.Digest), SizeBytes: l.Size})

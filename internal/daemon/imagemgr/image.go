@@ -124,7 +124,10 @@ func remake(i model.Image) string {
 		}
 		return "banger image pull --force " + i.Name
 	}
-	_, named, _ := suiteOf(i.Name)
+	if i.Source == fromBuild {
+		return "banger image build -t " + i.Name + " …"
+	}
+	named := saysWhat(i.Name)
 	ref, err := oci.Parse(i.Source)
 	switch elsewhere := err == nil && ref.String() == i.Source; {
 	case named, elsewhere && imageNameOf(ref) == i.Name:
@@ -173,13 +176,17 @@ func (s *Service) pullImage(ctx context.Context, pl plan, p model.Progress) (mod
 	case pl.offer != "":
 		return s.pullOffer(ctx, pl, p)
 	}
-	return s.assembleImage(ctx, pl.name, p, func(dir string) (madeImage, error) {
+	return s.assembleImage(ctx, pl.name, p, s.put, func(dir string) (madeImage, error) {
 		return s.makeImage(ctx, *pl.debian, dir, p)
 	})
 }
 
-// assembleImage has an image made in a staging directory, and publishes it.
-func (s *Service) assembleImage(ctx context.Context, name string, p model.Progress, make func(dir string) (madeImage, error)) (model.Image, error) {
+// put puts the row of an image, whatever has its name.
+func (s *Service) put(ctx context.Context, i *model.Image) error { return s.Store.PutImage(ctx, *i) }
+
+// assembleImage has an image made in a staging directory, and publishes it; put is as with
+// publishImage.
+func (s *Service) assembleImage(ctx context.Context, name string, p model.Progress, put func(context.Context, *model.Image) error, make func(dir string) (madeImage, error)) (model.Image, error) {
 	dir, remove, err := s.stage(s.Layout.Images())
 	if err != nil {
 		return model.Image{}, err
@@ -200,7 +207,7 @@ func (s *Service) assembleImage(ctx context.Context, name string, p model.Progre
 			}
 			i.KernelID = k.ID
 		}
-		return s.Store.PutImage(ctx, *i)
+		return put(ctx, i)
 	})
 }
 

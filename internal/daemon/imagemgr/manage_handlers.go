@@ -17,6 +17,8 @@ const (
 	opImageLoad = "image.load"
 	opImagePush = "image.push"
 	opPromote   = "image.promote"
+	opSendImage = "image.send"
+	opBuild     = "image.build"
 )
 
 // Tag implements ImageService.
@@ -72,6 +74,39 @@ func (h ImageHandlers) Promote(_ context.Context, req *connect.Request[bangerv1.
 	return connect.NewResponse(h.s.Ops.Begin(opPromote, o.Name, func(ctx context.Context, p model.Progress) (string, error) {
 		i, err := h.s.Promote(ctx, o, p)
 		return i.ID, err
+	})), nil
+}
+
+// PrepareBuild implements ImageService.
+func (h ImageHandlers) PrepareBuild(ctx context.Context, req *connect.Request[bangerv1.PrepareBuildRequest]) (*connect.Response[bangerv1.BuildPlan], error) {
+	plan, err := h.s.PrepareBuild(ctx, Build{Names: req.Msg.Names, Force: req.Msg.Force, Images: req.Msg.Images})
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	return connect.NewResponse(&bangerv1.BuildPlan{Image: plan.Image, Registries: plan.Registries, DiskBytes: plan.DiskBytes}), nil
+}
+
+// SendImage implements ImageService.
+func (h ImageHandlers) SendImage(_ context.Context, req *connect.Request[bangerv1.SendImageRequest]) (*connect.Response[bangerv1.Operation], error) {
+	o := SendImage{Name: req.Msg.Name, VM: req.Msg.Vm, Path: req.Msg.Path, As: req.Msg.As}
+	if err := o.check(); err != nil {
+		return nil, api.ToConnect(err)
+	}
+	return connect.NewResponse(h.s.Ops.Begin(opSendImage, o.Name, func(ctx context.Context, p model.Progress) (string, error) {
+		return "", h.s.Send(ctx, o, p)
+	})), nil
+}
+
+// FinishBuild implements ImageService. The operation's result is the image's names, one a
+// line.
+func (h ImageHandlers) FinishBuild(_ context.Context, req *connect.Request[bangerv1.FinishBuildRequest]) (*connect.Response[bangerv1.Operation], error) {
+	o := Built{VM: req.Msg.Vm, Path: req.Msg.Path, Names: req.Msg.Names, Force: req.Msg.Force}
+	if err := o.check(); err != nil {
+		return nil, api.ToConnect(err)
+	}
+	return connect.NewResponse(h.s.Ops.Begin(opBuild, o.Names[0], func(ctx context.Context, p model.Progress) (string, error) {
+		names, err := h.s.FinishBuild(ctx, o, p)
+		return strings.Join(names, "\n"), err
 	})), nil
 }
 

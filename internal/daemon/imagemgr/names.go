@@ -37,13 +37,23 @@ const catalogPrefix = "catalog:"
 // say that one has it.
 func offered(name string) (string, bool) { return strings.CutPrefix(name, catalogPrefix) }
 
+// saysWhat reports whether the name of an image says what it is made from.
+func saysWhat(name string) bool {
+	_, debians, _ := suiteOf(name)
+	_, catalogs := offered(name)
+	return debians || catalogs || isBuilder(name)
+}
+
 // ownName refuses a name for something of the user's that says what to pull.
 func ownName(kind, name string) error {
-	if _, known := offered(name); known && kind == "image" {
+	if _, catalogs := offered(name); catalogs {
+		if kind != "image" {
+			return nil
+		}
 		return errdefs.Invalid("image name %q is taken: it means what a catalog has", name).
 			WithHint("choose another name; Docker's image of that name is docker.io/library/%s", name)
 	}
-	if _, known, _ := suiteOf(name); known {
+	if saysWhat(name) {
 		return errdefs.Invalid("%s name %q is taken: it means what is made from Debian packages", kind, name).
 			WithHint("choose another name")
 	}

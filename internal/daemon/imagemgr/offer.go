@@ -40,7 +40,7 @@ func (s *Service) pullOffer(ctx context.Context, pl plan, p model.Progress) (mod
 		}
 	}
 	defer s.cache.Pin(found.Digest)()
-	return s.assembleImage(ctx, pl.name, p, func(dir string) (madeImage, error) {
+	return s.assembleImage(ctx, pl.name, p, s.put, func(dir string) (madeImage, error) {
 		made := madeImage{
 			path: filepath.Join(dir, paths.RootfsFile), digest: string(found.Digest), source: offerSource(found), kernel: found.Kernel,
 		}

@@ -40,8 +40,9 @@ type plan struct {
 	ref    *oci.Reference
 
 	platform oci.Platform
-	look     bool // find out whether it has changed where it comes from
-	gentle   bool // leave another image alone that has the name
+	source   string // of the image, for people; empty: the reference
+	look     bool   // find out whether it has changed where it comes from
+	gentle   bool   // leave another image alone that has the name
 }
 
 // known reports whether the plan says what to make the image from.
@@ -95,6 +96,10 @@ func (s *Service) plan(p Pull) (plan, error) {
 	case isOffered:
 		pl.offer = offer
 		err = p.checkOffer(offer)
+	case p.From == builderImage():
+		pl.debian = &recipe{"", slices.Concat(builderPackages, p.Include)}
+		err = p.checkDebian()
+	case isBuilder(p.From): // of another version, which nobody can make here
 	default:
 		err = s.planRef(&pl)
 	}
@@ -187,9 +192,7 @@ func imageNameOf(ref oci.Reference) string {
 		return name
 	}
 	name := short(ref.Familiar())
-	_, debians, _ := suiteOf(name)
-	_, catalogs := offered(name)
-	if debians || catalogs {
+	if saysWhat(name) {
 		return short(ref.String())
 	}
 	return name

@@ -76,17 +76,21 @@ func (s *Service) saveLayers(ctx context.Context, i model.Image, o SaveImage, p 
 	if ref.Kind != oci.Layout && ref.Tag == "" {
 		ref.Tag = nameElsewhere(i.Name)
 	}
+	p.Stage("write")
+	return s.saveTo(ctx, i, ref, o.Force, p)
+}
+
+func (s *Service) saveTo(ctx context.Context, i model.Image, ref oci.Reference, replace bool, p model.Progress) (string, error) {
 	options, err := s.written(i, p)
 	if err != nil {
 		return "", err
 	}
-	target, end, err := s.target(o.Force)
+	target, end, err := s.target(replace)
 	if err != nil {
 		return "", err
 	}
 	defer end()
 	options.Target = target
-	p.Stage("write")
 	var saved *ociwrite.Image
 	err = withRootfs(i, func(_ *os.File, fsys *ext4.FS) error {
 		return s.step("write", func() (err error) { saved, err = ociwrite.Save(ctx, fsys, ref, options); return err })
@@ -117,8 +121,7 @@ func saveError(err error, path string) error {
 // or mean something else by it.
 func nameElsewhere(name string) string {
 	ref, err := oci.Parse(name)
-	_, debians, _ := suiteOf(name)
-	if _, catalogs := offered(name); debians || catalogs || err != nil || ref.Kind != oci.Registry || ref.Digest != "" {
+	if saysWhat(name) || err != nil || ref.Kind != oci.Registry || ref.Digest != "" {
 		return ""
 	}
 	return ref.Familiar()

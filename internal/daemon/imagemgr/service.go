@@ -70,6 +70,7 @@ type Deps struct {
 	Sources   Sources
 	Ops       Operations
 	UseDisk   UseDisk // of a VM
+	OpenAgent OpenAgent
 	Log       *slog.Logger
 	// Faults is a seam for tests; see steps.Runner.
 	Faults func(step string, done bool) error

@@ -108,6 +108,14 @@ const (
 	ImageServicePushProcedure = "/banger.v1.ImageService/Push"
 	// ImageServicePromoteProcedure is the fully-qualified name of the ImageService's Promote RPC.
 	ImageServicePromoteProcedure = "/banger.v1.ImageService/Promote"
+	// ImageServicePrepareBuildProcedure is the fully-qualified name of the ImageService's PrepareBuild
+	// RPC.
+	ImageServicePrepareBuildProcedure = "/banger.v1.ImageService/PrepareBuild"
+	// ImageServiceSendImageProcedure is the fully-qualified name of the ImageService's SendImage RPC.
+	ImageServiceSendImageProcedure = "/banger.v1.ImageService/SendImage"
+	// ImageServiceFinishBuildProcedure is the fully-qualified name of the ImageService's FinishBuild
+	// RPC.
+	ImageServiceFinishBuildProcedure = "/banger.v1.ImageService/FinishBuild"
 	// ImageServicePruneProcedure is the fully-qualified name of the ImageService's Prune RPC.
 	ImageServicePruneProcedure = "/banger.v1.ImageService/Prune"
 	// ImageServiceListCacheProcedure is the fully-qualified name of the ImageService's ListCache RPC.
@@ -773,6 +781,14 @@ type ImageServiceClient interface {
 	// Promote makes a managed image of a copy of a stopped VM's disk, or of a registered
 	// image's file; result: its id.
 	Promote(context.Context, *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error)
+	// PrepareBuild checks what the build of a Dockerfile is to end in and what it takes of
+	// the images here, and says what to build in. It changes nothing.
+	PrepareBuild(context.Context, *connect.Request[bangerv1.PrepareBuildRequest]) (*connect.Response[bangerv1.BuildPlan], error)
+	// SendImage writes an image into a running VM, as an archive of an OCI layout.
+	SendImage(context.Context, *connect.Request[bangerv1.SendImageRequest]) (*connect.Response[bangerv1.Operation], error)
+	// FinishBuild makes an image of an archive of an OCI layout in a running VM; result: its
+	// names, one a line.
+	FinishBuild(context.Context, *connect.Request[bangerv1.FinishBuildRequest]) (*connect.Response[bangerv1.Operation], error)
 	// Prune removes images that no VM uses, and answers with what that was.
 	Prune(context.Context, *connect.Request[bangerv1.PruneImagesRequest]) (*connect.Response[bangerv1.PrunedImages], error)
 	// ListCache says what was fetched of images and is kept.
@@ -854,6 +870,24 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Promote")),
 			connect.WithClientOptions(opts...),
 		),
+		prepareBuild: connect.NewClient[bangerv1.PrepareBuildRequest, bangerv1.BuildPlan](
+			httpClient,
+			baseURL+ImageServicePrepareBuildProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("PrepareBuild")),
+			connect.WithClientOptions(opts...),
+		),
+		sendImage: connect.NewClient[bangerv1.SendImageRequest, bangerv1.Operation](
+			httpClient,
+			baseURL+ImageServiceSendImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("SendImage")),
+			connect.WithClientOptions(opts...),
+		),
+		finishBuild: connect.NewClient[bangerv1.FinishBuildRequest, bangerv1.Operation](
+			httpClient,
+			baseURL+ImageServiceFinishBuildProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("FinishBuild")),
+			connect.WithClientOptions(opts...),
+		),
 		prune: connect.NewClient[bangerv1.PruneImagesRequest, bangerv1.PrunedImages](
 			httpClient,
 			baseURL+ImageServicePruneProcedure,
@@ -883,20 +917,23 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // imageServiceClient implements ImageServiceClient.
 type imageServiceClient struct {
-	list        *connect.Client[bangerv1.ListRequest, bangerv1.ImageList]
-	get         *connect.Client[bangerv1.ImageRef, bangerv1.Image]
-	pull        *connect.Client[bangerv1.PullRequest, bangerv1.Operation]
-	register    *connect.Client[bangerv1.RegisterImageRequest, bangerv1.Image]
-	remove      *connect.Client[bangerv1.ImageRef, bangerv1.Empty]
-	tag         *connect.Client[bangerv1.TagImageRequest, bangerv1.Image]
-	save        *connect.Client[bangerv1.SaveImageRequest, bangerv1.Operation]
-	load        *connect.Client[bangerv1.LoadImagesRequest, bangerv1.Operation]
-	push        *connect.Client[bangerv1.PushImageRequest, bangerv1.Operation]
-	promote     *connect.Client[bangerv1.PromoteRequest, bangerv1.Operation]
-	prune       *connect.Client[bangerv1.PruneImagesRequest, bangerv1.PrunedImages]
-	listCache   *connect.Client[bangerv1.ListRequest, bangerv1.ImageCache]
-	pruneCache  *connect.Client[bangerv1.PruneCacheRequest, bangerv1.ImageCache]
-	listCatalog *connect.Client[bangerv1.ListRequest, bangerv1.CatalogOffers]
+	list         *connect.Client[bangerv1.ListRequest, bangerv1.ImageList]
+	get          *connect.Client[bangerv1.ImageRef, bangerv1.Image]
+	pull         *connect.Client[bangerv1.PullRequest, bangerv1.Operation]
+	register     *connect.Client[bangerv1.RegisterImageRequest, bangerv1.Image]
+	remove       *connect.Client[bangerv1.ImageRef, bangerv1.Empty]
+	tag          *connect.Client[bangerv1.TagImageRequest, bangerv1.Image]
+	save         *connect.Client[bangerv1.SaveImageRequest, bangerv1.Operation]
+	load         *connect.Client[bangerv1.LoadImagesRequest, bangerv1.Operation]
+	push         *connect.Client[bangerv1.PushImageRequest, bangerv1.Operation]
+	promote      *connect.Client[bangerv1.PromoteRequest, bangerv1.Operation]
+	prepareBuild *connect.Client[bangerv1.PrepareBuildRequest, bangerv1.BuildPlan]
+	sendImage    *connect.Client[bangerv1.SendImageRequest, bangerv1.Operation]
+	finishBuild  *connect.Client[bangerv1.FinishBuildRequest, bangerv1.Operation]
+	prune        *connect.Client[bangerv1.PruneImagesRequest, bangerv1.PrunedImages]
+	listCache    *connect.Client[bangerv1.ListRequest, bangerv1.ImageCache]
+	pruneCache   *connect.Client[bangerv1.PruneCacheRequest, bangerv1.ImageCache]
+	listCatalog  *connect.Client[bangerv1.ListRequest, bangerv1.CatalogOffers]
 }
 
 // List calls banger.v1.ImageService.List.
@@ -949,6 +986,21 @@ func (c *imageServiceClient) Promote(ctx context.Context, req *connect.Request[b
 	return c.promote.CallUnary(ctx, req)
 }
 
+// PrepareBuild calls banger.v1.ImageService.PrepareBuild.
+func (c *imageServiceClient) PrepareBuild(ctx context.Context, req *connect.Request[bangerv1.PrepareBuildRequest]) (*connect.Response[bangerv1.BuildPlan], error) {
+	return c.prepareBuild.CallUnary(ctx, req)
+}
+
+// SendImage calls banger.v1.ImageService.SendImage.
+func (c *imageServiceClient) SendImage(ctx context.Context, req *connect.Request[bangerv1.SendImageRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return c.sendImage.CallUnary(ctx, req)
+}
+
+// FinishBuild calls banger.v1.ImageService.FinishBuild.
+func (c *imageServiceClient) FinishBuild(ctx context.Context, req *connect.Request[bangerv1.FinishBuildRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return c.finishBuild.CallUnary(ctx, req)
+}
+
 // Prune calls banger.v1.ImageService.Prune.
 func (c *imageServiceClient) Prune(ctx context.Context, req *connect.Request[bangerv1.PruneImagesRequest]) (*connect.Response[bangerv1.PrunedImages], error) {
 	return c.prune.CallUnary(ctx, req)
@@ -992,6 +1044,14 @@ type ImageServiceHandler interface {
 	// Promote makes a managed image of a copy of a stopped VM's disk, or of a registered
 	// image's file; result: its id.
 	Promote(context.Context, *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error)
+	// PrepareBuild checks what the build of a Dockerfile is to end in and what it takes of
+	// the images here, and says what to build in. It changes nothing.
+	PrepareBuild(context.Context, *connect.Request[bangerv1.PrepareBuildRequest]) (*connect.Response[bangerv1.BuildPlan], error)
+	// SendImage writes an image into a running VM, as an archive of an OCI layout.
+	SendImage(context.Context, *connect.Request[bangerv1.SendImageRequest]) (*connect.Response[bangerv1.Operation], error)
+	// FinishBuild makes an image of an archive of an OCI layout in a running VM; result: its
+	// names, one a line.
+	FinishBuild(context.Context, *connect.Request[bangerv1.FinishBuildRequest]) (*connect.Response[bangerv1.Operation], error)
 	// Prune removes images that no VM uses, and answers with what that was.
 	Prune(context.Context, *connect.Request[bangerv1.PruneImagesRequest]) (*connect.Response[bangerv1.PrunedImages], error)
 	// ListCache says what was fetched of images and is kept.
@@ -1069,6 +1129,24 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Promote")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServicePrepareBuildHandler := connect.NewUnaryHandler(
+		ImageServicePrepareBuildProcedure,
+		svc.PrepareBuild,
+		connect.WithSchema(imageServiceMethods.ByName("PrepareBuild")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceSendImageHandler := connect.NewUnaryHandler(
+		ImageServiceSendImageProcedure,
+		svc.SendImage,
+		connect.WithSchema(imageServiceMethods.ByName("SendImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceFinishBuildHandler := connect.NewUnaryHandler(
+		ImageServiceFinishBuildProcedure,
+		svc.FinishBuild,
+		connect.WithSchema(imageServiceMethods.ByName("FinishBuild")),
+		connect.WithHandlerOptions(opts...),
+	)
 	imageServicePruneHandler := connect.NewUnaryHandler(
 		ImageServicePruneProcedure,
 		svc.Prune,
@@ -1115,6 +1193,12 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServicePushHandler.ServeHTTP(w, r)
 		case ImageServicePromoteProcedure:
 			imageServicePromoteHandler.ServeHTTP(w, r)
+		case ImageServicePrepareBuildProcedure:
+			imageServicePrepareBuildHandler.ServeHTTP(w, r)
+		case ImageServiceSendImageProcedure:
+			imageServiceSendImageHandler.ServeHTTP(w, r)
+		case ImageServiceFinishBuildProcedure:
+			imageServiceFinishBuildHandler.ServeHTTP(w, r)
 		case ImageServicePruneProcedure:
 			imageServicePruneHandler.ServeHTTP(w, r)
 		case ImageServiceListCacheProcedure:
@@ -1170,6 +1254,18 @@ func (UnimplementedImageServiceHandler) Push(context.Context, *connect.Request[b
 
 func (UnimplementedImageServiceHandler) Promote(context.Context, *connect.Request[bangerv1.PromoteRequest]) (*connect.Response[bangerv1.Operation], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Promote is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) PrepareBuild(context.Context, *connect.Request[bangerv1.PrepareBuildRequest]) (*connect.Response[bangerv1.BuildPlan], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.PrepareBuild is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) SendImage(context.Context, *connect.Request[bangerv1.SendImageRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.SendImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) FinishBuild(context.Context, *connect.Request[bangerv1.FinishBuildRequest]) (*connect.Response[bangerv1.Operation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.FinishBuild is not implemented"))
 }
 
 func (UnimplementedImageServiceHandler) Prune(context.Context, *connect.Request[bangerv1.PruneImagesRequest]) (*connect.Response[bangerv1.PrunedImages], error) {
