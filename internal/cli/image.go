@@ -7,7 +7,7 @@ import (
 func newImageCmd(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "image", Aliases: []string{"images"}, Short: "Manage images, the root filesystems of VMs"}
 	c.AddCommand(
-		newImageListCmd(a), newImageShowCmd(a), newImagePullCmd(a), newImageRegisterCmd(a), newImageTagCmd(a), newImageRmCmd(a),
+		newImageListCmd(a), newImageShowCmd(a), newImagePullCmd(a), newImageBuildCmd(a), newImageRegisterCmd(a), newImageTagCmd(a), newImageRmCmd(a),
 		newImageSaveCmd(a), newImageLoadCmd(a), newImagePushCmd(a), newImagePromoteCmd(a),
 		newImagePruneCmd(a), newImageCacheCmd(a), newImageCatalogCmd(a),
 	)
