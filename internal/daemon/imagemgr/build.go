@@ -196,7 +196,7 @@ func (s *Service) FinishBuild(ctx context.Context, o Built, p model.Progress) ([
 	file := filepath.Join(dir, "image.tar")
 	p.Stage("fetch")
 	if err := s.fetchFile(ctx, o, file, p); err != nil {
-		return nil, errdefs.Wrap(err, "fetch %s from the VM", o.Path)
+		return nil, orTry(errdefs.Wrap(err, "fetch %s from the VM", o.Path), "build it again")
 	}
 	i, err := s.takeBuilt(ctx, o, file, p)
 	if err != nil {
@@ -289,7 +289,10 @@ func (s *Service) onlyFile(r io.Reader, to io.Writer, p model.Progress) error {
 	case h.Size > limit:
 		return errdefs.Exhausted("the VM sends %d bytes; an image may have %d", h.Size, limit).WithHint("%s", limitHint)
 	}
-	if err := copyCounted(to, in, h.Size, paced(p)); err != nil {
+	switch err := copyCounted(to, in, h.Size, paced(p)); {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return errdefs.Invalid("read what the VM sends: %w", err)
+	case err != nil:
 		return err
 	}
 	switch h, err := in.Next(); {
