@@ -146,11 +146,7 @@ for image in ` + buildImages + `/*.tar; do [ ! -e "$image" ] || { buildah pull -
 // buildFailed is the error of a build that buildah ended.
 func buildFailed(code int) error {
 	err := errdefs.Precondition("the build failed: buildah ended with exit code %d", code)
-	hint := "what it said last is why"
-	if code == 128+9 {
-		hint = "something ended it, most likely for want of memory: give it more with --memory"
-	}
-	return &exitError{code, err.WithHint("%s", hint)}
+	return &exitError{code, err.WithHint("what it said last is why; for want of space or memory: --disk, --memory")}
 }
 
 // command is what builds. The VM is new: there is nothing that a cache, or an older image,

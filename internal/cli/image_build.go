@@ -210,8 +210,7 @@ func ignoreRules(dockerfile, dir string) (*workspace.Ignore, error) {
 }
 
 func readFileBounded(file string) ([]byte, error) {
-	// Without the flag a pipe that nobody writes to would be waited for, for ever.
-	st, err := os.Stat(file)
+	st, err := os.Stat(file) // a pipe that nobody writes to would be waited for, for ever
 	if err != nil {
 		return nil, fileErr("build", file, err)
 	}
