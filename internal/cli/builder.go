@@ -145,8 +145,8 @@ for image in ` + buildImages + `/*.tar; do [ ! -e "$image" ] || { buildah pull -
 
 // buildFailed is the error of a build that buildah ended.
 func buildFailed(code int) error {
-	err := errdefs.Precondition("the build failed: buildah ended with exit code %d", code)
-	return &exitError{code, err.WithHint("what it said last is why; for want of space or memory: --disk, --memory")}
+	return &exitError{code, errdefs.Precondition("the build failed: buildah ended with exit code %d", code).
+		WithHint("what it said last is why; for want of space or memory: --disk, --memory")}
 }
 
 // command is what builds. The VM is new: there is nothing that a cache, or an older image,
