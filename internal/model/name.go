@@ -58,7 +58,10 @@ func CheckArtifactName(kind, name string) error {
 		return nil
 	}
 	if kind == "image" {
-		if len(name) <= maxImageName && (imageName.MatchString(name) || offeredName.MatchString(name) || utf8.ValidString(name) && placeName.MatchString(name)) {
+		offered := strings.HasPrefix(name, "catalog:") // and never a repository of that name
+		switch {
+		case len(name) > maxImageName:
+		case offered && offeredName.MatchString(name), !offered && imageName.MatchString(name), utf8.ValidString(name) && placeName.MatchString(name):
 			return nil
 		}
 		return errdefs.Invalid("image name %.1000q is not allowed", name).

@@ -276,6 +276,35 @@ func TestManyMeetAtTheEnd(t *testing.T) {
 	}
 }
 
+// TestTheEndIsToldAtOnce has many wait for downloads that end while they look.
+func TestTheEndIsToldAtOnce(t *testing.T) {
+	c := open(t, t.TempDir())
+	for i := range uint64(500) {
+		data := noise(2000+i, 10)
+		d := blobs.Of(data)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if err := c.Fetch(t.Context(), d, 10, filling(data), func(int64) {}); err != nil {
+					t.Error(err)
+				}
+			})
+			wg.Go(func() {
+				r, err := c.Stream(t.Context(), d, 10, filling(data))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer func() { _ = r.Close() }()
+				if got, err := io.ReadAll(r); err != nil && !errors.Is(err, blobs.ErrRestarted) || err == nil && !bytes.Equal(got, data) {
+					t.Errorf("read %x, %v", got, err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
 func TestAWaiterThatGoesHarmsNobody(t *testing.T) {
 	c := open(t, t.TempDir())
 	data := noise(5, 1000)

@@ -59,9 +59,11 @@ func (f *flight) set(change func()) {
 }
 
 func (f *flight) settle(err error) {
-	f.err = err
-	f.set(func() { f.settled, f.file = true, nil })
-	close(f.done)
+	// All at once: who sees one of them relies on the others.
+	f.set(func() {
+		f.err, f.settled, f.file = err, true, nil
+		close(f.done)
+	})
 }
 
 // Fetch sees to it that the blob of that digest and size (in bytes) is there. Missing
