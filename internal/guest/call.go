@@ -37,12 +37,17 @@ func SendTar(ctx context.Context, conn net.Conn, r Request, pack func(io.Writer)
 // FeedTar is SendTar where the request was sent already.
 func FeedTar(ctx context.Context, conn net.Conn, pack func(io.Writer) error) error {
 	defer guard(ctx, conn)()
+	return feed(ctx, conn, NewFrameReader(conn), pack)
+}
+
+// feed writes the stream and waits for the answer, which r reads.
+func feed(ctx context.Context, conn net.Conn, r *FrameReader, pack func(io.Writer) error) error {
 	w := NewFrameWriter(conn)
 	var answer sync.WaitGroup
 	var answerErr error
 	answered := make(chan struct{})
 	answer.Go(func() {
-		_, answerErr = await(ctx, NewFrameReader(conn), nil)
+		_, answerErr = await(ctx, r, nil)
 		close(answered)
 		if answerErr != nil {
 			_ = conn.SetWriteDeadline(past) // pack has nothing to write to any more

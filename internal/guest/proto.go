@@ -74,6 +74,10 @@ const (
 	KindGrow       Kind = "grow"        // make the root file system as large as its disk; answered by done
 	KindWaitSystem Kind = "wait-system" // answered by done when the init system has settled
 	KindBenchSpawn Kind = "bench-spawn" // measure fork+exec+wait of a command; answered by done with Nanos
+
+	KindWorkspacePut     Kind = "workspace-put"     // bring a tree, or what of it has changed, in: see WorkspacePut
+	KindWorkspaceChanges Kind = "workspace-changes" // what of a workspace is not as it was sent: see WorkspaceChanges
+	KindWorkspaceForget  Kind = "workspace-forget"  // forget what was put there; answered by done
 )
 
 // Request opens a stream. Exactly the member that Kind names is set.
@@ -88,6 +92,10 @@ type Request struct {
 	Dial       *Dial       `json:"dial,omitempty"`
 	Grow       *Grow       `json:"grow,omitempty"`
 	Shutdown   *Shutdown   `json:"shutdown,omitempty"` // may be left out
+
+	WorkspacePut     *WorkspacePut     `json:"workspace_put,omitempty"`
+	WorkspaceChanges *WorkspaceChanges `json:"workspace_changes,omitempty"`
+	WorkspaceForget  *WorkspaceForget  `json:"workspace_forget,omitempty"`
 	// Ephemeral is for the daemon, not the agent: delete the VM when this stream ends.
 	Ephemeral bool `json:"ephemeral,omitempty"`
 }
@@ -175,6 +183,40 @@ type Dial struct {
 // heard yet.
 type Grow struct {
 	Bytes int64 `json:"bytes"`
+}
+
+// WorkspacePut brings a tree into a workspace, all of it or what has changed. Stdin is a
+// section of a manifest (package guest/manifest) with what will be written and what goes,
+// each with the hashes of what was sent before and of what will be; then a tar stream as
+// of copy-in. Between the two the agent answers: with started, or with an error of class
+// failed_precondition when the guest has changed what would be overwritten, and a section
+// of a manifest on stdout before either that names it. An error at that point says that
+// nothing was changed. Done follows the tar stream.
+type WorkspacePut struct {
+	ID       string `json:"id"`             // of the workspace: 12 hex digits
+	Dest     string `json:"dest"`           // absolute; made if it is missing
+	User     string `json:"user,omitempty"` // owner of everything; empty: root
+	Fresh    bool   `json:"fresh,omitempty"`
+	Force    bool   `json:"force,omitempty"` // what the guest changed is overwritten
+	ReadOnly bool   `json:"read_only,omitempty"`
+}
+
+// WorkspaceChanges asks what of a workspace is not as it was sent. Stdin is a section of
+// a manifest that names files which are wanted in any case; stdout is a tar stream (see
+// guest/agent/record), then comes done.
+type WorkspaceChanges struct {
+	ID      string `json:"id"`
+	Dest    string `json:"dest"`
+	Content bool   `json:"content,omitempty"` // with the files
+	Git     bool   `json:"git,omitempty"`     // with references and new objects
+	All     bool   `json:"all,omitempty"`     // nothing is ignored
+	Plain   bool   `json:"plain,omitempty"`   // it is no repository: .bangerignore counts
+	Ignore  string `json:"ignore,omitempty"`  // rules of the host's user, as .gitignore has them
+}
+
+// WorkspaceForget ends a workspace; its files stay.
+type WorkspaceForget struct {
+	ID string `json:"id"`
 }
 
 // BenchSpawn asks the agent to run Args Count times, one after another.

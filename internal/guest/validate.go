@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"path"
 	"strings"
 
 	"banger/internal/errdefs"
@@ -56,6 +57,21 @@ func (r *Request) Validate() error {
 			return missing()
 		}
 		return checkPath(r.CopyOut.Path)
+	case KindWorkspacePut:
+		if r.WorkspacePut == nil {
+			return missing()
+		}
+		return checkWorkspace(r.WorkspacePut.ID, r.WorkspacePut.Dest)
+	case KindWorkspaceChanges:
+		if r.WorkspaceChanges == nil {
+			return missing()
+		}
+		return checkWorkspace(r.WorkspaceChanges.ID, r.WorkspaceChanges.Dest)
+	case KindWorkspaceForget:
+		if r.WorkspaceForget == nil {
+			return missing()
+		}
+		return checkWorkspace(r.WorkspaceForget.ID, "/")
 	case KindStat:
 		if r.Stat == nil {
 			return missing()
@@ -91,6 +107,18 @@ func (r *Request) Validate() error {
 	}
 	return errdefs.Unsupported("request of unknown kind %q", cleanText(string(r.Kind), 40)).
 		WithHint("the host and the guest run different versions of banger: restart the VM")
+}
+
+// checkWorkspace refuses an id that is no name of a file, and a directory that depends on
+// whose command asks.
+func checkWorkspace(id, dest string) error {
+	if len(id) != 12 || strings.Trim(id, "0123456789abcdef") != "" {
+		return errdefs.Invalid("%q is no id of a workspace", cleanText(id, 40))
+	}
+	if !path.IsAbs(dest) {
+		return errdefs.Invalid("the directory %q of a workspace is not absolute", cleanText(dest, 200))
+	}
+	return checkPath(dest)
 }
 
 func checkArgs(args []string) error {

@@ -12,6 +12,10 @@ import (
 
 	"banger/internal/errdefs"
 	"banger/internal/guest"
+	"banger/internal/guest/agent/record"
+	"banger/internal/guest/agent/serve"
+	"banger/internal/guest/agent/tree"
+	"banger/internal/paths"
 )
 
 // home is the default directory of commands and of relative paths.
@@ -108,6 +112,23 @@ func (v *vm) copyIn(c guest.CopyIn, in io.Reader) (failed error) {
 		_ = v.root.Chtimes(name, at, at)
 	}
 	return nil
+}
+
+// serveWorkspace does what the agent does, with the agent's own code. Everything belongs
+// to the one user here.
+func (v *vm) serveWorkspace(req *guest.Request, r *guest.FrameReader, w *guest.FrameWriter) error {
+	v.space()
+	records := record.Records{Dir: path.Join(paths.FakeRoot, record.Dir)}
+	switch req.Kind {
+	case guest.KindWorkspacePut:
+		return serve.WorkspacePut(records, paths.FakeRoot, r, w, req.WorkspacePut, &tree.Owner{UID: os.Geteuid(), GID: os.Getegid()})
+	case guest.KindWorkspaceChanges:
+		return serve.WorkspaceChanges(records, paths.FakeRoot, r, w, req.WorkspaceChanges)
+	}
+	if err := records.Forget(req.WorkspaceForget.ID); err != nil {
+		return err
+	}
+	return w.Control(guest.Control{Type: guest.ControlDone})
 }
 
 func (v *vm) unpack(h *tar.Header, name string, data io.Reader) error {

@@ -40,6 +40,11 @@ func (v *vm) serveStream(stream net.Conn) {
 	case guest.KindDial:
 		v.serveDial(req.Dial.Port, r, w)
 		return
+	case guest.KindWorkspacePut, guest.KindWorkspaceChanges, guest.KindWorkspaceForget:
+		if err := v.serveWorkspace(&req, r, w); err != nil {
+			_ = w.Control(guest.ErrorControl(err))
+		}
+		return
 	case guest.KindConfigure:
 		v.mu.Lock()
 		v.conf = *req.Configure

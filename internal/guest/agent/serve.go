@@ -18,6 +18,7 @@ import (
 	"banger/internal/guest/agent/machine"
 	"banger/internal/guest/agent/port"
 	"banger/internal/guest/agent/proc"
+	"banger/internal/guest/agent/record"
 	"banger/internal/guest/agent/serve"
 	"banger/internal/version"
 )
@@ -63,7 +64,7 @@ func serveHost(ctx context.Context, log *slog.Logger) error {
 		}
 	})
 	s := serve.New(serve.Deps{
-		Log: log, Spawner: spawner, Users: proc.NewUsers("/etc"),
+		Log: log, Spawner: spawner, Users: proc.NewUsers("/etc"), Records: record.Records{Dir: record.Dir},
 		Machine: machine.New(log, spawner, state, late), RootError: state.Error,
 	})
 	if err := s.Open(); err != nil {

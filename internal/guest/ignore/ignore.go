@@ -142,7 +142,10 @@ func (s *Stack) Ignored(name string, isDir bool) bool {
 		l := &s.levels[i]
 		rel := name
 		if l.dir != "" {
-			rel = strings.TrimPrefix(name, l.dir+"/")
+			var below bool
+			if rel, below = strings.CutPrefix(name, l.dir+"/"); !below {
+				continue
+			}
 		}
 		switch l.rules.say(rel, base, isDir) {
 		case out:

@@ -14,6 +14,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/guest/agent/proc"
+	"banger/internal/guest/agent/record"
 )
 
 // Machine is what the server needs of the machine it runs on, beyond starting
@@ -37,6 +38,7 @@ type Deps struct {
 	Machine Machine
 	Spawner *proc.Spawner
 	Users   *proc.Users
+	Records record.Records // of what was put into workspaces
 	// RootError is why the root is not ready; empty when it is. Commands and files
 	// are then refused.
 	RootError string
@@ -123,6 +125,15 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *guest.FrameReader
 		return s.copyOut(w, req.CopyOut)
 	case guest.KindStat:
 		return s.stat(w, req.Stat)
+	case guest.KindWorkspacePut:
+		return s.workspacePut(r, w, req.WorkspacePut)
+	case guest.KindWorkspaceChanges:
+		return WorkspaceChanges(s.Records, "/", r, w, req.WorkspaceChanges)
+	case guest.KindWorkspaceForget:
+		if err := s.Records.Forget(req.WorkspaceForget.ID); err != nil {
+			return err
+		}
+		return done(w, guest.Control{})
 	case guest.KindDial:
 		return s.dial(ctx, conn, r, w, req.Dial.Port)
 	case guest.KindSync:

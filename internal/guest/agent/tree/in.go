@@ -34,6 +34,19 @@ func In(dest int, r io.Reader, owner *Owner, single string) error {
 	if single != "" {
 		return u.one(single)
 	}
+	return u.all()
+}
+
+// InNoting is In for many files, which tells made of each entry that is in its place:
+// its name and what the kernel says of it. Of a directory only name and type count, for
+// what is put in it changes the rest. An error of made ends it.
+func InNoting(dest int, r io.Reader, owner *Owner, made func(name string, st *unix.Stat_t) error) error {
+	u := unpacker{dest: dest, tr: tar.NewReader(r), owner: owner, parent: -1, made: made}
+	defer u.leave()
+	return u.all()
+}
+
+func (u *unpacker) all() error {
 	for {
 		h, err := u.tr.Next()
 		if err == io.EOF {
@@ -53,6 +66,8 @@ type unpacker struct {
 	dest  int
 	tr    *tar.Reader
 	owner *Owner
+	made  func(name string, st *unix.Stat_t) error // may be nil
+	name  string                                   // of the entry
 
 	parent     int // descriptor of the directory of the last entry, or -1
 	parentName string
@@ -123,6 +138,7 @@ func (u *unpacker) entry(h *tar.Header) error {
 	if err != nil {
 		return err
 	}
+	u.name = name
 	if h.Typeflag == tar.TypeDir {
 		return u.dir(name, h)
 	}
@@ -167,7 +183,14 @@ func (u *unpacker) entry(h *tar.Header) error {
 			return err
 		}
 	}
-	return unix.UtimesNanoAt(dir, base, times(h.ModTime), unix.AT_SYMLINK_NOFOLLOW)
+	if err := unix.UtimesNanoAt(dir, base, times(h.ModTime), unix.AT_SYMLINK_NOFOLLOW); err != nil || u.made == nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	return u.made(name, &st)
 }
 
 // mode is the permission bits of an entry, as the kernel numbers them.
@@ -209,8 +232,15 @@ func (u *unpacker) file(dir int, base string, h *tar.Header) error {
 	if err == nil {
 		err = setTimes(fd, h.ModTime)
 	}
+	var st unix.Stat_t
+	if err == nil && u.made != nil {
+		err = unix.Fstat(fd, &st)
+	}
 	if closeErr := unix.Close(fd); err == nil {
 		err = closeErr
+	}
+	if err == nil && u.made != nil {
+		err = u.made(u.name, &st)
 	}
 	return err
 }
@@ -300,7 +330,10 @@ func (u *unpacker) dir(name string, h *tar.Header) error {
 		return errdefs.Exhausted("more than %d directories", maxDirs)
 	}
 	u.dirs = append(u.dirs, dirMeta{name: name, mode: mode(h), mtime: h.ModTime})
-	return nil
+	if u.made == nil || name == "." {
+		return nil
+	}
+	return u.made(name, &unix.Stat_t{Mode: unix.S_IFDIR | mode(h)})
 }
 
 // finish sets the modes and times of the directories, children first.

@@ -50,6 +50,26 @@ func pathError(err error, file string) error {
 	return errdefs.Wrap(err, "copy %s", file)
 }
 
+// Some packs the named files and links below dest, an open descriptor, as a part of the
+// tar stream of tw; prefix is put before their names. No symlink on their way is
+// followed, and what is gone by now is left out. It returns the name of a file that
+// shrank while it was read, if one did.
+func Some(tw *tar.Writer, dest int, names []string, prefix string) (changed string, err error) {
+	p := packer{tw: tw, links: map[fileID]string{}}
+	d := NewDir(dest)
+	defer d.Close()
+	for _, name := range names {
+		parent, base, err := d.enter(name)
+		if err == nil {
+			err = p.add(parent, base, prefix+name, unix.O_NOFOLLOW)
+		}
+		if err != nil && !isAbsent(err) {
+			return "", errdefs.Wrap(err, "copy %s", strconv.Quote(name))
+		}
+	}
+	return p.changed, nil
+}
+
 // fileID tells hard links to one file.
 type fileID struct{ dev, ino uint64 }
 
