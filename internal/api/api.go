@@ -36,6 +36,6 @@ const (
 // first requests: ping, exec, copy-in, copy-out, stat, wait-system, bench-spawn.
 func StreamPath(ref string) string { return "/v1/vms/" + url.PathEscape(ref) + "/stream" }
 
-// WorkspacePath is like StreamPath for a copy-in that fills a workspace: one at a
-// time per VM.
+// WorkspacePath is like StreamPath for what fills or reads a workspace: copy-in,
+// workspace-put, workspace-changes; one at a time per VM.
 func WorkspacePath(ref string) string { return "/v1/vms/" + url.PathEscape(ref) + "/workspace" }

@@ -68,6 +68,7 @@ type Client struct {
 	kernels    bangerv1connect.KernelServiceClient
 	networks   bangerv1connect.NetworkServiceClient
 	operations bangerv1connect.OperationServiceClient
+	workspaces bangerv1connect.WorkspaceServiceClient
 	daemon     bangerv1connect.DaemonServiceClient
 
 	dialMu sync.Mutex // held while the daemon is looked for, so that it is started once
@@ -100,6 +101,7 @@ func Open(opts Options) *Client {
 	c.kernels = bangerv1connect.NewKernelServiceClient(c.http, baseURL, plain)
 	c.networks = bangerv1connect.NewNetworkServiceClient(c.http, baseURL, plain)
 	c.operations = bangerv1connect.NewOperationServiceClient(c.http, baseURL, plain)
+	c.workspaces = bangerv1connect.NewWorkspaceServiceClient(c.http, baseURL, plain)
 	c.daemon = bangerv1connect.NewDaemonServiceClient(c.http, baseURL, plain)
 	return c
 }

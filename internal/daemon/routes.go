@@ -13,6 +13,7 @@ import (
 	"banger/internal/api"
 	"banger/internal/api/bangerv1"
 	"banger/internal/api/bangerv1/bangerv1connect"
+	"banger/internal/daemon/workspace"
 	"banger/internal/errdefs"
 	"banger/internal/version"
 )
@@ -30,6 +31,7 @@ func (d *Daemon) routes(s *services) http.Handler {
 	mux.Handle(bangerv1connect.NewImageServiceHandler(s.images.ImageHandlers(), opts))
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(s.images.KernelHandlers(), opts))
 	mux.Handle(bangerv1connect.NewNetworkServiceHandler(s.networks, opts))
+	mux.Handle(bangerv1connect.NewWorkspaceServiceHandler(s.workspaces, connect.WithReadMaxBytes(workspace.MaxManifest)))
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(s.ops, opts))
 	mux.HandleFunc("POST "+api.StreamPattern, s.vms.ServeStream)
 	mux.HandleFunc("POST "+api.WorkspacePattern, s.workspaces.ServeImport)

@@ -116,7 +116,7 @@ func (d *Daemon) wire(ctx context.Context) (*services, error) {
 	d.closeLater(ops.Close)
 
 	workspaces := workspace.New(workspace.Deps{
-		VMs: vms, Log: d.log,
+		VMs: vms, Store: db, Layout: layout, Log: d.log,
 		Locks: &vmlock.Set{Noun: "workspace of vm", Display: displayName(db), Rank: lockrank.Workspace},
 	})
 	return &services{images: images, vms: vms, workspaces: workspaces, networks: nets, ops: ops, ports: caps.ports}, nil
@@ -166,6 +166,9 @@ func (s *services) restore(ctx context.Context) error {
 	}
 	if err := s.vms.Restore(ctx); err != nil {
 		return fmt.Errorf("restore vms: %w", err)
+	}
+	if err := s.workspaces.Restore(ctx); err != nil {
+		return fmt.Errorf("restore workspaces: %w", err)
 	}
 	return nil
 }

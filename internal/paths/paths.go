@@ -66,6 +66,7 @@ const (
 	FirecrackerDir = "fc"           // Firecracker's working directory when it is not jailed
 	MetricsSum     = "metrics.json" // scratch: what Firecracker's metrics come to, up to a place in them
 	JailDir        = "jail"         // base of the jailer: jail/<program>/vm/root/ is the jailed one's root
+	WorkspacesDir  = "workspaces"   // what was sent into workspaces, a file for each, by id
 	FakeRoot       = "fake-root"    // the fake driver's file system of the guest
 	FakeKnobs      = "fake.json"    // read by the fake driver: how this VM is to fail
 )

@@ -4156,6 +4156,558 @@ func (x *ErrorDetail) GetOperationId() string {
 	return ""
 }
 
+type ListWorkspacesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"` // of a VM; empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWorkspacesRequest) Reset() {
+	*x = ListWorkspacesRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWorkspacesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWorkspacesRequest) ProtoMessage() {}
+
+func (x *ListWorkspacesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWorkspacesRequest.ProtoReflect.Descriptor instead.
+func (*ListWorkspacesRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ListWorkspacesRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type WorkspaceList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Workspaces    []*Workspace           `protobuf:"bytes,1,rep,name=workspaces,proto3" json:"workspaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkspaceList) Reset() {
+	*x = WorkspaceList{}
+	mi := &file_bangerv1_banger_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceList) ProtoMessage() {}
+
+func (x *WorkspaceList) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceList.ProtoReflect.Descriptor instead.
+func (*WorkspaceList) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *WorkspaceList) GetWorkspaces() []*Workspace {
+	if x != nil {
+		return x.Workspaces
+	}
+	return nil
+}
+
+type WorkspaceID struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkspaceID) Reset() {
+	*x = WorkspaceID{}
+	mi := &file_bangerv1_banger_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceID) ProtoMessage() {}
+
+func (x *WorkspaceID) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceID.ProtoReflect.Descriptor instead.
+func (*WorkspaceID) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *WorkspaceID) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type Workspace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Vm            string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"` // name
+	VmId          string                 `protobuf:"bytes,3,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	GuestPath     string                 `protobuf:"bytes,4,opt,name=guest_path,json=guestPath,proto3" json:"guest_path,omitempty"`
+	HostPath      string                 `protobuf:"bytes,5,opt,name=host_path,json=hostPath,proto3" json:"host_path,omitempty"`
+	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // "preparing", "ready"
+	Generation    int64                  `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
+	Spec          *WorkspaceSpec         `protobuf:"bytes,8,opt,name=spec,proto3" json:"spec,omitempty"`
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Workspace) Reset() {
+	*x = Workspace{}
+	mi := &file_bangerv1_banger_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Workspace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Workspace) ProtoMessage() {}
+
+func (x *Workspace) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Workspace.ProtoReflect.Descriptor instead.
+func (*Workspace) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *Workspace) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Workspace) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *Workspace) GetVmId() string {
+	if x != nil {
+		return x.VmId
+	}
+	return ""
+}
+
+func (x *Workspace) GetGuestPath() string {
+	if x != nil {
+		return x.GuestPath
+	}
+	return ""
+}
+
+func (x *Workspace) GetHostPath() string {
+	if x != nil {
+		return x.HostPath
+	}
+	return ""
+}
+
+func (x *Workspace) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Workspace) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Workspace) GetSpec() *WorkspaceSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Workspace) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Workspace) GetUpdatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return nil
+}
+
+type WorkspaceSpec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"` // "default", "full", "metadata"
+	TrackedOnly   bool                   `protobuf:"varint,2,opt,name=tracked_only,json=trackedOnly,proto3" json:"tracked_only,omitempty"`
+	Include       []string               `protobuf:"bytes,3,rep,name=include,proto3" json:"include,omitempty"`
+	Depth         int32                  `protobuf:"varint,4,opt,name=depth,proto3" json:"depth,omitempty"`
+	From          string                 `protobuf:"bytes,5,opt,name=from,proto3" json:"from,omitempty"`
+	Branch        string                 `protobuf:"bytes,6,opt,name=branch,proto3" json:"branch,omitempty"`
+	ReadOnly      bool                   `protobuf:"varint,7,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	User          string                 `protobuf:"bytes,8,opt,name=user,proto3" json:"user,omitempty"`
+	Git           bool                   `protobuf:"varint,9,opt,name=git,proto3" json:"git,omitempty"`
+	Base          string                 `protobuf:"bytes,10,opt,name=base,proto3" json:"base,omitempty"` // commit; empty: none
+	Head          string                 `protobuf:"bytes,11,opt,name=head,proto3" json:"head,omitempty"` // branch in the guest, or a commit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkspaceSpec) Reset() {
+	*x = WorkspaceSpec{}
+	mi := &file_bangerv1_banger_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceSpec) ProtoMessage() {}
+
+func (x *WorkspaceSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceSpec.ProtoReflect.Descriptor instead.
+func (*WorkspaceSpec) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *WorkspaceSpec) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *WorkspaceSpec) GetTrackedOnly() bool {
+	if x != nil {
+		return x.TrackedOnly
+	}
+	return false
+}
+
+func (x *WorkspaceSpec) GetInclude() []string {
+	if x != nil {
+		return x.Include
+	}
+	return nil
+}
+
+func (x *WorkspaceSpec) GetDepth() int32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *WorkspaceSpec) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *WorkspaceSpec) GetBranch() string {
+	if x != nil {
+		return x.Branch
+	}
+	return ""
+}
+
+func (x *WorkspaceSpec) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *WorkspaceSpec) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *WorkspaceSpec) GetGit() bool {
+	if x != nil {
+		return x.Git
+	}
+	return false
+}
+
+func (x *WorkspaceSpec) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
+
+func (x *WorkspaceSpec) GetHead() string {
+	if x != nil {
+		return x.Head
+	}
+	return ""
+}
+
+type BeginWorkspaceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"` // of the VM, which runs
+	GuestPath     string                 `protobuf:"bytes,2,opt,name=guest_path,json=guestPath,proto3" json:"guest_path,omitempty"`
+	HostPath      string                 `protobuf:"bytes,3,opt,name=host_path,json=hostPath,proto3" json:"host_path,omitempty"`
+	Spec          *WorkspaceSpec         `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginWorkspaceRequest) Reset() {
+	*x = BeginWorkspaceRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginWorkspaceRequest) ProtoMessage() {}
+
+func (x *BeginWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*BeginWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *BeginWorkspaceRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *BeginWorkspaceRequest) GetGuestPath() string {
+	if x != nil {
+		return x.GuestPath
+	}
+	return ""
+}
+
+func (x *BeginWorkspaceRequest) GetHostPath() string {
+	if x != nil {
+		return x.HostPath
+	}
+	return ""
+}
+
+func (x *BeginWorkspaceRequest) GetSpec() *WorkspaceSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+type FinishWorkspaceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Generation    int64                  `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // as Begin answered
+	Manifest      []byte                 `protobuf:"bytes,3,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishWorkspaceRequest) Reset() {
+	*x = FinishWorkspaceRequest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishWorkspaceRequest) ProtoMessage() {}
+
+func (x *FinishWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*FinishWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *FinishWorkspaceRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *FinishWorkspaceRequest) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *FinishWorkspaceRequest) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+type WorkspaceManifest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Manifest      []byte                 `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	Generation    int64                  `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkspaceManifest) Reset() {
+	*x = WorkspaceManifest{}
+	mi := &file_bangerv1_banger_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceManifest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceManifest) ProtoMessage() {}
+
+func (x *WorkspaceManifest) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceManifest.ProtoReflect.Descriptor instead.
+func (*WorkspaceManifest) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *WorkspaceManifest) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *WorkspaceManifest) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 var File_bangerv1_banger_proto protoreflect.FileDescriptor
 
 const file_bangerv1_banger_proto_rawDesc = "" +
@@ -4551,7 +5103,62 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\x12!\n" +
-	"\foperation_id\x18\x04 \x01(\tR\voperationId2\x8d\x01\n" +
+	"\foperation_id\x18\x04 \x01(\tR\voperationId\")\n" +
+	"\x15ListWorkspacesRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"E\n" +
+	"\rWorkspaceList\x124\n" +
+	"\n" +
+	"workspaces\x18\x01 \x03(\v2\x14.banger.v1.WorkspaceR\n" +
+	"workspaces\"\x1d\n" +
+	"\vWorkspaceID\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xd6\x02\n" +
+	"\tWorkspace\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
+	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x13\n" +
+	"\x05vm_id\x18\x03 \x01(\tR\x04vmId\x12\x1d\n" +
+	"\n" +
+	"guest_path\x18\x04 \x01(\tR\tguestPath\x12\x1b\n" +
+	"\thost_path\x18\x05 \x01(\tR\bhostPath\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12\x1e\n" +
+	"\n" +
+	"generation\x18\a \x01(\x03R\n" +
+	"generation\x12,\n" +
+	"\x04spec\x18\b \x01(\v2\x18.banger.v1.WorkspaceSpecR\x04spec\x129\n" +
+	"\n" +
+	"created_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"\n" +
+	"updated_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\"\x8d\x02\n" +
+	"\rWorkspaceSpec\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12!\n" +
+	"\ftracked_only\x18\x02 \x01(\bR\vtrackedOnly\x12\x18\n" +
+	"\ainclude\x18\x03 \x03(\tR\ainclude\x12\x14\n" +
+	"\x05depth\x18\x04 \x01(\x05R\x05depth\x12\x12\n" +
+	"\x04from\x18\x05 \x01(\tR\x04from\x12\x16\n" +
+	"\x06branch\x18\x06 \x01(\tR\x06branch\x12\x1b\n" +
+	"\tread_only\x18\a \x01(\bR\breadOnly\x12\x12\n" +
+	"\x04user\x18\b \x01(\tR\x04user\x12\x10\n" +
+	"\x03git\x18\t \x01(\bR\x03git\x12\x12\n" +
+	"\x04base\x18\n" +
+	" \x01(\tR\x04base\x12\x12\n" +
+	"\x04head\x18\v \x01(\tR\x04head\"\x93\x01\n" +
+	"\x15BeginWorkspaceRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1d\n" +
+	"\n" +
+	"guest_path\x18\x02 \x01(\tR\tguestPath\x12\x1b\n" +
+	"\thost_path\x18\x03 \x01(\tR\bhostPath\x12,\n" +
+	"\x04spec\x18\x04 \x01(\v2\x18.banger.v1.WorkspaceSpecR\x04spec\"d\n" +
+	"\x16FinishWorkspaceRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03R\n" +
+	"generation\x12\x1a\n" +
+	"\bmanifest\x18\x03 \x01(\fR\bmanifest\"O\n" +
+	"\x11WorkspaceManifest\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03R\n" +
+	"generation2\x8d\x01\n" +
 	"\rDaemonService\x127\n" +
 	"\x04Info\x12\x16.banger.v1.InfoRequest\x1a\x17.banger.v1.InfoResponse\x12C\n" +
 	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xa6\x05\n" +
@@ -4602,7 +5209,13 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x16.banger.v1.NetworkList\x120\n" +
 	"\x03Get\x12\x15.banger.v1.NetworkRef\x1a\x12.banger.v1.Network\x123\n" +
 	"\x06Create\x12\x15.banger.v1.NetworkRef\x1a\x12.banger.v1.Network\x121\n" +
-	"\x06Remove\x12\x15.banger.v1.NetworkRef\x1a\x10.banger.v1.Empty2\xf5\x01\n" +
+	"\x06Remove\x12\x15.banger.v1.NetworkRef\x1a\x10.banger.v1.Empty2\xd0\x02\n" +
+	"\x10WorkspaceService\x12B\n" +
+	"\x04List\x12 .banger.v1.ListWorkspacesRequest\x1a\x18.banger.v1.WorkspaceList\x12?\n" +
+	"\x05Begin\x12 .banger.v1.BeginWorkspaceRequest\x1a\x14.banger.v1.Workspace\x12A\n" +
+	"\x06Finish\x12!.banger.v1.FinishWorkspaceRequest\x1a\x14.banger.v1.Workspace\x12@\n" +
+	"\bManifest\x12\x16.banger.v1.WorkspaceID\x1a\x1c.banger.v1.WorkspaceManifest\x122\n" +
+	"\x06Remove\x12\x16.banger.v1.WorkspaceID\x1a\x10.banger.v1.Empty2\xf5\x01\n" +
 	"\x10OperationService\x128\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x18.banger.v1.OperationList\x124\n" +
 	"\x03Get\x12\x17.banger.v1.OperationRef\x1a\x14.banger.v1.Operation\x128\n" +
@@ -4621,204 +5234,227 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_bangerv1_banger_proto_goTypes = []any{
-	(*Empty)(nil),                 // 0: banger.v1.Empty
-	(*ListRequest)(nil),           // 1: banger.v1.ListRequest
-	(*InfoRequest)(nil),           // 2: banger.v1.InfoRequest
-	(*InfoResponse)(nil),          // 3: banger.v1.InfoResponse
-	(*Notice)(nil),                // 4: banger.v1.Notice
-	(*ShutdownRequest)(nil),       // 5: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 6: banger.v1.ShutdownResponse
-	(*VMRef)(nil),                 // 7: banger.v1.VMRef
-	(*CreateRequest)(nil),         // 8: banger.v1.CreateRequest
-	(*Port)(nil),                  // 9: banger.v1.Port
-	(*PortsRequest)(nil),          // 10: banger.v1.PortsRequest
-	(*PortList)(nil),              // 11: banger.v1.PortList
-	(*StopRequest)(nil),           // 12: banger.v1.StopRequest
-	(*DeleteRequest)(nil),         // 13: banger.v1.DeleteRequest
-	(*RenameRequest)(nil),         // 14: banger.v1.RenameRequest
-	(*SetRequest)(nil),            // 15: banger.v1.SetRequest
-	(*LogsRequest)(nil),           // 16: banger.v1.LogsRequest
-	(*LogChunk)(nil),              // 17: banger.v1.LogChunk
-	(*VM)(nil),                    // 18: banger.v1.VM
-	(*ImageConfig)(nil),           // 19: banger.v1.ImageConfig
-	(*VMStats)(nil),               // 20: banger.v1.VMStats
-	(*VMTransfer)(nil),            // 21: banger.v1.VMTransfer
-	(*ListResponse)(nil),          // 22: banger.v1.ListResponse
-	(*ImageRef)(nil),              // 23: banger.v1.ImageRef
-	(*PullRequest)(nil),           // 24: banger.v1.PullRequest
-	(*ImageCache)(nil),            // 25: banger.v1.ImageCache
-	(*CachedBlob)(nil),            // 26: banger.v1.CachedBlob
-	(*CatalogOffers)(nil),         // 27: banger.v1.CatalogOffers
-	(*CatalogOffer)(nil),          // 28: banger.v1.CatalogOffer
-	(*PruneCacheRequest)(nil),     // 29: banger.v1.PruneCacheRequest
-	(*RegisterImageRequest)(nil),  // 30: banger.v1.RegisterImageRequest
-	(*TagImageRequest)(nil),       // 31: banger.v1.TagImageRequest
-	(*SaveImageRequest)(nil),      // 32: banger.v1.SaveImageRequest
-	(*LoadImagesRequest)(nil),     // 33: banger.v1.LoadImagesRequest
-	(*PushImageRequest)(nil),      // 34: banger.v1.PushImageRequest
-	(*PromoteRequest)(nil),        // 35: banger.v1.PromoteRequest
-	(*PrepareBuildRequest)(nil),   // 36: banger.v1.PrepareBuildRequest
-	(*BuildPlan)(nil),             // 37: banger.v1.BuildPlan
-	(*SendImageRequest)(nil),      // 38: banger.v1.SendImageRequest
-	(*FinishBuildRequest)(nil),    // 39: banger.v1.FinishBuildRequest
-	(*PruneImagesRequest)(nil),    // 40: banger.v1.PruneImagesRequest
-	(*PrunedImages)(nil),          // 41: banger.v1.PrunedImages
-	(*Image)(nil),                 // 42: banger.v1.Image
-	(*ImageLayer)(nil),            // 43: banger.v1.ImageLayer
-	(*ImageList)(nil),             // 44: banger.v1.ImageList
-	(*KernelRef)(nil),             // 45: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),   // 46: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                // 47: banger.v1.Kernel
-	(*KernelList)(nil),            // 48: banger.v1.KernelList
-	(*NetworkRef)(nil),            // 49: banger.v1.NetworkRef
-	(*Network)(nil),               // 50: banger.v1.Network
-	(*NetworkList)(nil),           // 51: banger.v1.NetworkList
-	(*OperationRef)(nil),          // 52: banger.v1.OperationRef
-	(*Operation)(nil),             // 53: banger.v1.Operation
-	(*Stage)(nil),                 // 54: banger.v1.Stage
-	(*OperationList)(nil),         // 55: banger.v1.OperationList
-	(*ErrorDetail)(nil),           // 56: banger.v1.ErrorDetail
-	nil,                           // 57: banger.v1.ImageConfig.LabelsEntry
-	nil,                           // 58: banger.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 59: google.protobuf.Timestamp
+	(*Empty)(nil),                  // 0: banger.v1.Empty
+	(*ListRequest)(nil),            // 1: banger.v1.ListRequest
+	(*InfoRequest)(nil),            // 2: banger.v1.InfoRequest
+	(*InfoResponse)(nil),           // 3: banger.v1.InfoResponse
+	(*Notice)(nil),                 // 4: banger.v1.Notice
+	(*ShutdownRequest)(nil),        // 5: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),       // 6: banger.v1.ShutdownResponse
+	(*VMRef)(nil),                  // 7: banger.v1.VMRef
+	(*CreateRequest)(nil),          // 8: banger.v1.CreateRequest
+	(*Port)(nil),                   // 9: banger.v1.Port
+	(*PortsRequest)(nil),           // 10: banger.v1.PortsRequest
+	(*PortList)(nil),               // 11: banger.v1.PortList
+	(*StopRequest)(nil),            // 12: banger.v1.StopRequest
+	(*DeleteRequest)(nil),          // 13: banger.v1.DeleteRequest
+	(*RenameRequest)(nil),          // 14: banger.v1.RenameRequest
+	(*SetRequest)(nil),             // 15: banger.v1.SetRequest
+	(*LogsRequest)(nil),            // 16: banger.v1.LogsRequest
+	(*LogChunk)(nil),               // 17: banger.v1.LogChunk
+	(*VM)(nil),                     // 18: banger.v1.VM
+	(*ImageConfig)(nil),            // 19: banger.v1.ImageConfig
+	(*VMStats)(nil),                // 20: banger.v1.VMStats
+	(*VMTransfer)(nil),             // 21: banger.v1.VMTransfer
+	(*ListResponse)(nil),           // 22: banger.v1.ListResponse
+	(*ImageRef)(nil),               // 23: banger.v1.ImageRef
+	(*PullRequest)(nil),            // 24: banger.v1.PullRequest
+	(*ImageCache)(nil),             // 25: banger.v1.ImageCache
+	(*CachedBlob)(nil),             // 26: banger.v1.CachedBlob
+	(*CatalogOffers)(nil),          // 27: banger.v1.CatalogOffers
+	(*CatalogOffer)(nil),           // 28: banger.v1.CatalogOffer
+	(*PruneCacheRequest)(nil),      // 29: banger.v1.PruneCacheRequest
+	(*RegisterImageRequest)(nil),   // 30: banger.v1.RegisterImageRequest
+	(*TagImageRequest)(nil),        // 31: banger.v1.TagImageRequest
+	(*SaveImageRequest)(nil),       // 32: banger.v1.SaveImageRequest
+	(*LoadImagesRequest)(nil),      // 33: banger.v1.LoadImagesRequest
+	(*PushImageRequest)(nil),       // 34: banger.v1.PushImageRequest
+	(*PromoteRequest)(nil),         // 35: banger.v1.PromoteRequest
+	(*PrepareBuildRequest)(nil),    // 36: banger.v1.PrepareBuildRequest
+	(*BuildPlan)(nil),              // 37: banger.v1.BuildPlan
+	(*SendImageRequest)(nil),       // 38: banger.v1.SendImageRequest
+	(*FinishBuildRequest)(nil),     // 39: banger.v1.FinishBuildRequest
+	(*PruneImagesRequest)(nil),     // 40: banger.v1.PruneImagesRequest
+	(*PrunedImages)(nil),           // 41: banger.v1.PrunedImages
+	(*Image)(nil),                  // 42: banger.v1.Image
+	(*ImageLayer)(nil),             // 43: banger.v1.ImageLayer
+	(*ImageList)(nil),              // 44: banger.v1.ImageList
+	(*KernelRef)(nil),              // 45: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),    // 46: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                 // 47: banger.v1.Kernel
+	(*KernelList)(nil),             // 48: banger.v1.KernelList
+	(*NetworkRef)(nil),             // 49: banger.v1.NetworkRef
+	(*Network)(nil),                // 50: banger.v1.Network
+	(*NetworkList)(nil),            // 51: banger.v1.NetworkList
+	(*OperationRef)(nil),           // 52: banger.v1.OperationRef
+	(*Operation)(nil),              // 53: banger.v1.Operation
+	(*Stage)(nil),                  // 54: banger.v1.Stage
+	(*OperationList)(nil),          // 55: banger.v1.OperationList
+	(*ErrorDetail)(nil),            // 56: banger.v1.ErrorDetail
+	(*ListWorkspacesRequest)(nil),  // 57: banger.v1.ListWorkspacesRequest
+	(*WorkspaceList)(nil),          // 58: banger.v1.WorkspaceList
+	(*WorkspaceID)(nil),            // 59: banger.v1.WorkspaceID
+	(*Workspace)(nil),              // 60: banger.v1.Workspace
+	(*WorkspaceSpec)(nil),          // 61: banger.v1.WorkspaceSpec
+	(*BeginWorkspaceRequest)(nil),  // 62: banger.v1.BeginWorkspaceRequest
+	(*FinishWorkspaceRequest)(nil), // 63: banger.v1.FinishWorkspaceRequest
+	(*WorkspaceManifest)(nil),      // 64: banger.v1.WorkspaceManifest
+	nil,                            // 65: banger.v1.ImageConfig.LabelsEntry
+	nil,                            // 66: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 67: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	59, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	67, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
 	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
 	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
 	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	59, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	59, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	67, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	67, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
 	19, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
-	57, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	59, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	59, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	65, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	67, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	67, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
 	21, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
 	21, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
 	18, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
 	26, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
-	59, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	67, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
 	28, // 17: banger.v1.CatalogOffers.offers:type_name -> banger.v1.CatalogOffer
 	42, // 18: banger.v1.PrunedImages.images:type_name -> banger.v1.Image
-	59, // 19: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	58, // 20: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	67, // 19: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	66, // 20: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
 	43, // 21: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
 	42, // 22: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	59, // 23: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	67, // 23: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
 	47, // 24: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
 	50, // 25: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
 	54, // 26: banger.v1.Operation.stages:type_name -> banger.v1.Stage
 	56, // 27: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	59, // 28: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	59, // 29: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	59, // 30: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	59, // 31: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	67, // 28: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	67, // 29: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	67, // 30: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	67, // 31: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
 	53, // 32: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
-	2,  // 33: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
-	5,  // 34: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 35: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 36: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
-	12, // 37: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	12, // 38: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
-	7,  // 39: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
-	13, // 40: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	1,  // 41: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	7,  // 42: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
-	14, // 43: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	15, // 44: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
-	7,  // 45: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	7,  // 46: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
-	16, // 47: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	10, // 48: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
-	10, // 49: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
-	1,  // 50: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	23, // 51: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	24, // 52: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	30, // 53: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	23, // 54: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	31, // 55: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
-	32, // 56: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
-	33, // 57: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
-	34, // 58: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
-	35, // 59: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteRequest
-	36, // 60: banger.v1.ImageService.PrepareBuild:input_type -> banger.v1.PrepareBuildRequest
-	38, // 61: banger.v1.ImageService.SendImage:input_type -> banger.v1.SendImageRequest
-	39, // 62: banger.v1.ImageService.FinishBuild:input_type -> banger.v1.FinishBuildRequest
-	40, // 63: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
-	1,  // 64: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
-	29, // 65: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
-	1,  // 66: banger.v1.ImageService.ListCatalog:input_type -> banger.v1.ListRequest
-	1,  // 67: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	45, // 68: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	24, // 69: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	46, // 70: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	45, // 71: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 72: banger.v1.KernelService.ListCatalog:input_type -> banger.v1.ListRequest
-	1,  // 73: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	49, // 74: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	49, // 75: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	49, // 76: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	1,  // 77: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	52, // 78: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	52, // 79: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	52, // 80: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 81: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 82: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	53, // 83: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	53, // 84: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	53, // 85: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	53, // 86: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	53, // 87: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	53, // 88: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	22, // 89: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 90: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 91: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	53, // 92: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 93: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	20, // 94: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 95: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 96: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 97: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	44, // 98: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	42, // 99: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	53, // 100: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	42, // 101: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 102: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	42, // 103: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	53, // 104: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
-	53, // 105: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
-	53, // 106: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
-	53, // 107: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
-	37, // 108: banger.v1.ImageService.PrepareBuild:output_type -> banger.v1.BuildPlan
-	53, // 109: banger.v1.ImageService.SendImage:output_type -> banger.v1.Operation
-	53, // 110: banger.v1.ImageService.FinishBuild:output_type -> banger.v1.Operation
-	41, // 111: banger.v1.ImageService.Prune:output_type -> banger.v1.PrunedImages
-	25, // 112: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
-	25, // 113: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
-	27, // 114: banger.v1.ImageService.ListCatalog:output_type -> banger.v1.CatalogOffers
-	48, // 115: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	47, // 116: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	53, // 117: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	53, // 118: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 119: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	27, // 120: banger.v1.KernelService.ListCatalog:output_type -> banger.v1.CatalogOffers
-	51, // 121: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	50, // 122: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	50, // 123: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 124: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	55, // 125: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	53, // 126: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	53, // 127: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	53, // 128: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	81, // [81:129] is the sub-list for method output_type
-	33, // [33:81] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	60, // 33: banger.v1.WorkspaceList.workspaces:type_name -> banger.v1.Workspace
+	61, // 34: banger.v1.Workspace.spec:type_name -> banger.v1.WorkspaceSpec
+	67, // 35: banger.v1.Workspace.created_at:type_name -> google.protobuf.Timestamp
+	67, // 36: banger.v1.Workspace.updated_at:type_name -> google.protobuf.Timestamp
+	61, // 37: banger.v1.BeginWorkspaceRequest.spec:type_name -> banger.v1.WorkspaceSpec
+	2,  // 38: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
+	5,  // 39: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	8,  // 40: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	7,  // 41: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
+	12, // 42: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	12, // 43: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
+	7,  // 44: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
+	13, // 45: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	1,  // 46: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	7,  // 47: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
+	14, // 48: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
+	15, // 49: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	7,  // 50: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	7,  // 51: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
+	16, // 52: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	10, // 53: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
+	10, // 54: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
+	1,  // 55: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	23, // 56: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	24, // 57: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	30, // 58: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	23, // 59: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	31, // 60: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
+	32, // 61: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
+	33, // 62: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
+	34, // 63: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
+	35, // 64: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteRequest
+	36, // 65: banger.v1.ImageService.PrepareBuild:input_type -> banger.v1.PrepareBuildRequest
+	38, // 66: banger.v1.ImageService.SendImage:input_type -> banger.v1.SendImageRequest
+	39, // 67: banger.v1.ImageService.FinishBuild:input_type -> banger.v1.FinishBuildRequest
+	40, // 68: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
+	1,  // 69: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	29, // 70: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 71: banger.v1.ImageService.ListCatalog:input_type -> banger.v1.ListRequest
+	1,  // 72: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	45, // 73: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	24, // 74: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	46, // 75: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	45, // 76: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 77: banger.v1.KernelService.ListCatalog:input_type -> banger.v1.ListRequest
+	1,  // 78: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	49, // 79: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	49, // 80: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	49, // 81: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	57, // 82: banger.v1.WorkspaceService.List:input_type -> banger.v1.ListWorkspacesRequest
+	62, // 83: banger.v1.WorkspaceService.Begin:input_type -> banger.v1.BeginWorkspaceRequest
+	63, // 84: banger.v1.WorkspaceService.Finish:input_type -> banger.v1.FinishWorkspaceRequest
+	59, // 85: banger.v1.WorkspaceService.Manifest:input_type -> banger.v1.WorkspaceID
+	59, // 86: banger.v1.WorkspaceService.Remove:input_type -> banger.v1.WorkspaceID
+	1,  // 87: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	52, // 88: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	52, // 89: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	52, // 90: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 91: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 92: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	53, // 93: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	53, // 94: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	53, // 95: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	53, // 96: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	53, // 97: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	53, // 98: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	22, // 99: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	18, // 100: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	18, // 101: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	53, // 102: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	18, // 103: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	20, // 104: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	17, // 105: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	11, // 106: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	11, // 107: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	44, // 108: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	42, // 109: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	53, // 110: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	42, // 111: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 112: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	42, // 113: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	53, // 114: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
+	53, // 115: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
+	53, // 116: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
+	53, // 117: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
+	37, // 118: banger.v1.ImageService.PrepareBuild:output_type -> banger.v1.BuildPlan
+	53, // 119: banger.v1.ImageService.SendImage:output_type -> banger.v1.Operation
+	53, // 120: banger.v1.ImageService.FinishBuild:output_type -> banger.v1.Operation
+	41, // 121: banger.v1.ImageService.Prune:output_type -> banger.v1.PrunedImages
+	25, // 122: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	25, // 123: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	27, // 124: banger.v1.ImageService.ListCatalog:output_type -> banger.v1.CatalogOffers
+	48, // 125: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	47, // 126: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	53, // 127: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	53, // 128: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 129: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	27, // 130: banger.v1.KernelService.ListCatalog:output_type -> banger.v1.CatalogOffers
+	51, // 131: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	50, // 132: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	50, // 133: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 134: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	58, // 135: banger.v1.WorkspaceService.List:output_type -> banger.v1.WorkspaceList
+	60, // 136: banger.v1.WorkspaceService.Begin:output_type -> banger.v1.Workspace
+	60, // 137: banger.v1.WorkspaceService.Finish:output_type -> banger.v1.Workspace
+	64, // 138: banger.v1.WorkspaceService.Manifest:output_type -> banger.v1.WorkspaceManifest
+	0,  // 139: banger.v1.WorkspaceService.Remove:output_type -> banger.v1.Empty
+	55, // 140: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	53, // 141: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	53, // 142: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	53, // 143: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	91, // [91:144] is the sub-list for method output_type
+	38, // [38:91] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_bangerv1_banger_proto_init() }
@@ -4836,9 +5472,9 @@ func file_bangerv1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   59,
+			NumMessages:   67,
 			NumExtensions: 0,
-			NumServices:   7,
+			NumServices:   8,
 		},
 		GoTypes:           file_bangerv1_banger_proto_goTypes,
 		DependencyIndexes: file_bangerv1_banger_proto_depIdxs,

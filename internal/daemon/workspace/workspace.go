@@ -1,4 +1,6 @@
-// Package workspace is the service that puts host trees into guests. It holds a
+// Package workspace is the service that puts host trees into guests, and knows which are
+// where. What was sent of a tree is a list that clients make and read: to the daemon it
+// is bytes. The service holds a
 // lock of its own per VM (workspaceLocks, rank 20): two imports into one VM run
 // one after another, and neither keeps `vm stop` waiting, because the lifecycle
 // claim is held only while the VM's state is checked.
@@ -15,6 +17,7 @@ import (
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/logkey"
+	"banger/internal/paths"
 )
 
 // VMs is what the service needs of the VM service.
@@ -28,12 +31,14 @@ type VMs interface {
 
 // Deps are the service's collaborators.
 type Deps struct {
-	VMs   VMs
-	Locks *vmlock.Set // workspaceLocks
-	Log   *slog.Logger
+	VMs    VMs
+	Store  Store
+	Layout paths.Layout
+	Locks  *vmlock.Set // workspaceLocks
+	Log    *slog.Logger
 }
 
-// Service imports workspaces.
+// Service imports and exports workspaces, and keeps what is known of them.
 type Service struct{ Deps }
 
 // New returns the service.
@@ -50,7 +55,7 @@ func (s *Service) ServeImport(w http.ResponseWriter, r *http.Request) {
 		relay.WriteError(w, err)
 		return
 	}
-	held, err := s.Locks.Acquire(r.Context(), id, "import")
+	held, err := s.Locks.Acquire(r.Context(), id, "import or export")
 	if err != nil {
 		relay.WriteError(w, err)
 		return
@@ -62,8 +67,10 @@ func (s *Service) ServeImport(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { _ = client.Close() }()
-	if req.Kind != guest.KindCopyIn {
-		relay.Fail(client, errdefs.Invalid("request %q does not import a workspace", req.Kind))
+	switch req.Kind {
+	case guest.KindCopyIn, guest.KindWorkspacePut, guest.KindWorkspaceChanges:
+	default:
+		relay.Fail(client, errdefs.Invalid("request %q is not about a workspace", req.Kind))
 		return
 	}
 	agent, err := s.VMs.OpenAgent(r.Context(), id, req)

@@ -42,6 +42,8 @@ const (
 	KernelServiceName = "banger.v1.KernelService"
 	// NetworkServiceName is the fully-qualified name of the NetworkService service.
 	NetworkServiceName = "banger.v1.NetworkService"
+	// WorkspaceServiceName is the fully-qualified name of the WorkspaceService service.
+	WorkspaceServiceName = "banger.v1.WorkspaceService"
 	// OperationServiceName is the fully-qualified name of the OperationService service.
 	OperationServiceName = "banger.v1.OperationService"
 )
@@ -146,6 +148,17 @@ const (
 	NetworkServiceCreateProcedure = "/banger.v1.NetworkService/Create"
 	// NetworkServiceRemoveProcedure is the fully-qualified name of the NetworkService's Remove RPC.
 	NetworkServiceRemoveProcedure = "/banger.v1.NetworkService/Remove"
+	// WorkspaceServiceListProcedure is the fully-qualified name of the WorkspaceService's List RPC.
+	WorkspaceServiceListProcedure = "/banger.v1.WorkspaceService/List"
+	// WorkspaceServiceBeginProcedure is the fully-qualified name of the WorkspaceService's Begin RPC.
+	WorkspaceServiceBeginProcedure = "/banger.v1.WorkspaceService/Begin"
+	// WorkspaceServiceFinishProcedure is the fully-qualified name of the WorkspaceService's Finish RPC.
+	WorkspaceServiceFinishProcedure = "/banger.v1.WorkspaceService/Finish"
+	// WorkspaceServiceManifestProcedure is the fully-qualified name of the WorkspaceService's Manifest
+	// RPC.
+	WorkspaceServiceManifestProcedure = "/banger.v1.WorkspaceService/Manifest"
+	// WorkspaceServiceRemoveProcedure is the fully-qualified name of the WorkspaceService's Remove RPC.
+	WorkspaceServiceRemoveProcedure = "/banger.v1.WorkspaceService/Remove"
 	// OperationServiceListProcedure is the fully-qualified name of the OperationService's List RPC.
 	OperationServiceListProcedure = "/banger.v1.OperationService/List"
 	// OperationServiceGetProcedure is the fully-qualified name of the OperationService's Get RPC.
@@ -1636,6 +1649,194 @@ func (UnimplementedNetworkServiceHandler) Create(context.Context, *connect.Reque
 
 func (UnimplementedNetworkServiceHandler) Remove(context.Context, *connect.Request[bangerv1.NetworkRef]) (*connect.Response[bangerv1.Empty], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.NetworkService.Remove is not implemented"))
+}
+
+// WorkspaceServiceClient is a client for the banger.v1.WorkspaceService service.
+type WorkspaceServiceClient interface {
+	// List tells the workspaces of one VM, or of all.
+	List(context.Context, *connect.Request[bangerv1.ListWorkspacesRequest]) (*connect.Response[bangerv1.WorkspaceList], error)
+	// Begin records that something is about to be sent into a workspace, which is made if
+	// there is none at that path of the VM.
+	Begin(context.Context, *connect.Request[bangerv1.BeginWorkspaceRequest]) (*connect.Response[bangerv1.Workspace], error)
+	// Finish records that it has arrived, with a list of what is there now that only
+	// clients understand.
+	Finish(context.Context, *connect.Request[bangerv1.FinishWorkspaceRequest]) (*connect.Response[bangerv1.Workspace], error)
+	// Manifest answers with the list of the last Finish.
+	Manifest(context.Context, *connect.Request[bangerv1.WorkspaceID]) (*connect.Response[bangerv1.WorkspaceManifest], error)
+	// Remove forgets a workspace, in the VM too if it runs; its files stay.
+	Remove(context.Context, *connect.Request[bangerv1.WorkspaceID]) (*connect.Response[bangerv1.Empty], error)
+}
+
+// NewWorkspaceServiceClient constructs a client for the banger.v1.WorkspaceService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewWorkspaceServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) WorkspaceServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	workspaceServiceMethods := bangerv1.File_bangerv1_banger_proto.Services().ByName("WorkspaceService").Methods()
+	return &workspaceServiceClient{
+		list: connect.NewClient[bangerv1.ListWorkspacesRequest, bangerv1.WorkspaceList](
+			httpClient,
+			baseURL+WorkspaceServiceListProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		begin: connect.NewClient[bangerv1.BeginWorkspaceRequest, bangerv1.Workspace](
+			httpClient,
+			baseURL+WorkspaceServiceBeginProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("Begin")),
+			connect.WithClientOptions(opts...),
+		),
+		finish: connect.NewClient[bangerv1.FinishWorkspaceRequest, bangerv1.Workspace](
+			httpClient,
+			baseURL+WorkspaceServiceFinishProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("Finish")),
+			connect.WithClientOptions(opts...),
+		),
+		manifest: connect.NewClient[bangerv1.WorkspaceID, bangerv1.WorkspaceManifest](
+			httpClient,
+			baseURL+WorkspaceServiceManifestProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("Manifest")),
+			connect.WithClientOptions(opts...),
+		),
+		remove: connect.NewClient[bangerv1.WorkspaceID, bangerv1.Empty](
+			httpClient,
+			baseURL+WorkspaceServiceRemoveProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("Remove")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// workspaceServiceClient implements WorkspaceServiceClient.
+type workspaceServiceClient struct {
+	list     *connect.Client[bangerv1.ListWorkspacesRequest, bangerv1.WorkspaceList]
+	begin    *connect.Client[bangerv1.BeginWorkspaceRequest, bangerv1.Workspace]
+	finish   *connect.Client[bangerv1.FinishWorkspaceRequest, bangerv1.Workspace]
+	manifest *connect.Client[bangerv1.WorkspaceID, bangerv1.WorkspaceManifest]
+	remove   *connect.Client[bangerv1.WorkspaceID, bangerv1.Empty]
+}
+
+// List calls banger.v1.WorkspaceService.List.
+func (c *workspaceServiceClient) List(ctx context.Context, req *connect.Request[bangerv1.ListWorkspacesRequest]) (*connect.Response[bangerv1.WorkspaceList], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Begin calls banger.v1.WorkspaceService.Begin.
+func (c *workspaceServiceClient) Begin(ctx context.Context, req *connect.Request[bangerv1.BeginWorkspaceRequest]) (*connect.Response[bangerv1.Workspace], error) {
+	return c.begin.CallUnary(ctx, req)
+}
+
+// Finish calls banger.v1.WorkspaceService.Finish.
+func (c *workspaceServiceClient) Finish(ctx context.Context, req *connect.Request[bangerv1.FinishWorkspaceRequest]) (*connect.Response[bangerv1.Workspace], error) {
+	return c.finish.CallUnary(ctx, req)
+}
+
+// Manifest calls banger.v1.WorkspaceService.Manifest.
+func (c *workspaceServiceClient) Manifest(ctx context.Context, req *connect.Request[bangerv1.WorkspaceID]) (*connect.Response[bangerv1.WorkspaceManifest], error) {
+	return c.manifest.CallUnary(ctx, req)
+}
+
+// Remove calls banger.v1.WorkspaceService.Remove.
+func (c *workspaceServiceClient) Remove(ctx context.Context, req *connect.Request[bangerv1.WorkspaceID]) (*connect.Response[bangerv1.Empty], error) {
+	return c.remove.CallUnary(ctx, req)
+}
+
+// WorkspaceServiceHandler is an implementation of the banger.v1.WorkspaceService service.
+type WorkspaceServiceHandler interface {
+	// List tells the workspaces of one VM, or of all.
+	List(context.Context, *connect.Request[bangerv1.ListWorkspacesRequest]) (*connect.Response[bangerv1.WorkspaceList], error)
+	// Begin records that something is about to be sent into a workspace, which is made if
+	// there is none at that path of the VM.
+	Begin(context.Context, *connect.Request[bangerv1.BeginWorkspaceRequest]) (*connect.Response[bangerv1.Workspace], error)
+	// Finish records that it has arrived, with a list of what is there now that only
+	// clients understand.
+	Finish(context.Context, *connect.Request[bangerv1.FinishWorkspaceRequest]) (*connect.Response[bangerv1.Workspace], error)
+	// Manifest answers with the list of the last Finish.
+	Manifest(context.Context, *connect.Request[bangerv1.WorkspaceID]) (*connect.Response[bangerv1.WorkspaceManifest], error)
+	// Remove forgets a workspace, in the VM too if it runs; its files stay.
+	Remove(context.Context, *connect.Request[bangerv1.WorkspaceID]) (*connect.Response[bangerv1.Empty], error)
+}
+
+// NewWorkspaceServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewWorkspaceServiceHandler(svc WorkspaceServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	workspaceServiceMethods := bangerv1.File_bangerv1_banger_proto.Services().ByName("WorkspaceService").Methods()
+	workspaceServiceListHandler := connect.NewUnaryHandler(
+		WorkspaceServiceListProcedure,
+		svc.List,
+		connect.WithSchema(workspaceServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceBeginHandler := connect.NewUnaryHandler(
+		WorkspaceServiceBeginProcedure,
+		svc.Begin,
+		connect.WithSchema(workspaceServiceMethods.ByName("Begin")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceFinishHandler := connect.NewUnaryHandler(
+		WorkspaceServiceFinishProcedure,
+		svc.Finish,
+		connect.WithSchema(workspaceServiceMethods.ByName("Finish")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceManifestHandler := connect.NewUnaryHandler(
+		WorkspaceServiceManifestProcedure,
+		svc.Manifest,
+		connect.WithSchema(workspaceServiceMethods.ByName("Manifest")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceRemoveHandler := connect.NewUnaryHandler(
+		WorkspaceServiceRemoveProcedure,
+		svc.Remove,
+		connect.WithSchema(workspaceServiceMethods.ByName("Remove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.WorkspaceService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case WorkspaceServiceListProcedure:
+			workspaceServiceListHandler.ServeHTTP(w, r)
+		case WorkspaceServiceBeginProcedure:
+			workspaceServiceBeginHandler.ServeHTTP(w, r)
+		case WorkspaceServiceFinishProcedure:
+			workspaceServiceFinishHandler.ServeHTTP(w, r)
+		case WorkspaceServiceManifestProcedure:
+			workspaceServiceManifestHandler.ServeHTTP(w, r)
+		case WorkspaceServiceRemoveProcedure:
+			workspaceServiceRemoveHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedWorkspaceServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedWorkspaceServiceHandler struct{}
+
+func (UnimplementedWorkspaceServiceHandler) List(context.Context, *connect.Request[bangerv1.ListWorkspacesRequest]) (*connect.Response[bangerv1.WorkspaceList], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.List is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) Begin(context.Context, *connect.Request[bangerv1.BeginWorkspaceRequest]) (*connect.Response[bangerv1.Workspace], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.Begin is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) Finish(context.Context, *connect.Request[bangerv1.FinishWorkspaceRequest]) (*connect.Response[bangerv1.Workspace], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.Finish is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) Manifest(context.Context, *connect.Request[bangerv1.WorkspaceID]) (*connect.Response[bangerv1.WorkspaceManifest], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.Manifest is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) Remove(context.Context, *connect.Request[bangerv1.WorkspaceID]) (*connect.Response[bangerv1.Empty], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.Remove is not implemented"))
 }
 
 // OperationServiceClient is a client for the banger.v1.OperationService service.
