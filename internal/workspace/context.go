@@ -91,7 +91,7 @@ func InspectContext(ctx context.Context, dir string, ignore *Ignore) (*Tree, err
 	}
 	t := &Tree{Root: root}
 	t.take(s)
-	return t, nil
+	return t, t.checkReadable(ctx)
 }
 
 // dropEmpty takes out directories that are left out and were walked for nothing.

@@ -36,6 +36,10 @@ type ExtractOptions struct {
 	One bool
 	// Progress, which may be nil, is told the bytes of file contents written so far.
 	Progress func(bytes int64)
+	// MaxBytes bounds the contents of all files together; 0: nothing does.
+	MaxBytes int64
+	// Readable lets the caller read all files, whatever their modes say.
+	Readable bool
 }
 
 // Extract unpacks a tar stream that a guest made below dir, which exists. Nothing
@@ -260,6 +264,9 @@ func (x *extractor) file(ctx context.Context, name string, h *tar.Header, conten
 	}
 	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL | syscall.O_NOFOLLOW
 	mode := fs.FileMode(h.Mode) & 0o777
+	if x.opts.Readable {
+		mode |= 0o400
+	}
 	f, err := x.root.OpenFile(name, flags, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		if err := x.clear(name); err != nil {
@@ -307,6 +314,9 @@ func (x *extractor) copy(ctx context.Context, w io.Writer, r io.Reader) error {
 		}
 		n, err := r.Read(x.buf)
 		if n > 0 {
+			if limit := x.opts.MaxBytes; limit > 0 && x.written+int64(n) > limit {
+				return &streamError{errdefs.Exhausted("the VM sent more than %d bytes", limit)}
+			}
 			if _, err := w.Write(x.buf[:n]); err != nil {
 				return err
 			}

@@ -1,9 +1,9 @@
 package workspace
 
 import (
-	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -123,11 +123,17 @@ var gitFlags = []string{
 
 // git runs git in dir. It returns nil, nil when dir is in no repository.
 func git(ctx context.Context, dir string, args ...string) ([]byte, error) {
+	return gitWith(ctx, dir, nil, nil, args...)
+}
+
+// gitWith is git with more in its environment, and something on its stdin.
+func gitWith(ctx context.Context, dir string, env []string, stdin io.Reader, args ...string) ([]byte, error) {
 	out, err := sysexec.Output(ctx, sysexec.Cmd{
-		Path: "git",
-		Args: append(slices.Clone(gitFlags), args...),
-		Dir:  dir,
-		Env:  gitEnv(os.Environ()),
+		Path:  "git",
+		Args:  append(slices.Clone(gitFlags), args...),
+		Dir:   dir,
+		Env:   append(gitEnv(os.Environ()), env...),
+		Stdin: stdin,
 	})
 	var e *sysexec.Error
 	if errors.As(err, &e) && e.Code == 128 && strings.Contains(e.Stderr, "not a git repository") {
@@ -137,6 +143,12 @@ func git(ctx context.Context, dir string, args ...string) ([]byte, error) {
 		out = []byte{}
 	}
 	return out, err
+}
+
+// exitedWith reports whether a program ended with that status.
+func exitedWith(err error, code int) bool {
+	var e *sysexec.Error
+	return errors.As(err, &e) && e.Code == code
 }
 
 // gitEnv is our environment without what would point git elsewhere than at the
@@ -150,12 +162,12 @@ func gitEnv(env []string) []string {
 		switch key {
 		case "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR",
 			"GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE", "GIT_PREFIX", "GIT_LITERAL_PATHSPECS",
-			"GIT_OPTIONAL_LOCKS", "GIT_TRACE", "GIT_NO_LAZY_FETCH", "GIT_ALLOW_PROTOCOL", "LC_ALL", "LANGUAGE":
+			"GIT_OPTIONAL_LOCKS", "GIT_NO_REPLACE_OBJECTS", "GIT_QUARANTINE_PATH", "GIT_TRACE", "GIT_NO_LAZY_FETCH", "GIT_ALLOW_PROTOCOL", "LC_ALL", "LANGUAGE":
 			continue
 		}
 		out = append(out, kv)
 	}
-	return append(out, "GIT_OPTIONAL_LOCKS=0", "GIT_NO_LAZY_FETCH=1", "GIT_ALLOW_PROTOCOL=none", "LC_ALL=C")
+	return append(out, "GIT_OPTIONAL_LOCKS=0", "GIT_NO_LAZY_FETCH=1", "GIT_ALLOW_PROTOCOL=none", "GIT_NO_REPLACE_OBJECTS=1", "LC_ALL=C")
 }
 
 // gitErr says what git found wrong.
@@ -175,7 +187,7 @@ func gitErr(dir string, err error) error {
 }
 
 // inspectRepo lists what git would show, and a .git directory that stands alone.
-func (t *Tree) inspectRepo(ctx context.Context, r *repo) error {
+func (t *Tree) inspectRepo(ctx context.Context, r *repo, s *survey) error {
 	if r.prefix != "" {
 		known, err := r.tracks(ctx)
 		if err != nil {
@@ -183,6 +195,9 @@ func (t *Tree) inspectRepo(ctx context.Context, r *repo) error {
 		}
 		if !known {
 			t.Notices = append(t.Notices, t.Root+" has no file that the repository around it knows: it is sent as a plain directory")
+			if s.opts != nil {
+				return t.preparePlain(ctx, s, t.Root)
+			}
 			return t.inspectPlain(ctx)
 		}
 		t.Notices = append(t.Notices, "sending the whole repository "+r.top+"; the command runs in "+r.prefix)
@@ -196,12 +211,11 @@ func (t *Tree) inspectRepo(ctx context.Context, r *repo) error {
 			WithHint("if that is the one you mean, send a clone of it: git clone %s DIR", r.common)
 	}
 	t.Root, t.Subdir, t.Git = r.top, r.prefix, true
-	s := &survey{}
 	if err := s.repo(ctx, r, ""); err != nil {
 		return err
 	}
 	t.take(s)
-	return nil
+	return t.checkReadable(ctx)
 }
 
 // maxNesting bounds how deep repositories within repositories are followed.
@@ -209,6 +223,9 @@ const maxNesting = 8
 
 // repo adds the files and the .git directory of r, under the name prefix.
 func (s *survey) repo(ctx context.Context, r *repo, prefix string) error {
+	if s.opts != nil {
+		return s.prepareRepo(ctx, r, prefix)
+	}
 	names, err := r.files(ctx)
 	if err != nil {
 		return err
@@ -235,7 +252,7 @@ func (s *survey) listed(ctx context.Context, top, prefix string, names []string)
 	kept := make([]bool, len(names))
 	err = inParallel(ctx, len(names), func(i int) error {
 		name := strings.TrimSuffix(names[i], "/")
-		e, ok, err := look(filepath.Join(top, name), join(prefix, name))
+		e, ok, err := lookAt(filepath.Join(top, name), join(prefix, name))
 		found[i], kept[i] = e, ok
 		return err
 	})
@@ -246,7 +263,8 @@ func (s *survey) listed(ctx context.Context, top, prefix string, names []string)
 	for i, e := range found {
 		name := strings.TrimSuffix(names[i], "/")
 		if !kept[i] {
-			continue // deleted in the work tree
+			s.missing = append(s.missing, name) // deleted in the work tree
+			continue
 		}
 		ok, err := s.parents(top, prefix, parent(name), dirs)
 		if err != nil {
@@ -254,6 +272,7 @@ func (s *survey) listed(ctx context.Context, top, prefix string, names []string)
 		}
 		switch {
 		case !ok: // below a symlink by now: as good as deleted
+			s.missing = append(s.missing, name)
 		case e.mode.IsDir():
 			if dirs[name] {
 				continue
@@ -286,7 +305,7 @@ func (s *survey) parents(top, prefix, dir string, known map[string]bool) (bool, 
 		known[dir] = false
 		return false, err
 	}
-	e, ok, err := look(filepath.Join(top, dir), join(prefix, dir))
+	e, ok, err := lookAt(filepath.Join(top, dir), join(prefix, dir))
 	if err != nil {
 		return false, err
 	}
@@ -328,27 +347,3 @@ func (s *survey) nested(ctx context.Context, outer *repo, prefix, name string) e
 	return s.repo(ctx, inner, join(prefix, name))
 }
 
-// trimConfig rewrites the config of a repository whose .git directory moves: a
-// work tree elsewhere must not be named, and it is not bare.
-func trimConfig(config []byte) []byte {
-	var out bytes.Buffer
-	core := false
-	for line := range bytes.Lines(config) {
-		text := strings.ToLower(strings.TrimSpace(string(line)))
-		if strings.HasPrefix(text, "[") {
-			core = strings.HasPrefix(text, "[core]")
-		}
-		key, _, _ := strings.Cut(text, "=")
-		switch strings.TrimSpace(strings.TrimPrefix(key, "[core]")) {
-		case "worktree", "bare":
-			if core {
-				if strings.HasPrefix(text, "[") {
-					out.WriteString("[core]\n")
-				}
-				continue
-			}
-		}
-		out.Write(line)
-	}
-	return out.Bytes()
-}

@@ -22,7 +22,7 @@ const maxConfig = 1 << 20
 // keeps for itself laid over what it shares, the objects of alternates put in with
 // its own, and a config that names no place on this host.
 func (s *survey) gitDir(ctx context.Context, r *repo, prefix string) error {
-	top, ok, err := look(r.gitDir, prefix)
+	top, ok, err := lookAt(r.gitDir, prefix)
 	if err != nil || !ok {
 		return err
 	}

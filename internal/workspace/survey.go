@@ -21,6 +21,15 @@ type survey struct {
 	special []string // names of sockets, fifos and devices that were left out
 	warned  []string
 	depth   int // of repositories within each other
+	missing []string // listed, but not there
+
+	// Of Prepare; nil where a tree is sent as Inspect found it.
+	opts *Options
+	sent *Sent
+	tree *Tree
+	// judged says that all flags are those of now; else those that were sent hold for
+	// what has not changed.
+	judged bool
 }
 
 func (s *survey) warn(format string, args ...any) {
@@ -49,7 +58,7 @@ func (s *survey) walkDir(ctx context.Context, dir, prefix, rel string, skip func
 		if skip != nil && skip(sub, children[i].IsDir()) {
 			return nil
 		}
-		e, ok, err := look(filepath.Join(dir, children[i].Name()), join(prefix, sub))
+		e, ok, err := lookAt(filepath.Join(dir, children[i].Name()), join(prefix, sub))
 		found[i], kept[i] = e, ok
 		return err
 	})
@@ -81,9 +90,8 @@ func (s *survey) add(e entry) bool {
 	return false
 }
 
-// look describes what is at path. ok is false when nothing is there (any more).
-// It errors when that could not be read later on.
-func look(path, name string) (e entry, ok bool, err error) {
+// lookAt describes what is at path. ok is false when nothing is there (any more).
+func lookAt(path, name string) (e entry, ok bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
@@ -91,19 +99,10 @@ func look(path, name string) (e entry, ok bool, err error) {
 		}
 		return entry{}, false, pathErr(path, err)
 	}
-	e = entry{name: name, path: path, mode: fileMode(st.Mode), size: st.Size, uid: int(st.Uid), gid: int(st.Gid)}
-	e.time = time.Unix(st.Mtim.Sec, 0)
-	need := uint32(unix.R_OK)
-	switch {
-	case e.mode.IsDir():
-		need |= unix.X_OK
-	case !e.mode.IsRegular():
-		return e, true, nil
-	}
-	if err := unix.Faccessat(unix.AT_FDCWD, path, need, unix.AT_EACCESS); err != nil {
-		return entry{}, false, pathErr(path, err)
-	}
-	return e, true, nil
+	return entry{
+		name: name, path: path, mode: fileMode(st.Mode), size: st.Size, uid: int(st.Uid), gid: int(st.Gid),
+		time: time.Unix(st.Mtim.Sec, 0), mtime: st.Mtim.Nano(), ctime: st.Ctim.Nano(), ino: st.Ino,
+	}, true, nil
 }
 
 // fileMode turns st_mode into a FileMode; set-id bits of host files stay behind,

@@ -12,14 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"banger/internal/errdefs"
+	"banger/internal/guest/manifest"
 )
 
 // Tree is a directory that was looked at and can be sent.
@@ -33,6 +31,11 @@ type Tree struct {
 	Bytes    int64    // their size
 
 	entries []entry // parents before children
+	opts    Options // of Prepare
+	repos   map[string]*RepoState
+	began   time.Time
+	judged  bool    // see survey
+	temp    string // directory of what was made for it; empty: nothing was
 }
 
 // entry is one thing to send.
@@ -45,28 +48,21 @@ type entry struct {
 	uid  int
 	gid  int
 	data []byte // contents of a file that does not exist like this on the host
+
+	mtime, ctime int64  // ns; 0: data has no times that mean something
+	ino          uint64 // of the file on the host
+	hash         uint64 // xxHash64 of the content or of the link's target; 0: not known yet
+	flags        manifest.Flags
+	same         bool // it is what was sent before: nothing is read of it
 }
 
 // Inspect looks at a directory before anything is made for it: that it exists and
 // can be read with all that will be sent, and, in a git repository, what that is.
 // It errors with class not_found, permission, invalid_argument or unsupported.
 func Inspect(ctx context.Context, path string) (*Tree, error) {
-	abs, err := filepath.Abs(path)
+	abs, err := resolveDir(path)
 	if err != nil {
-		return nil, errdefs.Invalid("resolve %q: %w", path, err)
-	}
-	if abs, err = filepath.EvalSymlinks(abs); err != nil {
-		return nil, pathErr(path, err)
-	}
-	info, err := os.Stat(abs)
-	if err != nil {
-		return nil, pathErr(path, err)
-	}
-	if !info.IsDir() {
-		return nil, errdefs.Invalid("%s is not a directory", path).WithHint("give the directory that holds it")
-	}
-	if err := unix.Faccessat(unix.AT_FDCWD, abs, unix.R_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-		return nil, pathErr(path, err)
+		return nil, err
 	}
 	repo, err := findRepo(ctx, abs)
 	if err != nil {
@@ -74,7 +70,7 @@ func Inspect(ctx context.Context, path string) (*Tree, error) {
 	}
 	t := &Tree{Root: abs}
 	if repo != nil {
-		return t, t.inspectRepo(ctx, repo)
+		return t, t.inspectRepo(ctx, repo, &survey{})
 	}
 	t.Notices = append(t.Notices, path+" is not in a git repository: all its files are sent")
 	return t, t.inspectPlain(ctx)
@@ -90,7 +86,7 @@ func InspectCopy(ctx context.Context, path string) (*Tree, error) {
 	if real, err = filepath.Abs(real); err != nil {
 		return nil, errdefs.Invalid("resolve %q: %w", path, err)
 	}
-	e, ok, err := look(real, "")
+	e, ok, err := lookAt(real, "")
 	switch {
 	case err != nil:
 		return nil, err
@@ -108,7 +104,7 @@ func InspectCopy(ctx context.Context, path string) (*Tree, error) {
 	}
 	t := &Tree{Root: real}
 	t.take(s)
-	return t, nil
+	return t, t.checkReadable(ctx)
 }
 
 // IsFile reports whether the tree is a single file.
@@ -137,11 +133,12 @@ func (t *Tree) inspectPlain(ctx context.Context) error {
 		return err
 	}
 	t.take(s)
-	return nil
+	return t.checkReadable(ctx)
 }
 
 // take makes what a survey found the tree's.
 func (t *Tree) take(s *survey) {
+	t.judged = s.judged
 	dirs := make(map[string]bool)
 	for _, e := range s.entries {
 		switch {

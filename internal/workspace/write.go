@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,6 +30,8 @@ type WriteOptions struct {
 	Prefix string
 	// Progress, which may be nil, is told the bytes of file contents written so far.
 	Progress func(bytes int64)
+	// Hash notes what was written, for Encode.
+	Hash bool
 	// Changed, which may be nil, is told of files that were gone or shorter than
 	// they had been a moment before.
 	Changed func(path string)
@@ -39,7 +42,7 @@ type WriteOptions struct {
 // they are opened, and what they lose after that is zeros.
 func (t *Tree) WriteTar(ctx context.Context, w io.Writer, opts WriteOptions) error {
 	ctx, cancel := context.WithCancel(ctx)
-	ahead := t.batches(ctx)
+	ahead := t.batches(ctx, opts.Hash)
 	defer func() {
 		cancel()
 		for range ahead { // ends once all readers have
@@ -49,7 +52,7 @@ func (t *Tree) WriteTar(ctx context.Context, w io.Writer, opts WriteOptions) err
 	for next := range ahead {
 		b := <-next
 		for i := range b.entries {
-			if err := out.entry(ctx, &b.entries[i], b.loaded[i]); err != nil {
+			if err := out.entry(ctx, b.entries[i], b.loaded[i]); err != nil {
 				return err
 			}
 		}
@@ -62,7 +65,7 @@ func (t *Tree) WriteTar(ctx context.Context, w io.Writer, opts WriteOptions) err
 
 // batch is a run of entries with what was read of them.
 type batch struct {
-	entries []entry
+	entries []*entry
 	loaded  []content
 }
 
@@ -76,11 +79,17 @@ type content struct {
 }
 
 // batches loads the entries and yields the results in order.
-func (t *Tree) batches(ctx context.Context) <-chan chan batch {
+func (t *Tree) batches(ctx context.Context, hash bool) <-chan chan batch {
+	wanted := make([]*entry, 0, len(t.entries))
+	for i := range t.entries {
+		if !t.entries[i].same {
+			wanted = append(wanted, &t.entries[i])
+		}
+	}
 	workers := min(8, 2*runtime.GOMAXPROCS(0))
 	queue := make(chan chan batch, workers)
 	type job struct {
-		entries []entry
+		entries []*entry
 		to      chan batch
 	}
 	jobs := make(chan job)
@@ -90,13 +99,13 @@ func (t *Tree) batches(ctx context.Context) <-chan chan batch {
 		for range workers {
 			wg.Go(func() {
 				for j := range jobs {
-					j.to <- load(j.entries)
+					j.to <- load(j.entries, hash)
 				}
 			})
 		}
 		defer wg.Wait()
 		defer close(jobs)
-		for from := 0; from < len(t.entries); from += batchEntries {
+		for from := 0; from < len(wanted); from += batchEntries {
 			to := make(chan batch, 1)
 			select {
 			case queue <- to:
@@ -104,33 +113,38 @@ func (t *Tree) batches(ctx context.Context) <-chan chan batch {
 				return
 			}
 			// A job that was queued is always done: the reader may wait for it.
-			jobs <- job{t.entries[from:min(from+batchEntries, len(t.entries))], to}
+			jobs <- job{wanted[from:min(from+batchEntries, len(wanted))], to}
 		}
 	}()
 	return queue
 }
 
 // load reads the small files and the links of a batch.
-func load(entries []entry) batch {
+func load(entries []*entry, hash bool) batch {
 	b := batch{entries: entries, loaded: make([]content, len(entries))}
 	total := int64(0)
 	for i := range entries {
-		if small(&entries[i]) {
+		if small(entries[i]) {
 			total += entries[i].size + 1
 		}
 	}
 	buf := make([]byte, total)
 	for i := range entries {
-		e, c := &entries[i], &b.loaded[i]
+		e, c := entries[i], &b.loaded[i]
 		switch {
 		case e.mode&fs.ModeSymlink != 0:
-			c.link, c.err = os.Readlink(e.path)
+			if c.link, c.err = os.Readlink(e.path); hash {
+				e.hash = xxhash.Sum64String(c.link)
+			}
 		case small(e):
 			// One byte more than it was long shows whether it grew.
 			var n int
 			n, c.err = readAll(e.path, buf[:e.size+1])
 			c.data, c.ok = buf[:min(int64(n), e.size):e.size], int64(n) <= e.size
 			buf = buf[e.size+1:]
+			if hash && c.ok {
+				e.hash, e.size = xxhash.Sum64(c.data), int64(len(c.data))
+			}
 		}
 		if errors.Is(c.err, fs.ErrNotExist) {
 			c.gone, c.err = true, nil
@@ -282,6 +296,11 @@ func (w *tarWriter) stream(ctx context.Context, e *entry, h *tar.Header) error {
 	if err := w.header(h); err != nil {
 		return err
 	}
+	sum := xxhash.New()
+	if w.opts.Hash {
+		e.size = st.Size
+		defer func() { e.hash = sum.Sum64() }()
+	}
 	if w.buf == nil {
 		w.buf = make([]byte, 256<<10)
 	}
@@ -299,6 +318,9 @@ func (w *tarWriter) stream(ctx context.Context, e *entry, h *tar.Header) error {
 		if n == 0 {
 			w.changed(e)
 			return w.zeros(ctx, left)
+		}
+		if w.opts.Hash {
+			_, _ = sum.Write(w.buf[:n])
 		}
 		if err := w.contents(w.buf[:n]); err != nil {
 			return err

@@ -156,3 +156,33 @@ func (s *Stack) Ignored(name string, isDir bool) bool {
 	}
 	return false
 }
+
+// Match reports whether a path, or one of the directories above it, matches a glob, in
+// which a star matches no slash and two between slashes any number of directories.
+func Match(glob, name string) bool {
+	glob = strings.Trim(glob, "/")
+	for {
+		if wild(glob, name, true) {
+			return true
+		}
+		i := strings.LastIndexByte(name, '/')
+		if i < 0 {
+			return false
+		}
+		name = name[:i]
+	}
+}
+
+// MayContain reports whether something in a directory could match a glob.
+func MayContain(glob, dir string) bool {
+	glob = strings.Trim(glob, "/")
+	for i := 0; i <= len(glob); i++ {
+		if i < len(glob) && glob[i] != '/' {
+			continue
+		}
+		if head := glob[:i]; head == "**" || strings.HasSuffix(head, "/**") || wild(head, dir, true) {
+			return true
+		}
+	}
+	return false
+}

@@ -21,8 +21,8 @@ type Entry struct {
 	Name  string // slash-separated, relative to the root of the tree; never empty
 	Mode  uint32 // st_mode: type and permissions
 	Size  int64
-	Mtime int64  // ns
-	Ctime int64  // ns
+	Mtime int64 // ns
+	Ctime int64 // ns
 	Ino   uint64
 	Hash  uint64 // xxHash64 of the content, or of a link's target; 0: not known
 	Next  uint64 // the hash of what is about to take its place; 0: not known

@@ -189,7 +189,9 @@ func (r Records) Put(p Put) (failed error) {
 		return errdefs.Wrap(err, "record what is put into the workspace")
 	}
 	// What was written is recorded however this ends.
-	defer func() { failed = errors.Join(failed, errdefs.Wrap(out.close(), "record what was put into the workspace")) }()
+	defer func() {
+		failed = errors.Join(failed, errdefs.Wrap(out.close(), "record what was put into the workspace"))
+	}()
 	if err := plan.clear(d, out); err != nil {
 		return err
 	}
