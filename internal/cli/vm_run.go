@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"syscall"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"banger/internal/api"
 	"banger/internal/api/bangerv1"
 	"banger/internal/client"
 	"banger/internal/errdefs"
@@ -54,11 +52,13 @@ that an image names as its command is not run as one. When the VM is stopped, th
 command gets the image's stop signal first.
 
 If PATH is in a git repository, the whole repository is sent: its tracked and its
-untracked but not ignored files, and .git itself, so that git works inside; the
-command runs in the directory that PATH is. Any other directory is sent whole.
+untracked but not ignored files, and a .git of their own with the last 100 commits, so
+that git works inside; the command runs in the directory that PATH is. Of any other
+directory all is sent that its .gitignore and .bangerignore files do not leave out.
 A .git that leads to a repository elsewhere is refused, unless that names PATH in
 turn, as those of linked work trees and submodules do.
-Everything belongs to the user that runs the command.
+Everything belongs to the user that runs the command. What it changes can be taken out:
+banger vm workspace diff, and export.
 
 Ctrl-C while the VM is made undoes it; afterwards it goes to the command, and
 three in a row give up on it. --timeout bounds the whole run.
@@ -149,9 +149,10 @@ func runRun(ctx context.Context, a *app, opts runOpts) error {
 	var tree *workspace.Tree
 	if opts.path != "" {
 		var err error
-		if tree, err = workspace.Inspect(ctx, opts.path); err != nil {
+		if tree, err = workspace.Prepare(ctx, opts.path, workspace.Options{Mode: workspace.ModeDefault, Depth: workspace.DefaultDepth}, nil); err != nil {
 			return ownFailure(err)
 		}
+		defer tree.Close()
 		for _, n := range tree.Notices {
 			a.note("%s", n)
 		}
@@ -240,26 +241,15 @@ func (r *runner) prepare(ctx context.Context) error {
 	return nil
 }
 
-// send copies the tree into the workspace.
+// send puts the tree into the workspace. Nobody has worked in the VM yet: what its image
+// has in that place is overwritten.
 func (r *runner) send(ctx context.Context) error {
-	began := time.Now()
-	conn, err := r.client.OpenStream(ctx, api.WorkspacePath(r.vm.id))
-	if err != nil {
-		return err
+	d := &delivery{
+		app: r.app, client: r.client, vm: r.vm.id, at: workspaceDir, force: true, label: "workspace",
+		spec: &bangerv1.WorkspaceSpec{Mode: workspace.ModeDefault, Depth: workspace.DefaultDepth, User: r.user()},
 	}
-	req := guest.Request{Kind: guest.KindCopyIn, CopyIn: &guest.CopyIn{Dest: workspaceDir, User: r.user(), Mkdir: true}}
-	err = guest.SendTar(ctx, conn, req, func(w io.Writer) error {
-		return r.tree.WriteTar(ctx, w, workspace.WriteOptions{Progress: func(sent int64) {
-			r.app.status.drawSometimes(func() string {
-				return fmt.Sprintf("  %-12s %s", "workspace", progressText(sent, r.tree.Bytes, "bytes"))
-			})
-		}, Changed: func(path string) { r.app.note("%s changed while it was read", path) }})
-	})
-	if err != nil {
-		return err
-	}
-	r.app.stageDone("workspace", time.Since(began))
-	return nil
+	_, err := d.send(ctx, r.tree, nil)
+	return err
 }
 
 // user is who the command runs as, and so who owns the workspace.

@@ -191,7 +191,7 @@ func (x *Export) Apply(ctx context.Context) error {
 		// A repository around it has no say.
 		env = []string{"GIT_CEILING_DIRECTORIES=" + filepath.Dir(dir), "GIT_CONFIG_NOSYSTEM=1"}
 	}
-	_, err = gitWith(ctx, dir, env, nil, "apply", "--whitespace=nowarn", "--no-index", file)
+	_, err = gitWith(ctx, dir, env, nil, "apply", "--whitespace=nowarn", file)
 	var e *sysexec.Error
 	if errors.As(err, &e) {
 		first, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(e.Stderr), "error: "), "\n")

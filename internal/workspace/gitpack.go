@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -525,10 +526,6 @@ func (p *packing) pack(ctx context.Context) error {
 	if len(wanted) == 0 {
 		return nil
 	}
-	dir, err := p.s.tree.tempDir()
-	if err != nil {
-		return err
-	}
 	var in bytes.Buffer
 	for _, oid := range p.state.Shallow {
 		fmt.Fprintf(&in, "--shallow %s\n", oid)
@@ -542,9 +539,19 @@ func (p *packing) pack(ctx context.Context) error {
 			fmt.Fprintln(&in, oid)
 		}
 	}
+	p.s.tree.later = append(p.s.tree.later, func(ctx context.Context) error { return p.packNow(ctx, &in) })
+	return nil
+}
+
+// packNow makes the pack.
+func (p *packing) packNow(ctx context.Context, in io.Reader) error {
+	dir, err := p.s.tree.tempDir()
+	if err != nil {
+		return err
+	}
 	// Looking for deltas takes longer than sending what they would save.
 	base := filepath.Join(dir, "pack")
-	out, err := gitWith(ctx, p.r.top, nil, &in, "pack-objects", "--revs", "-q", "--delta-base-offset", "--window=0", base)
+	out, err := gitWith(ctx, p.r.top, nil, in, "pack-objects", "--revs", "-q", "--delta-base-offset", "--window=0", base)
 	if err != nil {
 		return gitErr(p.r.top, err)
 	}
@@ -557,8 +564,8 @@ func (p *packing) pack(ctx context.Context) error {
 			if err != nil || !ok {
 				return cmpErr(err, errdefs.Internal("git pack-objects made no %s", ext))
 			}
-			e.uid, e.gid = os.Geteuid(), os.Getegid()
-			p.s.entries = append(p.s.entries, e)
+			t := p.s.tree
+			t.entries, t.Files, t.Bytes = append(t.entries, e), t.Files+1, t.Bytes+e.size
 		}
 	}
 	return nil

@@ -70,6 +70,32 @@ func Prepare(ctx context.Context, dir string, opts Options, sent *Sent) (*Tree, 
 	return t, nil
 }
 
+// Complete makes what may take long: packs of history. It is called once, before Since or
+// WriteTar.
+func (t *Tree) Complete(ctx context.Context) error {
+	for _, do := range t.later {
+		if err := do(ctx); err != nil {
+			return err
+		}
+	}
+	t.later = nil
+	return nil
+}
+
+// Dirs are the directories in which a change may matter, absolute.
+func (t *Tree) Dirs() []string {
+	dirs := []string{t.Root}
+	for i := range t.entries {
+		if e := &t.entries[i]; e.mode.IsDir() && e.name != "" && !inDotGit(e.name) {
+			dirs = append(dirs, filepath.Join(t.Root, e.name))
+		}
+	}
+	return append(dirs, t.gitDirs...)
+}
+
+// Top is the state of the repository; nil when the tree is in none.
+func (t *Tree) Top() *RepoState { return t.repos[""] }
+
 // Close removes what was made for the tree.
 func (t *Tree) Close() {
 	if t.temp != "" {

@@ -17,6 +17,7 @@ func (s *survey) prepareRepo(ctx context.Context, r *repo, prefix string) error 
 	outer := s.missing
 	s.missing = nil
 	defer func() { s.missing = outer }()
+	s.tree.gitDirs = append(s.tree.gitDirs, r.gitDir, filepath.Join(r.common, "refs", "heads"))
 	from := len(s.entries)
 	nested, err := s.files(ctx, r, prefix)
 	if err != nil {

@@ -43,6 +43,9 @@ func (g *guestDir) put(t *testing.T, path string, opts workspace.Options, force 
 		t.Fatal(err)
 	}
 	defer tree.Close()
+	if err := tree.Complete(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if c, err = tree.Since(t.Context(), g.sent); err != nil {
 		t.Fatal(err)
 	}

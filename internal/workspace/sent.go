@@ -126,6 +126,10 @@ type Change struct {
 // Nothing reports whether there is nothing to do.
 func (c *Change) Nothing() bool { return len(c.plan) == 0 }
 
+// Entries are what is written (with the flag Added, when it was not there before), and
+// what goes (Gone).
+func (c *Change) Entries() []manifest.Entry { return c.plan }
+
 // Names are the files that are written or go, at most limit of them.
 func (c *Change) Names(limit int) (names []string) {
 	for i := range c.plan {
@@ -176,6 +180,9 @@ func (t *Tree) Since(ctx context.Context, sent *Sent) (*Change, error) {
 			e.flags |= manifest.Racy
 		}
 		p := manifest.Entry{Name: e.name, Mode: rawMode(e.mode), Size: e.size, Hash: was.Hash, Next: e.hash}
+		if !known {
+			p.Flags = manifest.Added
+		}
 		if e.mode.IsRegular() {
 			c.Files++
 			c.Bytes += e.size
