@@ -82,7 +82,9 @@ func quotePath(name string) string {
 
 func (im *importer) gone(name string) { im.say("D %s\n", quotePath(name)) }
 
-func (im *importer) object(name, mode, oid string) { im.say("M %s %s %s\n", mode, oid, quotePath(name)) }
+func (im *importer) object(name, mode, oid string) {
+	im.say("M %s %s %s\n", mode, oid, quotePath(name))
+}
 
 // open adds a file with what it opens; what is not there is an error.
 func (im *importer) open(name string, open func() (mode string, size int64, r io.ReadCloser, err error)) {

@@ -346,4 +346,3 @@ func (s *survey) nested(ctx context.Context, outer *repo, prefix, name string) e
 	defer func() { s.depth-- }()
 	return s.repo(ctx, inner, join(prefix, name))
 }
-

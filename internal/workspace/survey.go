@@ -20,7 +20,7 @@ type survey struct {
 	entries []entry
 	special []string // names of sockets, fifos and devices that were left out
 	warned  []string
-	depth   int // of repositories within each other
+	depth   int      // of repositories within each other
 	missing []string // listed, but not there
 
 	// Of Prepare; nil where a tree is sent as Inspect found it.

@@ -34,10 +34,10 @@ type Tree struct {
 	opts    Options // of Prepare
 	repos   map[string]*RepoState
 	began   time.Time
-	judged  bool     // see survey
-	gitDirs []string // of the repository: where it says what is checked out
+	judged  bool                          // see survey
+	gitDirs []string                      // of the repository: where it says what is checked out
 	later   []func(context.Context) error // what Complete has to do
-	temp    string // directory of what was made for it; empty: nothing was
+	temp    string                        // directory of what was made for it; empty: nothing was
 }
 
 // entry is one thing to send.
