@@ -295,10 +295,23 @@ func (x *Export) pair(ctx context.Context) (before, after string, err error) {
 	}
 	im := x.importer(ctx)
 	im.commit("refs/banger/sent", x.base, "", "as it was sent")
+	// What the commit has and was no file on the host was not sent either.
+	if top := x.t.sent.Top(); top != nil {
+		for _, name := range top.Missing {
+			if _, sent := x.t.sent.Entries[name]; !sent {
+				im.gone(name)
+			}
+		}
+	}
+	for _, e := range x.t.Changes {
+		if _, sent := x.t.sent.Entries[e.Name]; !sent {
+			im.gone(e.Name)
+		}
+	}
 	for _, o := range old {
 		im.file(o.name, o.mode, o.size, o.open)
 	}
-	im.commit("refs/banger/is", "refs/banger/sent^0", "", "as it is")
+	im.commit("refs/banger/is", "refs/banger/sent", "", "as it is")
 	x.overlay(im, x.t.Changes)
 	if err := im.end(); err != nil {
 		return "", "", err
@@ -411,11 +424,15 @@ func (x *Export) snapshot(ctx context.Context) error {
 	if parent == "" {
 		parent = x.base
 	}
-	im := x.importer(ctx)
 	root := ""
 	if x.base != "" {
-		root = x.base + "^{tree}"
+		out, err := x.git(ctx, "rev-parse", "--verify", x.base+"^{tree}")
+		if err != nil {
+			return gitErr(x.dir, err)
+		}
+		root = strings.TrimSpace(string(out))
 	}
+	im := x.importer(ctx)
 	im.commit("refs/banger/work", parent, root, "Not committed in "+x.name)
 	if err := x.dirty(im, tree); err != nil {
 		return errors.Join(err, im.end())

@@ -158,7 +158,10 @@ func (t *Tree) Since(ctx context.Context, sent *Sent) (*Change, error) {
 		sent = &Sent{Entries: sent.Entries} // what was there counts, what it was made of does not
 	}
 	there := make(map[string]bool, len(t.entries))
-	budget := int64(rehashLimit)
+	budget := int64(0)
+	if sent != nil {
+		budget = rehashLimit
+	}
 	for i := range t.entries {
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)
@@ -231,6 +234,9 @@ func (e *entry) compare(was *manifest.Entry, known bool, budget *int64, judged b
 	}
 	if !known || was.Mode&unix.S_IFMT != rawMode(e.mode)&unix.S_IFMT {
 		e.flags |= dirtyUnless(judged)
+		if *budget -= e.size; *budget >= 0 && !e.mode.IsDir() {
+			e.hash = e.hashNow()
+		}
 		return false
 	}
 	if e.mode.IsDir() {
