@@ -59,6 +59,14 @@ func (r *repo) config(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, gitErr(r.top, err)
 	}
+	if bytes.Contains(bytes.ToLower(out), []byte("extensions.worktreeconfig\ntrue")) {
+		// What is this work tree's own counts more, and comes later.
+		own, err := git(ctx, r.top, "config", "--worktree", "-z", "--list")
+		if err != nil {
+			return nil, gitErr(r.top, err)
+		}
+		out = append(out, own...)
+	}
 	var b bytes.Buffer
 	// Times to the second and sizes are all that is the same in the guest: with these two
 	// git need not read all files to see that the index it got holds.
