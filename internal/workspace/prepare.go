@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"banger/internal/guest/manifest"
 )
@@ -72,37 +73,11 @@ func (s *survey) files(ctx context.Context, r *repo, prefix string) (nested []st
 		}
 		return nested, err
 	}
-	names, err := r.listed(ctx, s.opts)
+	// The files that git tracks are looked at while it looks for others.
+	others := r.others(ctx, s.opts)
+	out, err := git(ctx, r.top, "ls-files", "-z", "-t", "--cached")
 	if err != nil {
-		return nil, err
-	}
-	return s.listed(ctx, r.top, prefix, names)
-}
-
-// listed lists what git would show below the root of r, as far as it is wanted. A name
-// that ends in a slash is a repository of its own. What a sparse checkout leaves out is
-// not among them.
-func (r *repo) listed(ctx context.Context, o *Options) ([]string, error) {
-	queries := [][]string{{"ls-files", "-z", "-t", "--cached"}}
-	if !o.TrackedOnly {
-		queries = append(queries, []string{"ls-files", "-z", "--others", "--exclude-standard"})
-	}
-	if len(o.Include) > 0 {
-		queries = append(queries, append([]string{"ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--"}, globSpecs(o.Include)...))
-	}
-	outs := make([][]byte, len(queries))
-	errs := make([]error, len(queries))
-	done := make(chan struct{})
-	for i, q := range queries {
-		go func() {
-			outs[i], errs[i] = git(ctx, r.top, q...)
-			done <- struct{}{}
-		}()
-	}
-	for range queries {
-		<-done
-	}
-	if err := errors.Join(errs...); err != nil {
+		_, _ = others()
 		return nil, gitErr(r.top, err)
 	}
 	seen := map[string]bool{}
@@ -114,17 +89,50 @@ func (r *repo) listed(ctx context.Context, o *Options) ([]string, error) {
 			names = append(names, name)
 		}
 	}
-	for _, line := range splitZ(outs[0]) {
-		if tag, name, ok := strings.Cut(line, " "); ok && tag != "S" {
+	for _, line := range splitZ(out) {
+		if tag, name, ok := strings.Cut(line, " "); ok && tag != "S" { // which a sparse checkout leaves out
 			add(name)
 		}
 	}
-	for _, out := range outs[1:] {
-		for _, name := range splitZ(out) {
-			add(name)
-		}
+	nested, err = s.listed(ctx, r.top, prefix, names)
+	rest, othersErr := others()
+	if err != nil || othersErr != nil {
+		return nil, cmpErr(err, othersErr)
 	}
-	return names, nil
+	names = names[:0]
+	for _, name := range rest {
+		add(name)
+	}
+	more, err := s.listed(ctx, r.top, prefix, names)
+	return append(nested, more...), err
+}
+
+// others begins to list what git does not track and is wanted, below the root of r. A
+// name that ends in a slash is a repository of its own. The function that it returns
+// waits for the end.
+func (r *repo) others(ctx context.Context, o *Options) func() ([]string, error) {
+	var queries [][]string
+	if !o.TrackedOnly {
+		queries = append(queries, []string{"ls-files", "-z", "--others", "--exclude-standard"})
+	}
+	if len(o.Include) > 0 {
+		queries = append(queries, append([]string{"ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--"}, globSpecs(o.Include)...))
+	}
+	outs, errs := make([][]byte, len(queries)), make([]error, len(queries))
+	var wg sync.WaitGroup
+	for i, q := range queries {
+		wg.Go(func() { outs[i], errs[i] = git(ctx, r.top, q...) })
+	}
+	return func() (names []string, err error) {
+		wg.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return nil, gitErr(r.top, err)
+		}
+		for _, out := range outs {
+			names = append(names, splitZ(out)...)
+		}
+		return names, nil
+	}
 }
 
 // markDirty notes which files are not, or perhaps not, what the base commit has.
