@@ -144,8 +144,9 @@ func (l *lab) pair(ctx context.Context) (pair, error) {
 // copies is a copy to the name "copied" in the home directory, made in two ways.
 type copies struct {
 	ours, theirs func() *exec.Cmd
-	check        string // shell command that proves the copy complete
-	want         string // what it prints
+	check        string       // shell command that proves the copy complete
+	want         string       // what it prints
+	before       func() error // runs ahead of each; nil: nothing
 }
 
 // clean removes a copy, and empties the guest's memory of what is not on its disk.
@@ -159,6 +160,11 @@ func (p pair) compare(ctx context.Context, n int, c copies) (value, floor sample
 		func(args ...string) (string, error) { return p.ssh.exec(ctx, args...) },
 	}
 	for i := range n + 1 {
+		if c.before != nil {
+			if err := c.before(); err != nil {
+				return nil, nil, err
+			}
+		}
 		for _, inside := range both {
 			if _, err := inside("sh", "-c", clean); err != nil {
 				return nil, nil, err

@@ -50,6 +50,7 @@ var measurements = []measurement{
 	{"pull-3000", "the same of 3 GB", measurePull(3000, 60_000)},
 	{"cp-1g", "banger cp of a file of 1 GB into a VM, against scp", measureCopyLarge},
 	{"cp-50k", "banger cp of 50,000 small files into a VM, against tar through ssh", measureCopySmall},
+	{"workspace", "banger vm workspace prepare of a repository of 60,000 files and 1 GB, against rsync and git; again; and export", measureWorkspace},
 }
 
 func main() {

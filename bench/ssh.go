@@ -56,7 +56,7 @@ Subsystem sftp internal-sftp
 	sshdInstall = `set -e
 export DEBIAN_FRONTEND=noninteractive
 apt-get update
-apt-get install -y --no-install-recommends openssh-server
+apt-get install -y --no-install-recommends openssh-server rsync git
 usermod -p '*' "$1"
 install -m 600 /tmp/bench-ssh/host /etc/ssh/bench_host
 install -m 644 /tmp/bench-ssh/user.pub /etc/ssh/bench_authorized
@@ -81,7 +81,7 @@ func (l *lab) sshServer(ctx context.Context) (*sshGuest, error) {
 		return nil, err
 	}
 	s := &sshGuest{user: vm.user, keys: filepath.Join(l.cache, "ssh")}
-	kept := filepath.Join(s.keys, "root-"+vm.ImageID+".qcow2")
+	kept := filepath.Join(s.keys, "root-git-"+vm.ImageID+".qcow2")
 	if _, err := os.Stat(kept); err != nil {
 		l.say("  making a guest with sshd (once)")
 		if err := l.installSSHD(ctx, s, kept); err != nil {

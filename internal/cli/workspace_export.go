@@ -155,6 +155,17 @@ func (a *app) writeTo(file string, write func(io.Writer) error) error {
 	if file == "" || file == "-" {
 		return write(a.out)
 	}
+	if st, err := os.Stat(file); err == nil && !st.Mode().IsRegular() { // a pipe, a device
+		f, err := os.OpenFile(file, os.O_WRONLY, 0)
+		if err != nil {
+			return fileErr("write", file, err)
+		}
+		err = write(f)
+		if closeErr := f.Close(); err == nil && closeErr != nil {
+			err = fileErr("write", file, closeErr)
+		}
+		return err
+	}
 	f, err := os.CreateTemp(filepath.Dir(file), ".banger-export-*")
 	if err != nil {
 		return fileErr("write", file, err)

@@ -16,7 +16,7 @@ type plan struct {
 	names  []string // in order
 	of     map[string]*planned
 	whole  int64 // see scan
-	useful int64 // about how long the record would be without what was overwritten, in bytes
+	first  int64
 }
 
 // planned is one name of a plan.
@@ -46,8 +46,7 @@ func (r Records) plan(p *Put) (*plan, error) {
 	}
 	slices.Sort(l.names)
 	l.names = slices.Compact(l.names)
-	l.whole, err = r.scan(p.ID, func(name []byte, e *manifest.Entry) {
-		l.useful += int64(len(name)) / 2
+	l.whole, l.first, err = r.scan(p.ID, func(name []byte, e *manifest.Entry) {
 		if known := l.of[string(name)]; known != nil {
 			known.was, known.known = *e, e.Flags&manifest.Gone == 0
 		}

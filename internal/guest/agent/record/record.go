@@ -89,20 +89,21 @@ func readHeader(r *bufio.Reader) (h header, err error) {
 }
 
 // scan calls each for the entries of a record, older ones of a name first. It returns
-// how long the part of the file is that is whole, 0 when there is no record.
-func (r Records) scan(id string, each func(name []byte, e *manifest.Entry)) (whole int64, err error) {
+// how long the part of the file is that is whole, 0 when there is no record, and how long
+// its first section is, which has every name once.
+func (r Records) scan(id string, each func(name []byte, e *manifest.Entry)) (whole, first int64, err error) {
 	f, err := os.Open(r.file(id))
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return 0, 0, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer f.Close()
 	counted := &counter{r: f}
 	in := bufio.NewReaderSize(counted, 256<<10)
 	if _, err := readHeader(in); err != nil {
-		return 0, nil
+		return 0, 0, nil
 	}
 	list := manifest.NewReader(in)
 	whole = counted.n - int64(in.Buffered())
@@ -114,8 +115,11 @@ func (r Records) scan(id string, each func(name []byte, e *manifest.Entry)) (who
 			each(name, &e)
 		case errors.Is(err, io.EOF):
 			whole = counted.n - int64(in.Buffered())
+			if first == 0 {
+				first = whole
+			}
 		default:
-			return whole, nil // the end of the list, or of what can be read of it
+			return whole, first, nil // the end of the list, or of what can be read of it
 		}
 	}
 }
@@ -134,7 +138,7 @@ func (c *counter) Read(p []byte) (int, error) {
 // load returns the record of a workspace; nil when there is none.
 func (r Records) load(id string) (map[string]manifest.Entry, error) {
 	all := map[string]manifest.Entry{}
-	whole, err := r.scan(id, func(name []byte, e *manifest.Entry) {
+	whole, _, err := r.scan(id, func(name []byte, e *manifest.Entry) {
 		if e.Flags&manifest.Gone != 0 {
 			delete(all, string(name))
 			return
@@ -228,7 +232,7 @@ func (r Records) begin(p *Put, plan *plan) (*recording, error) {
 		return nil, err
 	}
 	whole := plan.whole
-	if whole > 0 && !p.Fresh && whole < compactAt+2*plan.useful {
+	if whole > 0 && !p.Fresh && whole < compactAt+2*plan.first {
 		f, err := os.OpenFile(r.file(p.ID), os.O_WRONLY, 0o600)
 		if err != nil {
 			return nil, err
