@@ -173,6 +173,7 @@ func runRun(ctx context.Context, a *app, opts runOpts) error {
 	making, ready := r.begin(ctx)
 	defer r.signals.release()
 	defer ready()
+	defer r.pack(making)()
 	if r.vm, err = a.create(making, c, opts.request); err != nil {
 		return ownFailure(interrupted(err))
 	}
@@ -195,6 +196,8 @@ type runner struct {
 	client   *client.Client
 	opts     runOpts
 	tree     *workspace.Tree
+	packed   chan struct{} // closed when the tree is complete, or packErr says why not
+	packErr  error
 	vm       made
 	signals  *signals
 	deadline time.Time // zero: none
@@ -241,12 +244,28 @@ func (r *runner) prepare(ctx context.Context) error {
 	return nil
 }
 
+// pack completes the tree while the VM boots. The function that it returns waits for that.
+func (r *runner) pack(ctx context.Context) (wait func()) {
+	if r.tree == nil {
+		return func() {}
+	}
+	r.packed = make(chan struct{})
+	go func() {
+		defer close(r.packed)
+		r.packErr = r.tree.Complete(ctx)
+	}()
+	return func() { <-r.packed }
+}
+
 // send puts the tree into the workspace. Nobody has worked in the VM yet: what its image
 // has in that place is overwritten.
 func (r *runner) send(ctx context.Context) error {
 	d := &delivery{
 		app: r.app, client: r.client, vm: r.vm.id, at: workspaceDir, force: true, label: "workspace",
 		spec: &bangerv1.WorkspaceSpec{Mode: workspace.ModeDefault, Depth: workspace.DefaultDepth, User: r.user()},
+	}
+	if <-r.packed; r.packErr != nil {
+		return r.packErr
 	}
 	_, err := d.send(ctx, r.tree, nil)
 	return err

@@ -528,5 +528,5 @@ func (x *Export) identity(ctx context.Context) string {
 			}
 		}
 	}
-	return "banger <banger@localhost> now"
+	return "workspace <workspace@localhost> now"
 }

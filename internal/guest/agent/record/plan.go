@@ -13,10 +13,10 @@ import (
 
 // plan is what a put is about to change.
 type plan struct {
-	names  []string // in order
-	of     map[string]*planned
-	whole  int64 // see scan
-	first  int64
+	names []string // in order
+	of    map[string]*planned
+	whole int64 // see scan
+	first int64
 }
 
 // planned is one name of a plan.
