@@ -41,8 +41,9 @@ out.
 With --from the files are those of a commit, not of the work tree; --branch makes a
 branch in the VM, there alone.
 
-Done again, it sends what has changed. What the VM has changed is not overwritten without
---force: then nothing is sent, and the error names it.`,
+Done again, it sends what has changed. What the VM has changed is not overwritten: then
+nothing is sent, and the error names it. With --force all is sent again, and overwrites
+what is there.`,
 		Example: `  banger vm workspace prepare calm-otter
   banger vm workspace prepare calm-otter ./repo --at /src --depth 0
   banger vm workspace prepare calm-otter . --from v1.2 --branch fix-12
@@ -86,7 +87,7 @@ Done again, it sends what has changed. What the VM has changed is not overwritte
 	f.StringVar(&opts.spec.From, "from", "", "send the files of this `commit` instead of the work tree")
 	f.StringVar(&opts.spec.Branch, "branch", "", "`name` of a branch to be on in the VM")
 	f.StringVarP(&opts.spec.User, "user", "u", "", "`user` who owns the files (default: the VM's)")
-	f.BoolVar(&opts.force, "force", false, "overwrite what the VM has changed")
+	f.BoolVar(&opts.force, "force", false, "send all again, and overwrite what the VM has changed")
 	f.BoolVar(&opts.json, "json", false, "print the workspace as JSON")
 	complete(c, "mode", fixed(modes...))
 	return c
@@ -109,6 +110,9 @@ func runWorkspacePrepare(ctx context.Context, a *app, opts *prepareOpts) error {
 	before, sent, err := there(ctx, c, opts.vm, opts.at)
 	if err != nil {
 		return err
+	}
+	if opts.force {
+		sent = sent.Doubted()
 	}
 	tree, err := workspace.Prepare(ctx, opts.path, options(&opts.spec), sent)
 	if err != nil {

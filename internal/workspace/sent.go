@@ -62,6 +62,23 @@ func Decode(b []byte) (*Sent, error) {
 	return s, errdefs.Wrap(err, "read the list of what was sent")
 }
 
+// Doubted is s where nothing of it is believed any more: all is sent again, and what the
+// host no longer has still goes.
+func (s *Sent) Doubted() *Sent {
+	if s == nil {
+		return nil
+	}
+	d := &Sent{sentHeader: s.sentHeader, Entries: make(map[string]manifest.Entry, len(s.Entries))}
+	d.Repos = nil
+	for name, e := range s.Entries {
+		if e.Mode&unix.S_IFMT != unix.S_IFDIR {
+			e.Size, e.Mtime, e.Hash = -1, 0, 0
+		}
+		d.Entries[name] = e
+	}
+	return d
+}
+
 // Top is the state of the repository; nil when it was none.
 func (s *Sent) Top() *RepoState { return s.Repos[""] }
 
