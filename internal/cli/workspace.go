@@ -106,6 +106,7 @@ type delivery struct {
 	at     string // in the VM
 	spec   *bangerv1.WorkspaceSpec
 	force  bool
+	must   bool   // something is to be said to the VM even if no file has changed
 	label  string // of the stage on a terminal
 }
 
@@ -124,7 +125,7 @@ func (d *delivery) send(ctx context.Context, tree *workspace.Tree, sent *workspa
 		return nil, err
 	}
 	change, err := tree.Since(ctx, sent)
-	if err != nil || change.Nothing() {
+	if err != nil || change.Nothing() && !d.must {
 		return change, err
 	}
 	d.spec.Git = tree.Git

@@ -43,7 +43,10 @@ branch in the VM, there alone.
 
 Done again, it sends what has changed. What the VM has changed is not overwritten: then
 nothing is sent, and the error names it. With --force all is sent again, and overwrites
-what is there.`,
+what is there.
+
+--read-only keeps everybody in the VM from writing to it by a mount, which whoever is root
+there can take away.`,
 		Example: `  banger vm workspace prepare calm-otter
   banger vm workspace prepare calm-otter ./repo --at /src --depth 0
   banger vm workspace prepare calm-otter . --from v1.2 --branch fix-12
@@ -87,6 +90,7 @@ what is there.`,
 	f.StringVar(&opts.spec.From, "from", "", "send the files of this `commit` instead of the work tree")
 	f.StringVar(&opts.spec.Branch, "branch", "", "`name` of a branch to be on in the VM")
 	f.StringVarP(&opts.spec.User, "user", "u", "", "`user` who owns the files (default: the VM's)")
+	f.BoolVar(&opts.spec.ReadOnly, "read-only", false, "let nobody in the VM write to it")
 	f.BoolVar(&opts.force, "force", false, "send all again, and overwrite what the VM has changed")
 	f.BoolVar(&opts.json, "json", false, "print the workspace as JSON")
 	complete(c, "mode", fixed(modes...))
@@ -130,6 +134,7 @@ func runWorkspacePrepare(ctx context.Context, a *app, opts *prepareOpts) error {
 		a.warn("%s", w)
 	}
 	d := &delivery{app: a, client: c, vm: opts.vm, at: opts.at, spec: &opts.spec, force: opts.force, label: "workspace"}
+	d.must = before != nil && before.GetSpec().GetReadOnly() != opts.spec.GetReadOnly()
 	change, err := d.send(ctx, tree, sent)
 	if err != nil {
 		a.status.clear()

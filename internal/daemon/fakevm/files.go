@@ -121,7 +121,7 @@ func (v *vm) serveWorkspace(req *guest.Request, r *guest.FrameReader, w *guest.F
 	records := record.Records{Dir: path.Join(paths.FakeRoot, record.Dir)}
 	switch req.Kind {
 	case guest.KindWorkspacePut:
-		return serve.WorkspacePut(records, paths.FakeRoot, r, w, req.WorkspacePut, &tree.Owner{UID: os.Geteuid(), GID: os.Getegid()})
+		return serve.WorkspacePut(records, paths.FakeRoot, r, w, req.WorkspacePut, &tree.Owner{UID: os.Geteuid(), GID: os.Getegid()}, nil)
 	case guest.KindWorkspaceChanges:
 		return serve.WorkspaceChanges(records, paths.FakeRoot, r, w, req.WorkspaceChanges)
 	}

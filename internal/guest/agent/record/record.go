@@ -59,25 +59,37 @@ func remove(file string) error {
 	return nil
 }
 
-// headers lists the headers of all records, by workspace id. What cannot be read is left
-// out.
-func (r Records) headers() map[string]header {
+// ReadOnly lists the directories of workspaces that nobody in the guest is to write to.
+// Records that cannot be read are left out.
+func (r Records) ReadOnly() (dirs []string) {
 	children, err := os.ReadDir(r.Dir)
 	if err != nil {
 		return nil
 	}
-	all := map[string]header{}
 	for _, c := range children {
-		f, err := os.Open(filepath.Join(r.Dir, c.Name()))
-		if err != nil || strings.HasSuffix(c.Name(), ".pending") {
-			continue
+		if strings.Contains(c.Name(), ".") {
+			continue // what is pending
 		}
-		if h, err := readHeader(bufio.NewReader(f)); err == nil {
-			all[c.Name()] = h
+		if dir := r.ReadOnlyDir(c.Name()); dir != "" {
+			dirs = append(dirs, dir)
 		}
-		_ = f.Close()
 	}
-	return all
+	return dirs
+}
+
+// ReadOnlyDir is the directory of a workspace, if nobody in the guest is to write to it;
+// otherwise empty.
+func (r Records) ReadOnlyDir(id string) string {
+	f, err := os.Open(r.file(id))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	h, err := readHeader(bufio.NewReader(f))
+	if err != nil || !h.ReadOnly {
+		return ""
+	}
+	return h.Dest
 }
 
 func readHeader(r *bufio.Reader) (h header, err error) {
@@ -232,7 +244,7 @@ func (r Records) begin(p *Put, plan *plan) (*recording, error) {
 		return nil, err
 	}
 	whole := plan.whole
-	if whole > 0 && !p.Fresh && whole < compactAt+2*plan.first {
+	if whole > 0 && !p.Fresh && whole < compactAt+2*plan.first && (r.ReadOnlyDir(p.ID) != "") == p.ReadOnly {
 		f, err := os.OpenFile(r.file(p.ID), os.O_WRONLY, 0o600)
 		if err != nil {
 			return nil, err

@@ -66,6 +66,9 @@ func (s *Server) Open() error {
 		return errdefs.Wrap(err, "open /dev/null")
 	}
 	s.null = f
+	if s.RootError == "" {
+		s.sealAll()
+	}
 	return nil
 }
 
@@ -130,10 +133,7 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *guest.FrameReader
 	case guest.KindWorkspaceChanges:
 		return WorkspaceChanges(s.Records, "/", r, w, req.WorkspaceChanges)
 	case guest.KindWorkspaceForget:
-		if err := s.Records.Forget(req.WorkspaceForget.ID); err != nil {
-			return err
-		}
-		return done(w, guest.Control{})
+		return s.workspaceForget(w, req.WorkspaceForget)
 	case guest.KindDial:
 		return s.dial(ctx, conn, r, w, req.Dial.Port)
 	case guest.KindSync:
