@@ -249,7 +249,9 @@ func (r Records) begin(p *Put, plan *plan) (*recording, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := f.Truncate(whole); err == nil {
+		// An end that was cut off goes.
+		err = f.Truncate(whole)
+		if err == nil {
 			_, err = f.Seek(whole, io.SeekStart)
 		}
 		if err != nil {
