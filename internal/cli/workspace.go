@@ -125,7 +125,7 @@ func (d *delivery) send(ctx context.Context, tree *workspace.Tree, sent *workspa
 		return nil, err
 	}
 	change, err := tree.Since(ctx, sent)
-	if err != nil || change.Nothing() && !d.must {
+	if err != nil || change.Nothing() && sent != nil && !d.must {
 		return change, err
 	}
 	d.spec.Git = tree.Git
