@@ -106,6 +106,7 @@ type delivery struct {
 	at     string // in the VM
 	spec   *bangerv1.WorkspaceSpec
 	force  bool
+	was    string // the workspace's state
 	must   bool   // something is to be said to the VM even if no file has changed
 	label  string // of the stage on a terminal
 }
@@ -151,6 +152,13 @@ func (d *delivery) send(ctx context.Context, tree *workspace.Tree, sent *workspa
 		}, Changed: func(path string) { d.app.note("%s changed while it was read", path) }})
 	})
 	if err != nil {
+		if len(conflicts) > 0 && d.was == stateReady {
+			// The VM agreed to nothing: the workspace is what it was.
+			_, undo := d.client.FinishWorkspace(context.WithoutCancel(ctx), &bangerv1.FinishWorkspaceRequest{Id: w.GetId(), Generation: w.GetGeneration(), Refused: true})
+			if undo != nil {
+				d.app.warn("the workspace has to be prepared again: %v", undo)
+			}
+		}
 		return nil, conflictErr(w, conflicts, err)
 	}
 	list, err := tree.Encode()
@@ -202,14 +210,17 @@ func known(ctx context.Context, c *client.Client, w *bangerv1.Workspace) (*works
 	return workspace.Decode(list)
 }
 
+// stateReady is the state of a workspace that was sent as a whole.
+const stateReady = "ready"
+
 // take asks a VM what has become of a workspace.
 func (a *app) take(ctx context.Context, c *client.Client, w *bangerv1.Workspace, want workspace.Want) (*workspace.Taken, *workspace.Sent, error) {
 	sent, err := known(ctx, c, w)
 	if err != nil {
 		return nil, nil, err
 	}
-	if sent == nil {
-		return nil, nil, errdefs.Precondition("workspace %s of vm %q was never sent as a whole", w.GetGuestPath(), w.GetVm()).
+	if sent == nil || w.GetState() != stateReady {
+		return nil, nil, errdefs.Precondition("workspace %s of vm %q was not sent as a whole: that was interrupted, or goes on now", w.GetGuestPath(), w.GetVm()).
 			WithHint("prepare it again: banger vm workspace prepare %s %s --at %s", w.GetVm(), w.GetHostPath(), w.GetGuestPath())
 	}
 	conn, err := c.OpenStream(ctx, api.WorkspacePath(w.GetVmId()))

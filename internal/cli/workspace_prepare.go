@@ -134,6 +134,7 @@ func runWorkspacePrepare(ctx context.Context, a *app, opts *prepareOpts) error {
 		a.warn("%s", w)
 	}
 	d := &delivery{app: a, client: c, vm: opts.vm, at: opts.at, spec: &opts.spec, force: opts.force, label: "workspace"}
+	d.was = before.GetState()
 	d.must = before != nil && before.GetSpec().GetReadOnly() != opts.spec.GetReadOnly()
 	change, err := d.send(ctx, tree, sent)
 	if err != nil {

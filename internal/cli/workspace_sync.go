@@ -93,12 +93,13 @@ func (s *syncing) once(ctx context.Context, speak bool) (dirs []string, err erro
 	}
 	dirs = tree.Dirs()
 	d := &delivery{
-		app: s.app, client: s.client, vm: s.w.GetVmId(), at: s.w.GetGuestPath(), spec: s.w.GetSpec(), force: s.opts.force, label: "workspace",
+		was: s.w.GetState(), app: s.app, client: s.client, vm: s.w.GetVmId(), at: s.w.GetGuestPath(), spec: s.w.GetSpec(), force: s.opts.force, label: "workspace",
 	}
 	change, err := d.send(ctx, tree, sent)
 	if err != nil {
 		return dirs, err
 	}
+	s.w.State = stateReady
 	if speak || !change.Nothing() {
 		fmt.Fprintf(s.app.out, "%s: %s\n", s.w.GetGuestPath(), sentText(change))
 	}

@@ -4601,6 +4601,7 @@ type FinishWorkspaceRequest struct {
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Generation    int64                  `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // as Begin answered
 	Manifest      []byte                 `protobuf:"bytes,3,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	Refused       bool                   `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"` // nothing was changed in the VM: the list of the last time holds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4654,6 +4655,13 @@ func (x *FinishWorkspaceRequest) GetManifest() []byte {
 		return x.Manifest
 	}
 	return nil
+}
+
+func (x *FinishWorkspaceRequest) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
 }
 
 type WorkspaceManifest struct {
@@ -5147,13 +5155,14 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\n" +
 	"guest_path\x18\x02 \x01(\tR\tguestPath\x12\x1b\n" +
 	"\thost_path\x18\x03 \x01(\tR\bhostPath\x12,\n" +
-	"\x04spec\x18\x04 \x01(\v2\x18.banger.v1.WorkspaceSpecR\x04spec\"d\n" +
+	"\x04spec\x18\x04 \x01(\v2\x18.banger.v1.WorkspaceSpecR\x04spec\"~\n" +
 	"\x16FinishWorkspaceRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x03R\n" +
 	"generation\x12\x1a\n" +
-	"\bmanifest\x18\x03 \x01(\fR\bmanifest\"O\n" +
+	"\bmanifest\x18\x03 \x01(\fR\bmanifest\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\bR\arefused\"O\n" +
 	"\x11WorkspaceManifest\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x1e\n" +
 	"\n" +

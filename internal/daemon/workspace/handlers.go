@@ -189,7 +189,7 @@ func (s *Service) finish(ctx context.Context, m *bangerv1.FinishWorkspaceRequest
 	if err != nil {
 		return w, err
 	}
-	if w.Generation == m.Generation {
+	if w.Generation == m.Generation && !m.Refused {
 		if err := s.keep(&w, m.Manifest); err != nil {
 			return w, errdefs.Wrap(err, "keep what was sent into workspace %s", w.GuestPath)
 		}

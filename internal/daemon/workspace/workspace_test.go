@@ -181,6 +181,18 @@ func TestRecords(t *testing.T) {
 	if err != nil || string(list.Msg.Manifest) != "new" {
 		t.Errorf("%v, %v", list, err)
 	}
+	// One that the VM refused leaves the list as it was.
+	third, err := begin(w, "a", "/w", "/src", "full")
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := w.Finish(t.Context(), connect.NewRequest(&bangerv1.FinishWorkspaceRequest{Id: third.Id, Generation: third.Generation, Refused: true}))
+	if err != nil || res.Msg.State != "ready" {
+		t.Errorf("%v, %v", res, err)
+	}
+	if list, err := w.Manifest(t.Context(), connect.NewRequest(&bangerv1.WorkspaceID{Id: one.Id})); err != nil || string(list.Msg.Manifest) != "new" {
+		t.Errorf("%v, %v", list, err)
+	}
 	if _, err := begin(w, "b", "/w", "/src", "default"); err != nil {
 		t.Fatal(err)
 	}
