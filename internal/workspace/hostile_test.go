@@ -98,6 +98,12 @@ func TestRepositoryRunsNothing(t *testing.T) {
 				t.Setenv("GIT_ALLOW_PROTOCOL", "ext:ssh:file")
 				t.Setenv("GIT_NO_LAZY_FETCH", "0")
 				_, _ = workspace.Inspect(t.Context(), top) // may fail, must not run
+				for _, opts := range []workspace.Options{{Depth: 1}, {}, {From: "HEAD", Branch: "x"}, {Include: []string{"**"}}} {
+					if tree, err := workspace.Prepare(t.Context(), top, opts, nil); err == nil {
+						_ = tree.Complete(t.Context())
+						tree.Close()
+					}
+				}
 				if _, err := os.Lstat(marker); err == nil {
 					t.Error("the repository ran a program")
 				}
