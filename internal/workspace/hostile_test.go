@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"banger/internal/errdefs"
 	"banger/internal/workspace"
@@ -75,6 +76,31 @@ func TestRepositoryRunsNothing(t *testing.T) {
 			write(t, dir, "f", "x")
 			git(t, dir, "add", ".")
 			git(t, dir, "config", "core.fsmonitor", run)
+		}},
+		{"filters", false, func(t *testing.T, dir, run string) {
+			git(t, filepath.Dir(dir), "init", "-q", dir)
+			write(t, dir, ".gitattributes", "* filter=evil diff=evil merge=evil\n")
+			write(t, dir, "f", "x")
+			git(t, dir, "add", ".")
+			git(t, dir, "commit", "-q", "-m", "first")
+			// An index that is older than the files has git look at their contents.
+			past := time.Now().Add(-time.Hour)
+			if err := os.Chtimes(filepath.Join(dir, ".git/index"), past, past); err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range []string{"filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "diff.evil.command", "diff.evil.textconv", "merge.evil.driver"} {
+				git(t, dir, "config", key, run)
+			}
+			git(t, dir, "config", "filter.evil.required", "true")
+		}},
+		{"hooks", false, func(t *testing.T, dir, run string) {
+			git(t, filepath.Dir(dir), "init", "-q", dir)
+			write(t, dir, "f", "x")
+			git(t, dir, "add", ".")
+			git(t, dir, "commit", "-q", "-m", "first")
+			for _, hook := range []string{"post-index-change", "reference-transaction", "post-checkout", "pre-commit"} {
+				symlink(t, run, filepath.Join(dir, ".git/hooks", hook))
+			}
 		}},
 	} {
 		for _, nested := range []bool{false, true} {
