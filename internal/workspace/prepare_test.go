@@ -26,6 +26,17 @@ type guestDir struct {
 
 func newGuest(t *testing.T) *guestDir {
 	t.Helper()
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
+	t.Cleanup(func() {
+		if left, err := os.ReadDir(temp); err != nil || len(left) > 0 && !t.Failed() {
+			for _, d := range left {
+				if strings.HasPrefix(d.Name(), "banger-") {
+					t.Errorf("%s is left", d.Name())
+				}
+			}
+		}
+	})
 	g := &guestDir{dir: filepath.Join(t.TempDir(), "guest"), records: record.Records{Dir: filepath.Join(t.TempDir(), "records")}}
 	if err := os.Mkdir(g.dir, 0o755); err != nil {
 		t.Fatal(err)
