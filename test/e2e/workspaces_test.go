@@ -48,7 +48,7 @@ func TestWorkspaces(t *testing.T) {
 	}
 	inside("git -c user.name=t -c user.email=t@localhost commit -qam inside && echo later > later.txt && rm plain.txt")
 	r := w.run(t, "vm", "workspace", "status", "e2e-ws")
-	if r.code != 0 || !strings.Contains(r.stdout, "A       later.txt") || !strings.Contains(r.stdout, "D       plain.txt") {
+	if r.code != 0 || !strings.Contains(r.stdout, "vm     A        later.txt") || !strings.Contains(r.stdout, "vm     D        plain.txt") {
 		t.Error(r)
 	}
 	// Restarted, it knows the same.
@@ -115,5 +115,48 @@ func TestStopDoesNotWaitForAnImport(t *testing.T) {
 	}
 	if r := w.run(t, "vm", "workspace", "list", "e2e-stall"); !strings.Contains(r.stdout, "preparing") {
 		t.Errorf("%s", r)
+	}
+}
+
+// TestLargeWorkspace sends a large repository a second time, unchanged and with one file
+// changed, and takes changes out of it. The bounds are wide: the figures are those of
+// `make bench`.
+func TestLargeWorkspace(t *testing.T) {
+	w := s.main
+	w.fetch(t)
+	dir := filepath.Join(s.scratch, "large")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	git(t, dir, "", "init", "-q", "-b", "main")
+	for i := range 20_000 {
+		write(t, filepath.Join(dir, "d"+string(rune('a'+i%26)), "s"+string(rune('a'+i%7)), strings.Repeat("f", 1+i%3)+time.Duration(i).String()), "content\n")
+	}
+	git(t, dir, "", "add", "-A")
+	git(t, dir, "", "commit", "-q", "-m", "first")
+	w.cleanup(t, "e2e-large")
+	w.ok(t, "vm", "create", "--name", "e2e-large")
+	for _, step := range []struct {
+		what  string
+		limit time.Duration
+		args  []string
+	}{
+		{"the first time", 2 * time.Minute, []string{"vm", "workspace", "prepare", "e2e-large", dir}},
+		{"unchanged", 10 * time.Second, []string{"vm", "workspace", "prepare", "e2e-large", dir}},
+		{"one file", 15 * time.Second, []string{"vm", "workspace", "sync", "e2e-large"}},
+		{"1,000 files changed in the VM", time.Minute, []string{"exec", "--workdir", "/workspace", "e2e-large", "--", "sh", "-c", "find da db -type f | head -1000 | while read f; do echo changed > $f; done"}},
+		{"a patch of them", 30 * time.Second, []string{"vm", "workspace", "export", "e2e-large", "-o", "/dev/null"}},
+	} {
+		if step.what == "one file" {
+			write(t, filepath.Join(dir, "one"), "one\n")
+		}
+		began := time.Now()
+		w.ok(t, step.args...)
+		took := time.Since(began)
+		t.Logf("%s: %s", step.what, took.Round(time.Millisecond))
+		if took > step.limit {
+			t.Errorf("%s took %s", step.what, took)
+		}
 	}
 }
