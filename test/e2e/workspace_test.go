@@ -134,7 +134,7 @@ func TestWorktree(t *testing.T) {
 	w.noVM(t, "e2e-tree")
 }
 
-// TestPlainDirectory sends all of a directory, and says so on a terminal only.
+// TestPlainDirectory sends a directory by its own rules, and says so on a terminal only.
 func TestPlainDirectory(t *testing.T) {
 	w := s.main
 	w.fetch(t)
@@ -144,9 +144,10 @@ func TestPlainDirectory(t *testing.T) {
 	}
 	sampleTree(t, dir)
 	write(t, filepath.Join(dir, ".gitignore"), "*\n")
+	write(t, filepath.Join(dir, ".bangerignore"), "!*\n") // which counts more
 	want := describe(t, dir)
 	r := startTTY(t, w.command("vm", "run", "--rm", "--name", "e2e-plain", dir, "--", "sh", "-c", describeReport), 24, 200)
-	r.out.expect(t, dir+" is not in a git repository: all its files are sent\r\n")
+	r.out.expect(t, dir+" is not in a git repository: what its .gitignore and .bangerignore files leave out is not sent\r\n")
 	r.out.expect(t, "  workspace")
 	if code := r.wait(t); code != 0 {
 		t.Fatalf("code %d:\n%s", code, r.out)
