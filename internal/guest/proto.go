@@ -70,6 +70,7 @@ const (
 	KindStat       Kind = "stat"        // describe one path; answered by done with Stat
 	KindShutdown   Kind = "shutdown"    // orderly power-off; answered by done once it is certain to happen
 	KindDial       Kind = "dial"        // connect to a TCP port of the guest's own: see Dial
+	KindSSH        Kind = "ssh"         // serve the SSH protocol: see SSH
 	KindSync       Kind = "sync"        // flush file systems; answered by done
 	KindGrow       Kind = "grow"        // make the root file system as large as its disk; answered by done
 	KindWaitSystem Kind = "wait-system" // answered by done when the init system has settled
@@ -86,6 +87,7 @@ type Request struct {
 	Stat       *StatPath   `json:"stat,omitempty"`
 	BenchSpawn *BenchSpawn `json:"bench_spawn,omitempty"`
 	Dial       *Dial       `json:"dial,omitempty"`
+	SSH        *SSH        `json:"ssh,omitempty"`
 	Grow       *Grow       `json:"grow,omitempty"`
 	Shutdown   *Shutdown   `json:"shutdown,omitempty"` // may be left out
 	// Ephemeral is for the daemon, not the agent: delete the VM when this stream ends.
@@ -170,6 +172,29 @@ type StatPath struct {
 type Dial struct {
 	Port uint16 `json:"port"`
 }
+
+// SSH makes the stream a connection to an SSH server. The agent answers with started, or
+// with error; what follows is SSH's own bytes, without frames: it has packets, ends and
+// errors of its own.
+type SSH struct {
+	// HostKey is the seed of the server's ed25519 key, HostKeySize bytes. The daemon puts it
+	// in: a client cannot choose it, and the guest keeps it nowhere.
+	HostKey []byte `json:"host_key,omitempty"`
+	// ClientKeys are the public keys that may log in, as lines of authorized_keys: 1 to
+	// MaxClientKeys.
+	ClientKeys []string `json:"client_keys"`
+}
+
+// What there may be of the keys of an SSH request.
+const (
+	HostKeySize   = 32
+	MaxClientKeys = 16
+	maxClientKey  = 16 << 10 // bytes
+)
+
+// SSHDefaultUser is the login name that stands for the default user of the VM. A user of
+// the image who is called so is reached by number.
+const SSHDefaultUser = "banger"
 
 // Grow says how large the root disk is now, in bytes: the guest's kernel may not have
 // heard yet.

@@ -69,6 +69,11 @@ func (r *Request) Validate() error {
 			return errdefs.Invalid("port 0 of the guest cannot be connected to")
 		}
 		return nil
+	case KindSSH:
+		if r.SSH == nil {
+			return missing()
+		}
+		return checkSSH(r.SSH)
 	case KindGrow:
 		if r.Grow == nil {
 			return missing()
@@ -125,6 +130,22 @@ func checkPath(p string) error {
 		return errdefs.Invalid("the path in the guest is longer than 4095 bytes")
 	case strings.IndexByte(p, 0) >= 0:
 		return errdefs.Invalid("the path in the guest holds a NUL byte")
+	}
+	return nil
+}
+
+// checkSSH lets a host key be absent: the client's request has none yet.
+func checkSSH(q *SSH) error {
+	if n := len(q.HostKey); n != 0 && n != HostKeySize {
+		return errdefs.Invalid("a host key of %d bytes: it has %d", n, HostKeySize)
+	}
+	if n := len(q.ClientKeys); n < 1 || n > MaxClientKeys {
+		return errdefs.Invalid("%d client keys: 1 to %d are allowed", n, MaxClientKeys)
+	}
+	for _, k := range q.ClientKeys {
+		if k == "" || len(k) > maxClientKey {
+			return errdefs.Invalid("a client key of %d bytes: 1 to %d are allowed", len(k), maxClientKey)
+		}
 	}
 	return nil
 }

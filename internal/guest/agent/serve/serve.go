@@ -125,6 +125,8 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *guest.FrameReader
 		return s.stat(w, req.Stat)
 	case guest.KindDial:
 		return s.dial(ctx, conn, r, w, req.Dial.Port)
+	case guest.KindSSH:
+		return s.ssh(ctx, conn, r, w, req.SSH)
 	case guest.KindSync:
 		syncDisks()
 		return done(w, guest.Control{})
