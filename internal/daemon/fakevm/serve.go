@@ -40,6 +40,9 @@ func (v *vm) serveStream(stream net.Conn) {
 	case guest.KindDial:
 		v.serveDial(req.Dial.Port, r, w)
 		return
+	case guest.KindSSH:
+		v.serveSSH(req.SSH, stream, r, w)
+		return
 	case guest.KindConfigure:
 		v.mu.Lock()
 		v.conf = *req.Configure
