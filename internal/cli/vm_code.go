@@ -78,7 +78,7 @@ func runCode(ctx context.Context, a *app, opts codeOpts) error {
 		return err
 	}
 	if !dir.Installed(config) {
-		return errdefs.Precondition("an editor cannot find VMs: %s does not include what banger writes", config).
+		return errdefs.Precondition("an editor cannot find VMs: %s does not include the configuration for them", config).
 			WithHint("banger ssh-config --install")
 	}
 	place := opts.path

@@ -15,7 +15,7 @@ import (
 // The lines around what is ours in the user's own configuration. The first may go on with
 // what has to be undone beside it.
 const (
-	beginMark = "# >>> banger: VMs as hosts, see banger ssh-config --help"
+	beginMark = "# >>> banger: VMs as hosts; banger ssh-config --uninstall removes this"
 	endMark   = "# <<< banger"
 	madeFile  = " (made this file)"
 	madeBoth  = " (made this file and its directory)"
