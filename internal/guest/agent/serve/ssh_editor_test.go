@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // editorScript is what an editor runs by `ssh -T -D PORT HOST sh`: it starts a server that
@@ -49,9 +53,7 @@ func TestSSHEditor(t *testing.T) {
 		t.Skip("no python3, which is the server")
 	}
 	w := newSSHWorld(t)
-	t.Cleanup(func() {
-		_ = w.command("sh", "-c", "kill $(cat "+w.dir+"/pid)").Run()
-	})
+	t.Cleanup(func() { endServer(t, filepath.Join(w.dir, "pid")) })
 	for i, want := range []string{"a1b2c3: start", "found running server"} {
 		socks := freePort(t)
 		c := w.command("ssh", "-T", "-D", socks, "-o", "ConnectTimeout=15", "box.vm", "sh")
@@ -121,4 +123,30 @@ func overSOCKS(proxy string, port, n int) string {
 	all, _ := io.ReadAll(c)
 	_, body, _ := strings.Cut(string(all), "\r\n\r\n")
 	return body
+}
+
+// endServer ends the server that an editor left behind, and sees that it has ended.
+func endServer(t *testing.T, file string) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return // it was never started
+	}
+	pid, err := strconv.Atoi(string(text))
+	if err != nil {
+		t.Errorf("the server's pid: %v", err)
+		return
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Errorf("the server did not outlive its connections: %v", err)
+		return
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		t.Errorf("end the server: %v", err)
+	}
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); n != 1 {
+		t.Errorf("the server is left: %v", err)
+	}
 }

@@ -171,7 +171,7 @@ func (w *sshWorld) command(name string, args ...string) *exec.Cmd {
 	case "ssh", "scp", "sftp":
 		args = append([]string{"-F", w.config}, args...)
 	}
-	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the test's own ends before clean-ups
 	w.t.Cleanup(cancel)
 	c := exec.CommandContext(ctx, name, args...)
 	c.Env = append(os.Environ(), "GIT_SSH_COMMAND=ssh -F "+w.config, "RSYNC_RSH=ssh -F "+w.config, "LC_ALL=C")
