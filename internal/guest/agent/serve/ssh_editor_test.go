@@ -146,7 +146,11 @@ func endServer(t *testing.T, file string) {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
 		t.Errorf("end the server: %v", err)
 	}
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); n != 1 {
+	n := 0
+	for err = unix.EINTR; err == unix.EINTR; {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
+	}
+	if n != 1 {
 		t.Errorf("the server is left: %v", err)
 	}
 }
