@@ -104,32 +104,32 @@ func (a *app) writeSSHConfig(start bool) (sshconf.Dir, error) {
 	if err != nil {
 		return "", err
 	}
-	command, err := a.proxyCommand()
+	command, err := a.proxyCommand(start)
 	if err != nil {
 		return "", err
-	}
-	if start {
-		command = append(command, startFlag)
 	}
 	return dir, dir.Write(command)
 }
 
 // ensureSSHConfig is writeSSHConfig, as the configuration was asked for when it was written
-// last.
-func (a *app) ensureSSHConfig() (sshconf.Dir, error) {
-	dir, err := sshconf.Open()
-	if err != nil {
-		return "", err
+// last. It also returns how OpenSSH is to call this program.
+func (a *app) ensureSSHConfig() (dir sshconf.Dir, proxy []string, err error) {
+	if dir, err = sshconf.Open(); err != nil {
+		return "", nil, err
 	}
 	text, err := os.ReadFile(dir.Config())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", errdefs.Wrap(err, "read the configuration for ssh")
+		return "", nil, errdefs.Wrap(err, "read the configuration for ssh")
 	}
-	return a.writeSSHConfig(strings.Contains(string(text), " "+startFlag+" "))
+	start := strings.Contains(string(text), " "+startFlag+" ")
+	if proxy, err = a.proxyCommand(start); err != nil {
+		return "", nil, err
+	}
+	return dir, proxy, dir.Write(proxy)
 }
 
 // proxyCommand is how OpenSSH is to call this program.
-func (a *app) proxyCommand() ([]string, error) {
+func (a *app) proxyCommand(start bool) ([]string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, errdefs.Wrap(err, "find this program")
@@ -142,7 +142,11 @@ func (a *app) proxyCommand() ([]string, error) {
 		}
 		command = append(command, "--socket", socket)
 	}
-	return append(command, "vm", "ssh-proxy"), nil
+	command = append(command, "vm", "ssh-proxy")
+	if start {
+		command = append(command, startFlag)
+	}
+	return command, nil
 }
 
 // forgetHost removes the host key of a VM that was deleted. One that stays does no harm: it

@@ -63,11 +63,13 @@ func runSSH(ctx context.Context, a *app, opts sshOpts) error {
 	if _, err := sysexec.Look("ssh"); err != nil {
 		return a.withoutSSH(ctx, opts, err)
 	}
-	dir, err := a.ensureSSHConfig()
+	dir, proxy, err := a.ensureSSHConfig()
 	if err != nil {
 		return ownFailure(err)
 	}
-	return ownFailure(sysexec.Replace("ssh", opts.args(dir)))
+	// It is OpenSSH for certain: it can have the connection itself, without us in between.
+	hand := []string{"-o", "ProxyUseFdpass=yes", "-o", sshconf.ProxyCommand(append(proxy, "--pass-fd"))}
+	return ownFailure(sysexec.Replace("ssh", append(hand, opts.args(dir)...)))
 }
 
 // args are the arguments of ssh.

@@ -81,10 +81,6 @@ func (d Dir) Write(command []string) error {
 }
 
 func (d Dir) text(command []string) (string, error) {
-	var words []string
-	for _, w := range command {
-		words = append(words, shellWord(w))
-	}
 	key, err1 := value(d.file(paths.SSHClientKey))
 	known, err2 := value(d.file(paths.SSHKnownHosts))
 	if err := errors.Join(err1, err2); err != nil {
@@ -93,7 +89,7 @@ func (d Dir) text(command []string) (string, error) {
 	return fmt.Sprintf(`# Written by "banger ssh-config", as often as that is run. It is for VMs only.
 Host *%s
 	User %s
-	ProxyCommand %s %%h
+	%s
 	IdentityFile %s
 	IdentitiesOnly yes
 	AddKeysToAgent no
@@ -107,7 +103,17 @@ Host *%s
 	CheckHostIP no
 	CanonicalizeHostname no
 	Compression no
-`, Domain, guest.SSHDefaultUser, strings.Join(words, " "), key, known), nil
+`, Domain, guest.SSHDefaultUser, ProxyCommand(command), key, known), nil
+}
+
+// ProxyCommand is the setting of OpenSSH that has a program with its arguments, and the name of
+// the host after them, connect.
+func ProxyCommand(command []string) string {
+	line := "ProxyCommand"
+	for _, w := range command {
+		line += " " + shellWord(w)
+	}
+	return line + " %h"
 }
 
 // shellWord quotes a word for the shell that OpenSSH has run the command, and for OpenSSH,
