@@ -15,6 +15,7 @@ type agentSocket struct {
 	mu       sync.Mutex // guards what follows
 	dir      string
 	listener *listener
+	closed   bool // the connection ends
 }
 
 // open returns the path of the socket. It lies in a directory that nobody but the user may
@@ -23,7 +24,10 @@ func (a *agentSocket) open(c *connection) (string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	name := func() string { return filepath.Join(a.dir, "agent") }
-	if a.listener != nil {
+	switch {
+	case a.closed:
+		return "", net.ErrClosed
+	case a.listener != nil:
 		return name(), nil
 	}
 	err := proc.As(&c.user, func() error {
@@ -58,6 +62,7 @@ func (a *agentSocket) open(c *connection) (string, error) {
 func (a *agentSocket) close(c *connection) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.closed = true
 	if a.listener == nil {
 		return
 	}
