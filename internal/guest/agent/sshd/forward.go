@@ -197,7 +197,7 @@ func (c *connection) listenTCP(payload []byte) (ok bool, answer []byte) {
 }
 
 // listenAddr listens as RFC 4254 has it: "" is everywhere, "localhost" both loopback
-// addresses, of which one may be missing.
+// addresses, of which one may be missing. Port 0 is one that is free on all of them.
 func listenAddr(addr string, port int) (all []net.Listener, got int, err error) {
 	hosts := []string{addr}
 	switch addr {
@@ -206,6 +206,18 @@ func listenAddr(addr string, port int) (all []net.Listener, got int, err error) 
 	case "localhost":
 		hosts = []string{"127.0.0.1", "::1"}
 	}
+	const tries = 20 // of a port that another program has on one of two addresses
+	for range tries {
+		if all, got, err = listenAll(hosts, port); port != 0 || !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
+	}
+	return all, got, err
+}
+
+// listenAll listens on those of several addresses that there are. Of one that another program
+// has it fails: half of all connections would go there.
+func listenAll(hosts []string, port int) (all []net.Listener, got int, err error) {
 	for _, host := range hosts {
 		l, lerr := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 		if lerr != nil {
@@ -215,16 +227,13 @@ func listenAddr(addr string, port int) (all []net.Listener, got int, err error) 
 		all = append(all, l)
 		port = l.Addr().(*net.TCPAddr).Port
 	}
-	if len(all) == 0 {
-		return nil, 0, err
+	if len(all) > 0 && !errors.Is(err, unix.EADDRINUSE) {
+		return all, port, nil
 	}
-	if errors.Is(err, unix.EADDRINUSE) { // half of it would answer for another program
-		for _, l := range all {
-			_ = l.Close()
-		}
-		return nil, 0, err
+	for _, l := range all {
+		_ = l.Close()
 	}
-	return all, port, nil
+	return nil, 0, err
 }
 
 func tcpKey(addr string, port uint32) string {
