@@ -168,6 +168,10 @@ func TestSSHForwards(t *testing.T) {
 	there, here, sock := freePort(t), freePort(t), filepath.Join(t.TempDir(), "sock")
 	agent := filepath.Join(t.TempDir(), "agent")
 	daemon := exec.Command(tool(t, "ssh-agent"), "-D", "-a", agent)
+	said, err := daemon.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -175,6 +179,9 @@ func TestSSHForwards(t *testing.T) {
 		_ = daemon.Process.Kill()
 		_ = daemon.Wait()
 	}()
+	if _, err := bufio.NewReader(said).ReadString('\n'); err != nil { // it listens
+		t.Fatal(err)
+	}
 	c := w.client(t, "ssh", "-A", "-o", "ExitOnForwardFailure=yes", "-R", "127.0.0.1:"+there+":"+l.Addr().String(),
 		"-L", "127.0.0.1:"+here+":localhost:"+there, "-L", sock+":/tmp/e2e-ssh-sock", "-R", "/tmp/e2e-ssh-sock:"+l.Addr().String(),
 		v.Name+".vm", `stat -c '%F %U %a' "$SSH_AUTH_SOCK" /tmp/e2e-ssh-sock; exec cat`)

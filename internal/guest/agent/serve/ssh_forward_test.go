@@ -310,3 +310,50 @@ func TestSSHSignals(t *testing.T) {
 		}
 	}
 }
+
+// A terminal has the client's size, and follows it.
+func TestSSHWindow(t *testing.T) {
+	w := newSSHWorld(t)
+	s := session(t, w.client())
+	if err := s.RequestPty("xterm", 33, 101, ssh.TerminalModes{ssh.ECHO: 0}); err != nil {
+		t.Fatal(err)
+	}
+	in, err1 := s.StdinPipe()
+	pipe, err2 := s.StdoutPipe()
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	if err := s.Start("stty size; stty -a | grep -o -- '-echo '; read x; stty size"); err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewReader(pipe)
+	for _, want := range []string{"33 101\r\n", "-echo \r\n"} {
+		if line, err := out.ReadString('\n'); line != want {
+			t.Fatalf("got %q, %v; want %q", line, err, want)
+		}
+	}
+	// More columns than there can be; the answer says that it has happened.
+	ok, err := s.SendRequest("window-change", true, ssh.Marshal(struct{ Cols, Rows, Width, Height uint32 }{70_000, 50, 0, 0}))
+	if !ok || err != nil {
+		t.Fatalf("window-change: %v, %v", ok, err)
+	}
+	if _, err := in.Write([]byte("x\n")); err != nil {
+		t.Error(err)
+	}
+	if line, err := out.ReadString('\n'); line != "50 65535\r\n" {
+		t.Fatalf("after a change: %q, %v", line, err)
+	}
+	if err := s.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The end of a client's input is that of a terminal, too.
+func TestSSHTerminalEnd(t *testing.T) {
+	w := newSSHWorld(t)
+	c := w.command("ssh", "-tt", "box.vm", "cat >/dev/null; echo over")
+	c.Stdin = strings.NewReader("line\n")
+	if out, err := c.Output(); err != nil || !strings.HasSuffix(string(out), "over\r\n") {
+		t.Errorf("got %q, %v", out, err)
+	}
+}

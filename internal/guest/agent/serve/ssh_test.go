@@ -16,6 +16,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -255,16 +256,35 @@ func TestSSHCarriesMuch(t *testing.T) {
 	w := newSSHWorld(t)
 	payload := make([]byte, 64<<20)
 	_, _ = rand.Read(payload)
-	c := w.command("ssh", "box.vm", "cat")
-	c.Stdin = bytes.NewReader(payload)
-	h := sha256.New()
-	c.Stdout = h
-	if err := c.Run(); err != nil {
-		t.Fatal(err)
+	want := sha256.Sum256(payload)
+	for _, option := range []string{"RekeyLimit=default", "RekeyLimit=3M", "Ciphers=aes256-ctr"} {
+		c := w.command("ssh", "-o", option, "box.vm", "cat")
+		c.Stdin = bytes.NewReader(payload)
+		h := sha256.New()
+		c.Stdout = h
+		if err := c.Run(); err != nil {
+			t.Fatal(option, err)
+		}
+		if !bytes.Equal(h.Sum(nil), want[:]) {
+			t.Errorf("%s: other bytes came back", option)
+		}
 	}
-	if want := sha256.Sum256(payload); !bytes.Equal(h.Sum(nil), want[:]) {
-		t.Error("other bytes came back")
+}
+
+// Clients do not wait for each other.
+func TestSSHManyClients(t *testing.T) {
+	w := newSSHWorld(t)
+	var wg sync.WaitGroup
+	for i := range 20 {
+		c := w.command("ssh", "box.vm", fmt.Sprintf("cat; exit %d", i))
+		c.Stdin = strings.NewReader(fmt.Sprint("client ", i))
+		wg.Go(func() {
+			if out, err := c.Output(); exitCode(err) != i || string(out) != fmt.Sprint("client ", i) {
+				t.Errorf("client %d: %q, %v", i, out, err)
+			}
+		})
 	}
+	wg.Wait()
 }
 
 // A script that comes on stdin, with forwarding by SOCKS beside it, is what editors do.

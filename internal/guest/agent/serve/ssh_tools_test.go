@@ -1,8 +1,8 @@
 package serve
 
 import (
+	"bufio"
 	"crypto/rand"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -130,6 +130,10 @@ func TestSSHAgentForwarding(t *testing.T) {
 	w := newSSHWorld(t)
 	agent := filepath.Join(w.dir, "agent")
 	daemon := w.command("ssh-agent", "-D", "-a", agent)
+	said, err := daemon.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +150,9 @@ func TestSSHAgentForwarding(t *testing.T) {
 		}
 		return string(out)
 	}
-	awaitSocket(t, agent)
+	if _, err := bufio.NewReader(said).ReadString('\n'); err != nil { // it listens
+		t.Fatal(err)
+	}
 	with("ssh-add", "-q", filepath.Join(w.dir, "id"))
 	out := with("ssh", "-A", "box.vm", "ssh-add -l; ssh-add -l; stat -c '%a %U' $SSH_AUTH_SOCK $(dirname $SSH_AUTH_SOCK); echo $SSH_AUTH_SOCK")
 	lines := strings.Split(strings.TrimSpace(out), "\n")
@@ -160,16 +166,4 @@ func TestSSHAgentForwarding(t *testing.T) {
 	if got := w.run("ssh", "-a", "box.vm", "echo none${SSH_AUTH_SOCK_OF_SESSION}"); got != "none\n" {
 		t.Errorf("got %q", got)
 	}
-}
-
-// awaitSocket waits until a program that was just started listens.
-func awaitSocket(t *testing.T, name string) {
-	t.Helper()
-	for range 1_000_000 {
-		if conn, err := net.Dial("unix", name); err == nil {
-			_ = conn.Close()
-			return
-		}
-	}
-	t.Fatalf("nothing listens on %s", name)
 }
