@@ -184,7 +184,7 @@ func TestSSHForwards(t *testing.T) {
 	}
 	c := w.client(t, "ssh", "-A", "-o", "ExitOnForwardFailure=yes", "-R", "127.0.0.1:"+there+":"+l.Addr().String(),
 		"-L", "127.0.0.1:"+here+":localhost:"+there, "-L", sock+":/tmp/e2e-ssh-sock", "-R", "/tmp/e2e-ssh-sock:"+l.Addr().String(),
-		v.Name+".vm", `stat -c '%F %U %a' "$SSH_AUTH_SOCK" /tmp/e2e-ssh-sock; exec cat`)
+		v.Name+".vm", `stat -c '%F %U %a' "$SSH_AUTH_SOCK" /tmp/e2e-ssh-sock; ssh-add -l; exec cat`)
 	c.Env = append(c.Env, "SSH_AUTH_SOCK="+agent)
 	stdin, err1 := c.StdinPipe()
 	stdout, err2 := c.StdoutPipe()
@@ -200,6 +200,9 @@ func TestSSHForwards(t *testing.T) {
 		if line, err := out.ReadString('\n'); line != "socket "+v.User+" 600\n" {
 			t.Fatalf("the guest says %q, %v", line, err)
 		}
+	}
+	if line, err := out.ReadString('\n'); line != "The agent has no identities.\n" {
+		t.Errorf("asked for its keys the agent says %q, %v", line, err)
 	}
 	for network, addr := range map[string]string{"tcp": "127.0.0.1:" + here, "unix": sock} {
 		conn, err := net.Dial(network, addr)

@@ -21,7 +21,13 @@ import (
 // hostKey is the key by which SSH clients know a VM. It lies beside the VM's disk, so that it
 // goes with the VM, and another VM made of the same disk has one of its own.
 func (s *Service) hostKey(v *model.VM) (ed25519.PrivateKey, error) {
-	key, err := sshkey.Ensure(filepath.Join(s.Layout.VM(v.ID), paths.SSHHostKey))
+	// While its directory is made or removed, nothing is put into it.
+	unfit := v.State == model.StateCreating || v.State == model.StateDeleting
+	var key ed25519.PrivateKey
+	err := fs.ErrNotExist
+	if !unfit {
+		key, err = sshkey.Ensure(filepath.Join(s.Layout.VM(v.ID), paths.SSHHostKey))
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errdefs.Precondition("vm %q is %s", v.Name, v.State).WithHint("see its state: banger ps")
 	}
