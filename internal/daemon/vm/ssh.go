@@ -21,15 +21,13 @@ import (
 // hostKey is the key by which SSH clients know a VM. It lies beside the VM's disk, so that it
 // goes with the VM, and another VM made of the same disk has one of its own.
 func (s *Service) hostKey(v *model.VM) (ed25519.PrivateKey, error) {
-	// While its directory is made or removed, nothing is put into it.
-	unfit := v.State == model.StateCreating || v.State == model.StateDeleting
-	var key ed25519.PrivateKey
-	err := fs.ErrNotExist
-	if !unfit {
-		key, err = sshkey.Ensure(filepath.Join(s.Layout.VM(v.ID), paths.SSHHostKey))
+	unfit := errdefs.Precondition("vm %q is %s", v.Name, v.State).WithHint("see its state: banger ps")
+	if v.State == model.StateCreating || v.State == model.StateDeleting {
+		return nil, unfit // nothing is put into a directory that is made or removed
 	}
+	key, err := sshkey.Ensure(filepath.Join(s.Layout.VM(v.ID), paths.SSHHostKey))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errdefs.Precondition("vm %q is %s", v.Name, v.State).WithHint("see its state: banger ps")
+		return nil, unfit
 	}
 	return key, errdefs.Wrap(err, "find the host key of vm %q", v.Name)
 }
