@@ -125,6 +125,8 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *guest.FrameReader
 		return s.stat(w, req.Stat)
 	case guest.KindDial:
 		return s.dial(ctx, conn, r, w, req.Dial.Port)
+	case guest.KindMount:
+		return s.mount(conn, r, w, req.Mount)
 	case guest.KindSync:
 		syncDisks()
 		return done(w, guest.Control{})
