@@ -41,6 +41,7 @@ var rings = map[string]ring{
 	"internal/hypervisor": ringMechanism,
 	"internal/install":    ringMechanism,
 	"internal/nettest":    ringMechanism,
+	"internal/share":      ringMechanism,
 	"internal/store":      ringMechanism,
 	"internal/sysexec":    ringMechanism,
 	"internal/systemd":    ringMechanism,
@@ -104,7 +105,7 @@ var only = map[string][]string{
 	"internal/daemon/nat":    {"internal/errdefs", "internal/model"},
 	"internal/client":        {"internal/api", "internal/errdefs", "internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version"},
 	"internal/cli": {"internal/api", "internal/cli", "internal/client", "internal/config", "internal/doctor", "internal/errdefs", "internal/fcfetch",
-		"internal/guest", "internal/install", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version", "internal/workspace", "kernels"},
+		"internal/guest", "internal/install", "internal/model", "internal/paths", "internal/share", "internal/sysexec", "internal/systemd", "internal/version", "internal/workspace", "kernels"},
 	"cmd/banger-agent": {"internal/guest", "internal/version"},
 }
 

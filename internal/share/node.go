@@ -50,7 +50,7 @@ type tree struct {
 	opts     Options
 	uid, gid uint32 // of this process
 	limit    int
-	agent    uint32 // the guest's thread whose requests change nothing
+	guest    Guest
 
 	// answering is held for reading while a request is worked on and answered, but for
 	// those that take long: see heard. Taken before mu.
@@ -333,8 +333,8 @@ func (t *tree) fill(st *syscall.Stat_t, out *fuse.Attr) {
 	if t.opts.Identity {
 		return
 	}
-	out.Uid = toGuest(out.Uid, t.uid, t.opts.GuestUID)
-	out.Gid = toGuest(out.Gid, t.gid, t.opts.GuestGID)
+	out.Uid = toGuest(out.Uid, t.uid, t.guest.UID)
+	out.Gid = toGuest(out.Gid, t.gid, t.guest.GID)
 }
 
 // nobody owns what belongs to somebody here who has the number of somebody there.

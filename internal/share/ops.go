@@ -52,7 +52,7 @@ func (t *tree) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut)
 		return stale
 	}
 	defer t.drop(n)
-	if in.Pid == t.agent {
+	if t.ofAgent(&in.Caller) {
 		return t.answerAttr(n, out) // it is so already
 	}
 	if t.opts.ReadOnly {
@@ -64,6 +64,11 @@ func (t *tree) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut)
 		return errno(err)
 	}
 	return t.answerAttr(n, out)
+}
+
+// ofAgent reports whether it is the agent who asks.
+func (t *tree) ofAgent(c *fuse.Caller) bool {
+	return t.guest.Thread != 0 && c.Pid == uint32(t.guest.Thread)
 }
 
 func (t *tree) setAttr(n *node, in *fuse.SetAttrIn) error {
@@ -149,14 +154,14 @@ func (t *tree) hostUID(id uint32) uint32 {
 	if t.opts.Identity {
 		return id
 	}
-	return toHost(id, t.uid, t.opts.GuestUID)
+	return toHost(id, t.uid, t.guest.UID)
 }
 
 func (t *tree) hostGID(id uint32) uint32 {
 	if t.opts.Identity {
 		return id
 	}
-	return toHost(id, t.gid, t.opts.GuestGID)
+	return toHost(id, t.gid, t.guest.GID)
 }
 
 // Readlink reads a symbolic link.
@@ -277,7 +282,7 @@ func (t *tree) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Stat
 }
 
 func (t *tree) remove(h *fuse.InHeader, name string, flags int) fuse.Status {
-	if h.Pid == t.agent {
+	if t.ofAgent(&h.Caller) {
 		return t.wasRemoved(h.NodeId, name)
 	}
 	return t.inDir(h.NodeId, name, func(dir *node) fuse.Status {

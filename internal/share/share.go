@@ -22,7 +22,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log"
+	"log/slog"
 	"os"
 	"sync"
 	"syscall"
@@ -47,11 +47,18 @@ const (
 // Options say how a directory is served.
 type Options struct {
 	ReadOnly bool
-	// Root of the guest is root here: owners are what they are. Otherwise files of UID
-	// and GID, which are this process's, are those of GuestUID and GuestGID there, and of
-	// all others the guest is told that they are nobody's, if they would be the same.
-	Identity           bool
-	GuestUID, GuestGID uint32
+	// Owners are what they are, as for a process that is root. Otherwise files of this
+	// process's user and group are those of the guest's (Guest), and what belongs here to
+	// who has the same number there is nobody's.
+	Identity bool
+}
+
+// Guest is whom a directory is served to.
+type Guest struct {
+	UID, GID uint32 // whom the files belong to there
+	// Thread is the agent's by which programs of the guest hear of what is changed here:
+	// what it asks for changes nothing.
+	Thread int
 }
 
 // Share is a directory that can be served to one guest.
@@ -85,7 +92,7 @@ func Open(dir string, o Options) (*Share, error) {
 	}
 	s.server = fuse.NewProtocolServer(s.fs, &fuse.MountOptions{
 		MaxWrite: MaxIO, MaxBackground: parallel / 2, EnableSymlinkCaching: true,
-		Logger:       log.New(io.Discard, "", 0), // a guest could say anything
+		Logger:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), // a guest could say anything
 		PanicHandler: func(any) fuse.Status { return fuse.EIO },
 	})
 	return s, nil
@@ -98,12 +105,11 @@ func (s *Share) Close() error { return s.fs.close() }
 func (s *Share) Notice() string { return s.fs.notice() }
 
 // Serve answers a guest's requests, which come as frames of guest.ChanStdout, over conn,
-// until the stream or ctx ends; it closes conn. What the thread agent of the guest asks for
-// changes nothing: it lets programs hear of what was changed here. What the agent says
-// besides goes to control. The umask of this process is none from now on.
-func (s *Share) Serve(ctx context.Context, conn io.Closer, r *guest.FrameReader, w *guest.FrameWriter, agent int, control func(guest.Control) error) error {
+// until the stream or ctx ends; it closes conn. What the guest's agent says besides goes
+// to control. The umask of this process is none from now on.
+func (s *Share) Serve(ctx context.Context, conn io.Closer, r *guest.FrameReader, w *guest.FrameWriter, to Guest, control func(guest.Control) error) error {
 	unix.Umask(0) // the guest's kernel has applied that of who asks
-	s.fs.agent = uint32(agent)
+	s.fs.guest = to
 	s.send = w.WriteReserved
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()

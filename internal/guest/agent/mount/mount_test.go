@@ -208,7 +208,7 @@ func TestReadOnly(t *testing.T) {
 
 // TestOwners: our files are those of the guest's user, and others' are never theirs.
 func TestOwners(t *testing.T) {
-	r := start(t, share.Options{GuestUID: 1000, GuestGID: 1001})
+	r := startFor(t, share.Options{}, share.Guest{UID: 1000, GID: 1001})
 	if err := os.WriteFile(r.host+"/ours", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +269,7 @@ func TestCut(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(20 * time.Millisecond)
+		<-time.After(20 * time.Millisecond)
 		r.cut()
 		r.ended() // which proves that nobody waits for ever
 		close(stop)

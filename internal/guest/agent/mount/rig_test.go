@@ -31,6 +31,11 @@ type rig struct {
 
 func start(t *testing.T, o share.Options) *rig {
 	t.Helper()
+	return startFor(t, o, share.Guest{})
+}
+
+func startFor(t *testing.T, o share.Options, to share.Guest) *rig {
+	t.Helper()
 	r := &rig{host: t.TempDir(), guest: t.TempDir()}
 	var err error
 	if r.share, err = share.Open(r.host, o); err != nil {
@@ -55,8 +60,9 @@ func start(t *testing.T, o share.Options) *rig {
 		_ = m.Serve(guest.NewFrameReader(there), guest.NewFrameWriter(there), started, func() { _ = there.SetReadDeadline(time.Unix(1, 0)) })
 		_ = there.Close()
 	})
+	to.Thread = <-thread
 	running.Go(func() {
-		_ = r.share.Serve(ctx, here, guest.NewFrameReader(here), guest.NewFrameWriter(here), <-thread, func(guest.Control) error { return nil })
+		_ = r.share.Serve(ctx, here, guest.NewFrameReader(here), guest.NewFrameWriter(here), to, func(guest.Control) error { return nil })
 	})
 	var once sync.Once
 	r.cut = cancel
@@ -109,7 +115,7 @@ func mounted(t *testing.T, dir string) bool {
 
 // read reads a file by system calls.
 func read(path string) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +133,7 @@ func read(path string) ([]byte, error) {
 
 // write writes a file by system calls.
 func write(path string, data []byte, flags int) error {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|flags, 0o644)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NONBLOCK|flags, 0o644)
 	if err != nil {
 		return err
 	}
@@ -150,6 +156,6 @@ func soon(t *testing.T, what string, is func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it never became so: %s", what)
 		}
-		time.Sleep(time.Millisecond)
+		<-time.After(time.Millisecond)
 	}
 }
