@@ -33,8 +33,8 @@ GUESTDIR or else at the same path. Both sides see what the other changes at once
 programs in the VM that watch files hear of what is changed here.
 
 The VM has the rights on it that this user has, and nothing outside of it. Files that
-belong to this user belong to the VM's there (--user), and the other way round; for root
-owners are what they are. It cannot make devices, and no set-user-id files.`,
+belong to this user belong to the VM's there (--user), and the other way round. It cannot
+make devices, and no set-user-id files.`,
 		Example: `  banger vm mount calm-otter .
   banger vm mount calm-otter ./site /srv/www --read-only`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -68,7 +68,7 @@ func runMount(ctx context.Context, a *app, opts mountOpts) error {
 	if opts.target == "" {
 		opts.target = dir
 	}
-	s, err := share.Open(dir, share.Options{ReadOnly: opts.readOnly, Identity: os.Geteuid() == 0})
+	s, err := share.Open(dir, share.Options{ReadOnly: opts.readOnly, Chown: os.Geteuid() == 0})
 	if err != nil {
 		return err
 	}

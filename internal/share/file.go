@@ -138,8 +138,8 @@ func (t *tree) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fu
 			_ = unix.Close(fd)
 			return fuse.EINVAL
 		}
-		if isNew && t.opts.Identity {
-			if err := unix.Fchown(fd, int(in.Uid), int(in.Gid)); err != nil {
+		if isNew && t.opts.Chown {
+			if err := unix.Fchown(fd, int(t.hostUID(in.Uid)), int(t.hostGID(in.Gid))); err != nil {
 				_ = unix.Close(fd)
 				return errno(err)
 			}

@@ -330,9 +330,6 @@ func (t *tree) answerAttr(n *node, out *fuse.AttrOut) fuse.Status {
 // fill makes attributes of what the kernel says, with the guest's owners.
 func (t *tree) fill(st *syscall.Stat_t, out *fuse.Attr) {
 	out.FromStat(st)
-	if t.opts.Identity {
-		return
-	}
 	out.Uid = toGuest(out.Uid, t.uid, t.guest.UID)
 	out.Gid = toGuest(out.Gid, t.gid, t.guest.GID)
 }

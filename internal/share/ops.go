@@ -150,19 +150,8 @@ func (t *tree) owners(in *fuse.SetAttrIn) (uid, gid int, ok bool) {
 	return uid, gid, ok
 }
 
-func (t *tree) hostUID(id uint32) uint32 {
-	if t.opts.Identity {
-		return id
-	}
-	return toHost(id, t.uid, t.guest.UID)
-}
-
-func (t *tree) hostGID(id uint32) uint32 {
-	if t.opts.Identity {
-		return id
-	}
-	return toHost(id, t.gid, t.guest.GID)
-}
+func (t *tree) hostUID(id uint32) uint32 { return toHost(id, t.uid, t.guest.UID) }
+func (t *tree) hostGID(id uint32) uint32 { return toHost(id, t.gid, t.guest.GID) }
 
 // Readlink reads a symbolic link.
 func (t *tree) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
@@ -187,8 +176,8 @@ func (t *tree) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse
 
 // made gives what was just made its owner, if this process may, and finds it.
 func (t *tree) made(dir *node, name string, caller *fuse.Caller, out *fuse.EntryOut) fuse.Status {
-	if t.opts.Identity {
-		if err := unix.Fchownat(dir.fd, name, int(caller.Uid), int(caller.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if t.opts.Chown {
+		if err := unix.Fchownat(dir.fd, name, int(t.hostUID(caller.Uid)), int(t.hostGID(caller.Gid)), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return errno(err)
 		}
 	}

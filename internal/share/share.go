@@ -47,15 +47,16 @@ const (
 // Options say how a directory is served.
 type Options struct {
 	ReadOnly bool
-	// Owners are what they are, as for a process that is root. Otherwise files of this
-	// process's user and group are those of the guest's (Guest), and what belongs here to
-	// who has the same number there is nobody's.
-	Identity bool
+	// New files belong to who makes them in the guest, which takes a process that is root.
+	// Otherwise they are this process's.
+	Chown bool
 }
 
 // Guest is whom a directory is served to.
 type Guest struct {
-	UID, GID uint32 // whom the files belong to there
+	// Whom this process's files belong to there. Other numbers are the same on both sides,
+	// but for what belongs here to who has one of these: that is nobody's there.
+	UID, GID uint32
 	// Thread is the agent's by which programs of the guest hear of what is changed here:
 	// what it asks for changes nothing.
 	Thread int

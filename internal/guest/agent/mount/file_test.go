@@ -25,7 +25,7 @@ func TestFile(t *testing.T) {
 		exercise(t, there+"/file", here+"/file")
 		return
 	}
-	r := start(t, share.Options{Identity: true})
+	r := start(t, share.Options{Chown: true})
 	out, err := sysexec.Output(t.Context(), sysexec.Cmd{
 		Path: os.Args[0], Args: []string{"-test.run", "^TestFile$", "-test.v"}, Env: append(os.Environ(), fileEnv+"="+r.guest+":"+r.host),
 	})

@@ -41,7 +41,7 @@ func seed(t *testing.T) *rand.Rand {
 }
 
 func TestBothSidesSee(t *testing.T) {
-	r := start(t, share.Options{Identity: true})
+	r := start(t, share.Options{Chown: true})
 	if err := write(r.guest+"/a", []byte("from there"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func (w *watcher) forget() {
 
 // TestProgramsHear has the host change files that programs of the guest watch.
 func TestProgramsHear(t *testing.T) {
-	r := start(t, share.Options{Identity: true})
+	r := start(t, share.Options{Chown: true})
 	if err := os.WriteFile(r.host+"/old", []byte("1"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func TestProgramsHear(t *testing.T) {
 }
 
 func TestReadOnly(t *testing.T) {
-	r := start(t, share.Options{ReadOnly: true, Identity: true})
+	r := start(t, share.Options{ReadOnly: true, Chown: true})
 	if err := os.WriteFile(r.host+"/a", []byte("1"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +249,7 @@ func TestOwners(t *testing.T) {
 // TestCut ends the stream while programs work on the file system.
 func TestCut(t *testing.T) {
 	for range 10 {
-		r := start(t, share.Options{Identity: true})
+		r := start(t, share.Options{Chown: true})
 		var working sync.WaitGroup
 		stop := make(chan struct{})
 		for i := range 8 {
@@ -282,7 +282,7 @@ func TestCut(t *testing.T) {
 
 // TestUnmount: who unmounts it in the guest ends it here.
 func TestUnmount(t *testing.T) {
-	r := start(t, share.Options{Identity: true})
+	r := start(t, share.Options{Chown: true})
 	if err := write(r.guest+"/a", []byte("x"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +294,7 @@ func TestUnmount(t *testing.T) {
 
 // TestManyFiles lists and removes a directory that takes more than one answer.
 func TestManyFiles(t *testing.T) {
-	r := start(t, share.Options{Identity: true})
+	r := start(t, share.Options{Chown: true})
 	want := map[string]bool{}
 	for i := range 3000 {
 		name := fmt.Sprintf("file number %d, of a name that is long %s", i, strings.Repeat("x", i%100))

@@ -17,7 +17,7 @@ import (
 // TestOperations does the same random things in a directory of the guest's and in one of
 // this host's own file system, and compares each step: its error, and what is there.
 func TestOperations(t *testing.T) {
-	r := start(t, share.Options{Identity: true})
+	r := start(t, share.Options{Chown: true})
 	rng := seed(t)
 	plain := t.TempDir()
 	var log []string
