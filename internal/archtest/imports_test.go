@@ -35,6 +35,7 @@ var rings = map[string]ring{
 	"internal/config":     ringMechanism,
 	"internal/disktest":   ringMechanism,
 	"internal/doctor":     ringMechanism,
+	"internal/durable":    ringMechanism,
 	"internal/fcfetch":    ringMechanism,
 	"internal/guest":      ringMechanism,
 	"internal/hypervisor": ringMechanism,
@@ -42,6 +43,7 @@ var rings = map[string]ring{
 	"internal/nettest":    ringMechanism,
 	"internal/sshconf":    ringMechanism,
 	"internal/sshkey":     ringMechanism,
+	"internal/share":      ringMechanism,
 	"internal/store":      ringMechanism,
 	"internal/sysexec":    ringMechanism,
 	"internal/systemd":    ringMechanism,
@@ -96,6 +98,7 @@ var only = map[string][]string{
 	"internal/paths":         {"internal/errdefs"},
 	"internal/config":        {"internal/errdefs", "internal/model", "internal/paths"},
 	"internal/disktest":      {},
+	"internal/durable":       {},
 	"internal/doctor":        {"internal/errdefs", "internal/model", "internal/paths", "internal/sysexec"},
 	"internal/sysexec":       {"internal/errdefs"},
 	"internal/archtest":      {},
@@ -106,7 +109,7 @@ var only = map[string][]string{
 	"internal/daemon/nat":    {"internal/errdefs", "internal/model"},
 	"internal/client":        {"internal/api", "internal/errdefs", "internal/guest", "internal/model", "internal/paths", "internal/sysexec", "internal/systemd", "internal/version"},
 	"internal/cli": {"internal/api", "internal/cli", "internal/client", "internal/config", "internal/doctor", "internal/errdefs", "internal/fcfetch",
-		"internal/guest", "internal/install", "internal/model", "internal/paths", "internal/sshconf", "internal/sysexec", "internal/systemd", "internal/version", "internal/workspace", "kernels"},
+		"internal/guest", "internal/install", "internal/model", "internal/paths", "internal/sshconf", "internal/share", "internal/sysexec", "internal/systemd", "internal/version", "internal/workspace", "kernels"},
 	"cmd/banger-agent": {"internal/guest", "internal/version"},
 }
 

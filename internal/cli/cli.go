@@ -116,7 +116,7 @@ func newVMCmd(a *app) *cobra.Command {
 	c.AddCommand(
 		newRunCmd(a), newCreateCmd(a), newStartCmd(a), newStopCmd(a), newRestartCmd(a), newKillCmd(a),
 		newDeleteCmd(a), newListCmd(a), newShowCmd(a), newStatsCmd(a), newLogsCmd(a), newExecCmd(a), newShellCmd(a),
-		newCpCmd(a), newWaitCmd(a), newRenameCmd(a), newSetCmd(a), newSSHCmd(a), newSSHProxyCmd(a), newCodeCmd(a),
+		newCpCmd(a), newMountCmd(a), newWaitCmd(a), newRenameCmd(a), newSetCmd(a), newSSHCmd(a), newSSHProxyCmd(a), newCodeCmd(a),
 	)
 	return groupOnly(c)
 }

@@ -74,6 +74,7 @@ const (
 	KindSync       Kind = "sync"        // flush file systems; answered by done
 	KindGrow       Kind = "grow"        // make the root file system as large as its disk; answered by done
 	KindWaitSystem Kind = "wait-system" // answered by done when the init system has settled
+	KindMount      Kind = "mount"       // mount a directory of the host: see Mount
 	KindBenchSpawn Kind = "bench-spawn" // measure fork+exec+wait of a command; answered by done with Nanos
 )
 
@@ -89,6 +90,7 @@ type Request struct {
 	Dial       *Dial       `json:"dial,omitempty"`
 	SSH        *SSH        `json:"ssh,omitempty"`
 	Grow       *Grow       `json:"grow,omitempty"`
+	Mount      *Mount      `json:"mount,omitempty"`
 	Shutdown   *Shutdown   `json:"shutdown,omitempty"` // may be left out
 	// Ephemeral is for the daemon, not the agent: delete the VM when this stream ends.
 	Ephemeral bool `json:"ephemeral,omitempty"`
@@ -202,6 +204,17 @@ type Grow struct {
 	Bytes int64 `json:"bytes"`
 }
 
+// Mount makes a directory of the host appear at Target, which is made if it is missing, for
+// as long as the stream lasts. The agent answers with started once it is mounted. From then
+// on stdout carries what the guest's kernel asks, a FUSE request a frame, and stdin what the
+// host answers and tells, likewise; the host may send changed controls. The agent ends the
+// stream with done when somebody in the guest has unmounted it.
+type Mount struct {
+	Target   string `json:"target"`         // absolute, or relative to the default directory
+	User     string `json:"user,omitempty"` // owner of a Target that is made; empty: the default user
+	ReadOnly bool   `json:"read_only,omitempty"`
+}
+
 // BenchSpawn asks the agent to run Args Count times, one after another.
 type BenchSpawn struct {
 	Args  []string `json:"args"`
@@ -231,6 +244,20 @@ type Control struct {
 	Nanos []int64   `json:"nanos,omitempty"` // bench-spawn: duration of each run
 	Stat  *FileStat `json:"stat,omitempty"`
 	State string    `json:"state,omitempty"` // wait-system: "running", "degraded", "none"
+	// started, of a mount: whom what is mounted is to belong to. PID is the thread of the
+	// agent's that lets programs hear of changes; what it asks for is already so.
+	UID uint32 `json:"uid,omitempty"`
+	GID uint32 `json:"gid,omitempty"`
+	// changed: relative to what is mounted, in their order; programs of the guest are to
+	// hear of it
+	Changes []Change `json:"changes,omitempty"`
+}
+
+// Change is a file of a mount that the host has changed, or that is gone there.
+type Change struct {
+	Path []byte `json:"path"`
+	Gone bool   `json:"gone,omitempty"`
+	Dir  bool   `json:"dir,omitempty"`
 }
 
 // ControlType is the type of a control frame.
@@ -246,6 +273,7 @@ const (
 	ControlResize  ControlType = "resize"  // host
 	ControlSignal  ControlType = "signal"  // host
 	ControlPing    ControlType = "ping"    // host, on a ping stream
+	ControlChanged ControlType = "changed" // host, on a mount
 )
 
 // FileStat describes a path in the guest.

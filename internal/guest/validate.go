@@ -82,6 +82,11 @@ func (r *Request) Validate() error {
 			return errdefs.Invalid("a disk of %d bytes", r.Grow.Bytes)
 		}
 		return nil
+	case KindMount:
+		if r.Mount == nil {
+			return missing()
+		}
+		return checkPath(r.Mount.Target)
 	case KindBenchSpawn:
 		if r.BenchSpawn == nil {
 			return missing()

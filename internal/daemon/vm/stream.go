@@ -20,7 +20,7 @@ const streamOpenTimeout = 30 * time.Second
 // The others change what the daemon believes of the guest.
 var forwarded = map[guest.Kind]bool{
 	guest.KindPing: true, guest.KindExec: true, guest.KindCopyIn: true, guest.KindCopyOut: true,
-	guest.KindStat: true, guest.KindWaitSystem: true, guest.KindBenchSpawn: true,
+	guest.KindStat: true, guest.KindWaitSystem: true, guest.KindBenchSpawn: true, guest.KindMount: true,
 	guest.KindSSH: true,
 }
 
