@@ -48,10 +48,13 @@ func (w *world) ssh(t *testing.T, name string, args ...string) string {
 	return strings.TrimSpace(r.stdout)
 }
 
+// imageUser is the default user of the usual image.
+const imageUser = "dev"
+
 func TestSSH(t *testing.T) {
 	w, v := s.main, sharedVM(t)
 	host := v.Name + ".vm"
-	if got := w.ssh(t, "ssh", host, "hostname; id -un; pwd"); got != v.Name+"\n"+v.User+"\n/home/"+v.User {
+	if got := w.ssh(t, "ssh", host, "hostname; id -un; pwd"); got != v.Name+"\n"+imageUser+"\n/home/"+imageUser {
 		t.Errorf("a session printed %q", got)
 	}
 	if got := w.ssh(t, "ssh", "root@"+host, "id -u; pwd"); got != "0\n/root" {
@@ -106,7 +109,7 @@ func TestSSHCopies(t *testing.T) {
 	back := filepath.Join(dir, "back")
 	w.ssh(t, "scp", "-rpq", place, back)
 	compare(t, "and back", describe(t, back), want)
-	if got := w.execRoot(t, v, "stat", "-c", "%U", "/tmp/e2e-ssh/plain.txt"); got != v.User {
+	if got := w.execRoot(t, v, "stat", "-c", "%U", "/tmp/e2e-ssh/plain.txt"); got != imageUser {
 		t.Errorf("what came by scp belongs to %s", got)
 	}
 	batch := w.client(t, "sftp", "-b", "-", v.Name+".vm")
@@ -197,7 +200,7 @@ func TestSSHForwards(t *testing.T) {
 	}
 	out := bufio.NewReader(stdout)
 	for range 2 {
-		if line, err := out.ReadString('\n'); line != "socket "+v.User+" 600\n" {
+		if line, err := out.ReadString('\n'); line != "socket "+imageUser+" 600\n" {
 			t.Fatalf("the guest says %q, %v", line, err)
 		}
 	}
@@ -289,7 +292,7 @@ func TestCopyBetweenVMs(t *testing.T) {
 	w.execRoot(t, v, "sh", "-c", "cd /tmp/e2e-between && cp /bin/true suid && chmod 4755 suid")
 	w.ok(t, "cp", v.Name+":/tmp/e2e-between/suid", other.Name+":/tmp/suid")
 	w.ok(t, "cp", "--archive", v.Name+":/tmp/e2e-between/suid", other.Name+":/tmp/suid-kept")
-	if got := w.execRoot(t, other, "stat", "-c", "%a %U", "/tmp/suid", "/tmp/suid-kept"); got != "755 "+other.User+"\n4755 root" {
+	if got := w.execRoot(t, other, "stat", "-c", "%a %U", "/tmp/suid", "/tmp/suid-kept"); got != "755 "+imageUser+"\n4755 root" {
 		t.Errorf("a set-id file arrived as %q", got)
 	}
 }
