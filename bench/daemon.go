@@ -154,6 +154,7 @@ func (d *daemon) decode(ctx context.Context, into any, args ...string) error {
 // image is what `image show --json` prints, as far as it matters here.
 type image struct {
 	ID        string `json:"id"`
+	Name      string `json:"name"`
 	Path      string `json:"path"`
 	SizeBytes int64  `json:"size_bytes"`
 }

@@ -43,7 +43,7 @@ func measureImageSize(ctx context.Context, l *lab, n int) ([]Figure, error) {
 	defer large.remove(ctx, d)
 	run := func(i image) func() (time.Duration, error) {
 		return func() (time.Duration, error) {
-			return timed(d.cli(ctx, "vm", "run", "--rm", "--image", i.ID, "--", "/bin/true"))
+			return timed(d.cli(ctx, "vm", "run", "--rm", "--image", i.Name, "--", "/bin/true"))
 		}
 	}
 	value, floor, err := inTurns(1, n, time.Millisecond, run(large), run(small))
@@ -94,7 +94,7 @@ func (d *daemon) pulled(ctx context.Context, name string, sizeMB int) (image, er
 
 // remove removes an image and what the layer cache has of it.
 func (i image) remove(ctx context.Context, d *daemon) {
-	_, _ = output(d.cli(context.WithoutCancel(ctx), "image", "rm", i.ID))
+	_, _ = output(d.cli(context.WithoutCancel(ctx), "image", "rm", i.Name))
 	_, _ = output(d.cli(context.WithoutCancel(ctx), "image", "cache", "prune", "--all"))
 }
 
@@ -110,7 +110,7 @@ func (d *daemon) sharing(ctx context.Context, i image) (mb float64, err error) {
 	for n := range sharingCount {
 		name := fmt.Sprint("bench-sharing-", n)
 		names = append(names, name)
-		if _, err := output(d.cli(ctx, "vm", "create", "--name", name, "--image", i.ID, "--memory", "256M")); err != nil {
+		if _, err := output(d.cli(ctx, "vm", "create", "--name", name, "--image", i.Name, "--memory", "256M")); err != nil {
 			return 0, err
 		}
 	}

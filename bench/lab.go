@@ -114,7 +114,7 @@ func (l *lab) env(state string) []string {
 		env = append(env, kv)
 	}
 	return append(env, "NO_COLOR=1", paths.EnvStateDir+"="+state,
-		paths.EnvConfig+"="+filepath.Join(l.cache, "no-config.yaml"))
+		paths.EnvConfig+"="+filepath.Join(l.cache, "no-config.yaml"), "XDG_CONFIG_HOME="+filepath.Join(l.cache, "config"))
 }
 
 // start starts a process that gets sig should this program be killed.

@@ -44,6 +44,8 @@ var measurements = []measurement{
 	{"firecracker", "the same on Firecracker, where KVM works and it is found, against it started by hand (root)", measureFirecracker},
 	{"exec", "banger exec VM -- true, against a new connection of ssh", measureExec},
 	{"exec-api", "the same through the API, against fork and exec in the guest and a round trip", measureExecAPI},
+	{"ssh", "banger vm ssh VM -- true, against ssh to an sshd by network", measureSSH},
+	{"ssh-stream", "output of a command by banger vm ssh, against banger exec", measureSSHStream},
 	{"create-50", "50 creates at once, against 50 boots by hand", measureCrowd},
 	{"pull-300", "banger image pull of 300 MB, against skopeo, umoci and mkfs.ext4", measurePull(300, 12_000)},
 	{"image-size", "vm run from an image of 3 GB against one of 30 MB, and the disk that VMs share", measureImageSize},

@@ -81,7 +81,8 @@ func newRootCmd(a *app) *cobra.Command {
 	inGroup(groupMain,
 		newVMCmd(a), newRunCmd(a), newExecCmd(a), newShellCmd(a), newCpCmd(a), newLogsCmd(a), newPsCmd(a), newPortCmd(a))
 	inGroup(groupManage,
-		newImageCmd(a), newKernelCmd(a), newNetworkCmd(a), newDaemonCmd(a), newSystemCmd(a), newDoctorCmd(a), newConfigCmd(a))
+		newImageCmd(a), newKernelCmd(a), newNetworkCmd(a), newDaemonCmd(a), newSystemCmd(a), newDoctorCmd(a), newConfigCmd(a),
+		newSSHConfigCmd(a))
 	root.AddCommand(newVersionCmd(a))
 	groupOnly(root)
 	return root
@@ -115,7 +116,7 @@ func newVMCmd(a *app) *cobra.Command {
 	c.AddCommand(
 		newRunCmd(a), newCreateCmd(a), newStartCmd(a), newStopCmd(a), newRestartCmd(a), newKillCmd(a),
 		newDeleteCmd(a), newListCmd(a), newShowCmd(a), newStatsCmd(a), newLogsCmd(a), newExecCmd(a), newShellCmd(a),
-		newCpCmd(a), newWaitCmd(a), newRenameCmd(a), newSetCmd(a), newWorkspaceCmd(a),
+		newCpCmd(a), newMountCmd(a), newWaitCmd(a), newRenameCmd(a), newSetCmd(a), newWorkspaceCmd(a), newSSHCmd(a), newSSHProxyCmd(a), newCodeCmd(a),
 	)
 	return groupOnly(c)
 }

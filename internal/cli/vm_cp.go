@@ -28,8 +28,8 @@ type cpOpts struct {
 func newCpCmd(a *app) *cobra.Command {
 	opts := cpOpts{}
 	c := &cobra.Command{
-		Use:   "cp SRC VM:DST | cp VM:SRC DST",
-		Short: "Copy files into a VM or out of it",
+		Use:   "cp SRC VM:DST | cp VM:SRC DST | cp VM:SRC VM:DST",
+		Short: "Copy files into a VM, out of it, or between VMs",
 		Long: `Cp copies a file or a directory, with modes and times, between this host and a
 running VM. Relative paths in a VM start at its working directory.
 
@@ -40,12 +40,15 @@ running VM. Relative paths in a VM start at its working directory.
 
 A symlink given as SRC is followed; links below it are copied as links.
 Files copied in belong to the VM's user, or keep their numeric owner with --archive.
-Files copied out belong to you; set-id bits are dropped and devices refused.`,
+Files copied out belong to you; set-id bits are dropped and devices refused. So it is
+between VMs, where files pass through this host and are not kept on it; with --archive
+the VM they come from is believed.`,
 		Example: `  banger cp ./data calm-otter:/srv
   banger cp calm-otter:/workspace/dist ./dist
   banger cp calm-otter:/var/log/. ./logs
   tar c src | banger cp - calm-otter:/tmp
-  banger cp calm-otter:/etc - | tar t`,
+  banger cp calm-otter:/etc - | tar t
+  banger cp calm-otter:/workspace/dist brave-fox:/srv`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
 				return usageErr(cmd, "%q needs a source and a destination", cmd.CommandPath())
@@ -57,8 +60,6 @@ Files copied out belong to you; set-id bits are dropped and devices refused.`,
 			opts.src, opts.dst = args[0], args[1]
 			from, to := parseEnd(opts.src), parseEnd(opts.dst)
 			switch {
-			case from.vm != "" && to.vm != "":
-				return usageTry("copy to the host first, or pipe: banger cp A:/x - | banger cp - B:/y", "both %q and %q are in VMs", opts.src, opts.dst)
 			case from.vm == "" && to.vm == "":
 				return usageErr(cmd, "neither %q nor %q is in a VM: write VM:PATH", opts.src, opts.dst)
 			case from.path == "" || to.path == "":
@@ -113,6 +114,8 @@ func runCp(ctx context.Context, a *app, opts cpOpts, from, to end) error {
 	defer stop()
 	k := &copier{app: a, client: c, opts: opts}
 	switch {
+	case to.vm != "" && from.vm != "":
+		err = k.between(ctx, from, to)
 	case to.vm != "" && from.path == "-":
 		err = k.streamIn(ctx, to)
 	case to.vm != "":

@@ -39,5 +39,9 @@ func runDelete(ctx context.Context, a *app, opts deleteOpts) error {
 		begin: func(ctx context.Context, c *client.Client, ref string) (*bangerv1.Operation, error) {
 			return c.DeleteVM(ctx, ref, opts.force)
 		},
+		after: func(_ context.Context, _ *client.Client, ref string) error {
+			a.forgetHost(ref)
+			return nil
+		},
 	}.run(ctx, a, opts.refs)
 }

@@ -74,6 +74,11 @@ func (c *Client) GetVM(ctx context.Context, ref string) (*bangerv1.VM, error) {
 	return call(ctx, c.vms.Get, &bangerv1.VMRef{Ref: ref})
 }
 
+// GetSSH returns how SSH clients are to know a VM.
+func (c *Client) GetSSH(ctx context.Context, ref string) (*bangerv1.SSHInfo, error) {
+	return call(ctx, c.vms.GetSSH, &bangerv1.VMRef{Ref: ref})
+}
+
 // AddPorts forwards more ports to a VM and returns all that are.
 func (c *Client) AddPorts(ctx context.Context, ref string, ports []*bangerv1.Port) ([]*bangerv1.Port, error) {
 	res, err := call(ctx, c.ports.Add, &bangerv1.PortsRequest{Ref: ref, Ports: ports})

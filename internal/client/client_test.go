@@ -472,6 +472,7 @@ func TestEveryProcedureHasAMethod(t *testing.T) {
 		func() { _, _ = c.RenameVM(ctx, "x", "y") },
 		func() { _, _ = c.SetVM(ctx, &bangerv1.SetRequest{}) },
 		func() { _, _ = c.WaitVM(ctx, "x") },
+		func() { _, _ = c.GetSSH(ctx, "x") },
 		func() { _, _ = c.AddPorts(ctx, "x", nil) },
 		func() { _ = c.RemovePorts(ctx, "x", nil) },
 		func() { _ = c.VMLogs(ctx, &bangerv1.LogsRequest{}, io.Discard) },

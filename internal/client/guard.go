@@ -97,7 +97,7 @@ func readsOnly(req *http.Request) bool {
 		return false
 	}
 	switch path.Base(req.URL.Path) {
-	case "List", "Get", "Info":
+	case "List", "Get", "GetSSH", "Info":
 		return true
 	}
 	return false

@@ -39,6 +39,10 @@ func (f *FrameReader) Next() (channel byte, payload []byte, err error) {
 	return f.next(MaxControl)
 }
 
+// Rest is what follows the last frame that was returned, as plain bytes. The reader itself
+// is not to be used any more.
+func (f *FrameReader) Rest() io.Reader { return f.r }
+
 // Request reads the first frame of a stream and decodes and validates it.
 func (f *FrameReader) Request() (Request, error) {
 	channel, payload, err := f.next(MaxRequest)

@@ -70,9 +70,11 @@ const (
 	KindStat       Kind = "stat"        // describe one path; answered by done with Stat
 	KindShutdown   Kind = "shutdown"    // orderly power-off; answered by done once it is certain to happen
 	KindDial       Kind = "dial"        // connect to a TCP port of the guest's own: see Dial
+	KindSSH        Kind = "ssh"         // serve the SSH protocol: see SSH
 	KindSync       Kind = "sync"        // flush file systems; answered by done
 	KindGrow       Kind = "grow"        // make the root file system as large as its disk; answered by done
 	KindWaitSystem Kind = "wait-system" // answered by done when the init system has settled
+	KindMount      Kind = "mount"       // mount a directory of the host: see Mount
 	KindBenchSpawn Kind = "bench-spawn" // measure fork+exec+wait of a command; answered by done with Nanos
 
 	KindWorkspacePut     Kind = "workspace-put"     // bring a tree, or what of it has changed, in: see WorkspacePut
@@ -90,7 +92,9 @@ type Request struct {
 	Stat       *StatPath   `json:"stat,omitempty"`
 	BenchSpawn *BenchSpawn `json:"bench_spawn,omitempty"`
 	Dial       *Dial       `json:"dial,omitempty"`
+	SSH        *SSH        `json:"ssh,omitempty"`
 	Grow       *Grow       `json:"grow,omitempty"`
+	Mount      *Mount      `json:"mount,omitempty"`
 	Shutdown   *Shutdown   `json:"shutdown,omitempty"` // may be left out
 
 	WorkspacePut     *WorkspacePut     `json:"workspace_put,omitempty"`
@@ -179,6 +183,29 @@ type Dial struct {
 	Port uint16 `json:"port"`
 }
 
+// SSH makes the stream a connection to an SSH server. The agent answers with started, or
+// with error; what follows is SSH's own bytes, without frames: it has packets, ends and
+// errors of its own.
+type SSH struct {
+	// HostKey is the seed of the server's ed25519 key, HostKeySize bytes. The daemon puts it
+	// in: a client cannot choose it, and the guest keeps it nowhere.
+	HostKey []byte `json:"host_key,omitempty"`
+	// ClientKeys are the public keys that may log in, as lines of authorized_keys: 1 to
+	// MaxClientKeys.
+	ClientKeys []string `json:"client_keys"`
+}
+
+// What there may be of the keys of an SSH request.
+const (
+	HostKeySize   = 32
+	MaxClientKeys = 16
+	maxClientKey  = 16 << 10 // bytes
+)
+
+// SSHDefaultUser is the login name that stands for the default user of the VM. A user of
+// the image who is called so is reached by number.
+const SSHDefaultUser = "banger"
+
 // Grow says how large the root disk is now, in bytes: the guest's kernel may not have
 // heard yet.
 type Grow struct {
@@ -219,6 +246,17 @@ type WorkspaceForget struct {
 	ID string `json:"id"`
 }
 
+// Mount makes a directory of the host appear at Target, which is made if it is missing, for
+// as long as the stream lasts. The agent answers with started once it is mounted. From then
+// on stdout carries what the guest's kernel asks, a FUSE request a frame, and stdin what the
+// host answers and tells, likewise; the host may send changed controls. The agent ends the
+// stream with done when somebody in the guest has unmounted it.
+type Mount struct {
+	Target   string `json:"target"`         // absolute, or relative to the default directory
+	User     string `json:"user,omitempty"` // owner of a Target that is made; empty: the default user
+	ReadOnly bool   `json:"read_only,omitempty"`
+}
+
 // BenchSpawn asks the agent to run Args Count times, one after another.
 type BenchSpawn struct {
 	Args  []string `json:"args"`
@@ -248,6 +286,20 @@ type Control struct {
 	Nanos []int64   `json:"nanos,omitempty"` // bench-spawn: duration of each run
 	Stat  *FileStat `json:"stat,omitempty"`
 	State string    `json:"state,omitempty"` // wait-system: "running", "degraded", "none"
+	// started, of a mount: whom what is mounted is to belong to. PID is the thread of the
+	// agent's that lets programs hear of changes; what it asks for is already so.
+	UID uint32 `json:"uid,omitempty"`
+	GID uint32 `json:"gid,omitempty"`
+	// changed: relative to what is mounted, in their order; programs of the guest are to
+	// hear of it
+	Changes []Change `json:"changes,omitempty"`
+}
+
+// Change is a file of a mount that the host has changed, or that is gone there.
+type Change struct {
+	Path []byte `json:"path"`
+	Gone bool   `json:"gone,omitempty"`
+	Dir  bool   `json:"dir,omitempty"`
 }
 
 // ControlType is the type of a control frame.
@@ -263,6 +315,7 @@ const (
 	ControlResize  ControlType = "resize"  // host
 	ControlSignal  ControlType = "signal"  // host
 	ControlPing    ControlType = "ping"    // host, on a ping stream
+	ControlChanged ControlType = "changed" // host, on a mount
 )
 
 // FileStat describes a path in the guest.

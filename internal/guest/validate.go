@@ -85,6 +85,11 @@ func (r *Request) Validate() error {
 			return errdefs.Invalid("port 0 of the guest cannot be connected to")
 		}
 		return nil
+	case KindSSH:
+		if r.SSH == nil {
+			return missing()
+		}
+		return checkSSH(r.SSH)
 	case KindGrow:
 		if r.Grow == nil {
 			return missing()
@@ -93,6 +98,11 @@ func (r *Request) Validate() error {
 			return errdefs.Invalid("a disk of %d bytes", r.Grow.Bytes)
 		}
 		return nil
+	case KindMount:
+		if r.Mount == nil {
+			return missing()
+		}
+		return checkPath(r.Mount.Target)
 	case KindBenchSpawn:
 		if r.BenchSpawn == nil {
 			return missing()
@@ -153,6 +163,22 @@ func checkPath(p string) error {
 		return errdefs.Invalid("the path in the guest is longer than 4095 bytes")
 	case strings.IndexByte(p, 0) >= 0:
 		return errdefs.Invalid("the path in the guest holds a NUL byte")
+	}
+	return nil
+}
+
+// checkSSH lets a host key be absent: the client's request has none yet.
+func checkSSH(q *SSH) error {
+	if n := len(q.HostKey); n != 0 && n != HostKeySize {
+		return errdefs.Invalid("a host key of %d bytes: it has %d", n, HostKeySize)
+	}
+	if n := len(q.ClientKeys); n < 1 || n > MaxClientKeys {
+		return errdefs.Invalid("%d client keys: 1 to %d are allowed", n, MaxClientKeys)
+	}
+	for _, k := range q.ClientKeys {
+		if k == "" || len(k) > maxClientKey {
+			return errdefs.Invalid("a client key of %d bytes: 1 to %d are allowed", len(k), maxClientKey)
+		}
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ package install
 import (
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -16,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/durable"
 	"banger/internal/errdefs"
 	"banger/internal/paths"
 )
@@ -118,7 +118,7 @@ func Place(bin, from string, names []string) (changed bool, err error) {
 			return changed, errdefs.Wrap(err, "install %s", name)
 		}
 	}
-	return changed, syncDir(bin)
+	return changed, durable.SyncDir(bin)
 }
 
 // Remove removes what Install wrote; what is gone already is no error. Directories
@@ -266,7 +266,7 @@ func replace(path, text string, mode fs.FileMode) (bool, error) {
 	if err := os.Rename(stagingOf(path), path); err != nil {
 		return false, errdefs.Wrap(err, "write %s", path)
 	}
-	return true, syncDir(filepath.Dir(path))
+	return true, durable.SyncDir(filepath.Dir(path))
 }
 
 // write makes a file anew; where it fails there is none.
@@ -290,16 +290,4 @@ func write(path string, from io.Reader, mode fs.FileMode) (err error) {
 		}
 	}
 	return errors.Join(err, f.Close())
-}
-
-// syncDir makes renames in a directory last.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err == nil {
-		err = errors.Join(d.Sync(), d.Close())
-	}
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
 }

@@ -68,6 +68,7 @@ const (
 	JailDir        = "jail"         // base of the jailer: jail/<program>/vm/root/ is the jailed one's root
 	WorkspacesDir  = "workspaces"   // what was sent into workspaces, a file for each, by id
 	FakeRoot       = "fake-root"    // the fake driver's file system of the guest
+	SSHHostKey     = "ssh_host_key" // by which SSH clients know this VM; made when one first comes
 	FakeKnobs      = "fake.json"    // read by the fake driver: how this VM is to fail
 )
 
@@ -75,6 +76,14 @@ const (
 const (
 	APISocket   = "api.sock"
 	MetricsFile = "metrics" // a line of JSON per minute
+)
+
+// Names of what SSH clients of a user need, in its directory.
+const (
+	SSHConfigFile = "config"      // for OpenSSH, to be included
+	SSHKnownHosts = "known_hosts" // host keys of VMs, as their daemons gave them
+	SSHClientKey  = "id_ed25519"  // by which VMs know this user
+	SSHPublicKey  = "id_ed25519.pub"
 )
 
 // Well-known places.
@@ -165,6 +174,16 @@ func ConfigFile() string {
 		base = filepath.Join(home, ".config")
 	}
 	return filepath.Join(base, "banger", "config.yaml")
+}
+
+// SSHDir is the directory of what this user's SSH clients need, whatever daemon the VMs are
+// of. It need not exist.
+func SSHDir() (string, error) {
+	base, err := os.UserConfigDir()
+	if err != nil {
+		return "", errdefs.Invalid("find the directory of your configuration: %w", err).WithHint("set HOME")
+	}
+	return filepath.Join(base, "banger", "ssh"), nil
 }
 
 // CheckSocket refuses a socket path the kernel would refuse, before anything is made.

@@ -75,6 +75,17 @@ func Run(ctx context.Context, c Cmd) error {
 	return err
 }
 
+// Replace runs a program in the place of this one, with this one's streams, environment and
+// pid. It returns only when the program cannot be started.
+func Replace(name string, args []string) error {
+	path, err := Look(name)
+	if err != nil {
+		return err
+	}
+	err = syscall.Exec(path, append([]string{name}, args...), os.Environ())
+	return &Error{Program: name, Code: -1, Err: err}
+}
+
 // Output runs c and returns its stdout, at most 64 MiB of it.
 func Output(ctx context.Context, c Cmd) ([]byte, error) {
 	out := &limited{max: outputLimit}

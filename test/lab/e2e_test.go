@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,23 +26,75 @@ func TestEndToEnd(t *testing.T) {
 		}
 		send(t, filepath.Join(root, dir), tree+"/")
 	}
-	cache := bringCache(t, root)
-	run, limit := smoke, "15m" // a kernel and an image may have to be made
+	suite := fmt.Sprintf("cd %[1]s/test/e2e && exec env BANGER_TEST_CACHE=%[2]s BANGER_E2E_BIN=%[1]s/bin BANGER_TEST_PATIENCE=3m ../../bin/e2e.test -test.v -test.timeout 40m",
+		tree, bringCache(t, root))
+	names := strings.Split(smoke, "|")
 	if full {
-		run, limit = ".", "150m"
+		names = endToEnd(t, suite)
 	}
-	out, err := labWithin(3*time.Hour, "sh", "-c", fmt.Sprintf(
-		"cd %[1]s/test/e2e && exec env BANGER_TEST_CACHE=%[2]s BANGER_E2E_BIN=%[1]s/bin BANGER_TEST_PATIENCE=3m ../../bin/e2e.test -test.v -test.timeout %[3]s -test.run '%[4]s' 2>&1",
-		tree, cache, limit, run))
+	passed := 0
+	for part := range slices.Chunk(names, perPart) {
+		t.Run(part[0], func(t *testing.T) {
+			began := time.Now()
+			out, err := labWithin(45*time.Minute, "sh", "-c", fmt.Sprintf("%s -test.run '^(%s)$' 2>&1", suite, strings.Join(part, "|")))
+			if err != nil {
+				t.Errorf("%v\n%s", err, tail(out, 16<<10))
+			}
+			for _, name := range part {
+				switch {
+				case strings.Contains(out, "--- PASS: "+name+" "):
+					passed++
+					remember(t, name)
+				case strings.Contains(out, "--- SKIP: "+name+" "):
+					remember(t, name)
+				case err == nil:
+					t.Errorf("%s did not run", name)
+				}
+			}
+			t.Logf("%s: %v, skipped were %q", strings.Join(part, " "), time.Since(began).Round(time.Second), skipped(out))
+		})
+	}
+	t.Logf("%d of %d passed", passed, len(names))
+}
+
+// perPart is how many end-to-end tests run at a time: few enough that not much is lost
+// with a lab that hangs up, enough to share what costs them a start.
+const perPart = 8
+
+// endToEnd lists the tests that have not passed before the lab began anew.
+func endToEnd(t *testing.T, suite string) []string {
+	t.Helper()
+	out, err := lab("sh", "-c", suite+" -test.list '^Test'")
 	if err != nil {
-		t.Errorf("%v\n%s", err, tail(out, 16<<10))
+		t.Fatal(err)
 	}
-	for name := range strings.SplitSeq(smoke, "|") {
-		if !strings.Contains(out, "--- PASS: "+name) {
-			t.Errorf("%s did not run", name)
-		}
+	before, err := os.ReadFile(os.Getenv("LAB_PASSED"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
 	}
-	t.Logf("%d passed, skipped were %q", strings.Count(out, "\n--- PASS"), skipped(out))
+	done := strings.Fields(string(before))
+	return slices.DeleteFunc(strings.Fields(out), func(name string) bool {
+		return !strings.HasPrefix(name, "Test") || slices.Contains(done, name)
+	})
+}
+
+// remember spares a test the next try, if there is one.
+func remember(t *testing.T, name string) {
+	t.Helper()
+	file := os.Getenv("LAB_PASSED")
+	if file == "" {
+		return
+	}
+	f, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprintln(f, name); err != nil {
+		t.Error(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // bringCache spares the lab the making of a kernel and an image, if this side has run

@@ -61,7 +61,7 @@ func prepare(dir string) error {
 	if programs = os.Getenv("BANGER_TEST_BIN"); programs == "" {
 		programs = filepath.Join(dir, "bin")
 		build := exec.Command("go", "build", "-o", programs+"/",
-			"-ldflags", "-X banger/internal/version.Version=v0-test",
+			"-ldflags", "-s -w -X banger/internal/version.Version=v0-test", // stripped, as what is installed
 			"banger/cmd/banger", "banger/cmd/bangerd", "banger/cmd/banger-agent")
 		if overlay := os.Getenv("BANGER_TEST_OVERLAY"); overlay != "" {
 			build.Args = append(build.Args[:2], append([]string{"-overlay", overlay}, build.Args[2:]...)...)

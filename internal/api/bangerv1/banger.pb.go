@@ -380,6 +380,75 @@ func (*ShutdownResponse) Descriptor() ([]byte, []int) {
 	return file_bangerv1_banger_proto_rawDescGZIP(), []int{6}
 }
 
+// SSHInfo is a VM as SSH clients see it.
+type SSHInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	HostKey       string                 `protobuf:"bytes,4,opt,name=host_key,json=hostKey,proto3" json:"host_key,omitempty"` // the public one, as in known_hosts: type and base64
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SSHInfo) Reset() {
+	*x = SSHInfo{}
+	mi := &file_bangerv1_banger_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SSHInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SSHInfo) ProtoMessage() {}
+
+func (x *SSHInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_bangerv1_banger_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SSHInfo.ProtoReflect.Descriptor instead.
+func (*SSHInfo) Descriptor() ([]byte, []int) {
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SSHInfo) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SSHInfo) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SSHInfo) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *SSHInfo) GetHostKey() string {
+	if x != nil {
+		return x.HostKey
+	}
+	return ""
+}
+
 type VMRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -389,7 +458,7 @@ type VMRef struct {
 
 func (x *VMRef) Reset() {
 	*x = VMRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[7]
+	mi := &file_bangerv1_banger_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +470,7 @@ func (x *VMRef) String() string {
 func (*VMRef) ProtoMessage() {}
 
 func (x *VMRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[7]
+	mi := &file_bangerv1_banger_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +483,7 @@ func (x *VMRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMRef.ProtoReflect.Descriptor instead.
 func (*VMRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{7}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VMRef) GetRef() string {
@@ -454,7 +523,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[8]
+	mi := &file_bangerv1_banger_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -466,7 +535,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[8]
+	mi := &file_bangerv1_banger_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -479,7 +548,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{8}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateRequest) GetName() string {
@@ -650,7 +719,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_bangerv1_banger_proto_msgTypes[9]
+	mi := &file_bangerv1_banger_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -662,7 +731,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[9]
+	mi := &file_bangerv1_banger_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -675,7 +744,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{9}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Port) GetAddress() string {
@@ -716,7 +785,7 @@ type PortsRequest struct {
 
 func (x *PortsRequest) Reset() {
 	*x = PortsRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[10]
+	mi := &file_bangerv1_banger_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +797,7 @@ func (x *PortsRequest) String() string {
 func (*PortsRequest) ProtoMessage() {}
 
 func (x *PortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[10]
+	mi := &file_bangerv1_banger_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +810,7 @@ func (x *PortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortsRequest.ProtoReflect.Descriptor instead.
 func (*PortsRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{10}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PortsRequest) GetRef() string {
@@ -768,7 +837,7 @@ type PortList struct {
 
 func (x *PortList) Reset() {
 	*x = PortList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[11]
+	mi := &file_bangerv1_banger_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +849,7 @@ func (x *PortList) String() string {
 func (*PortList) ProtoMessage() {}
 
 func (x *PortList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[11]
+	mi := &file_bangerv1_banger_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +862,7 @@ func (x *PortList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortList.ProtoReflect.Descriptor instead.
 func (*PortList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{11}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PortList) GetPorts() []*Port {
@@ -813,7 +882,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[12]
+	mi := &file_bangerv1_banger_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +894,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[12]
+	mi := &file_bangerv1_banger_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +907,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{12}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StopRequest) GetRef() string {
@@ -865,7 +934,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[13]
+	mi := &file_bangerv1_banger_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +946,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[13]
+	mi := &file_bangerv1_banger_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +959,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{13}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteRequest) GetRef() string {
@@ -917,7 +986,7 @@ type RenameRequest struct {
 
 func (x *RenameRequest) Reset() {
 	*x = RenameRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[14]
+	mi := &file_bangerv1_banger_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +998,7 @@ func (x *RenameRequest) String() string {
 func (*RenameRequest) ProtoMessage() {}
 
 func (x *RenameRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[14]
+	mi := &file_bangerv1_banger_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1011,7 @@ func (x *RenameRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameRequest.ProtoReflect.Descriptor instead.
 func (*RenameRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{14}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RenameRequest) GetRef() string {
@@ -971,7 +1040,7 @@ type SetRequest struct {
 
 func (x *SetRequest) Reset() {
 	*x = SetRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[15]
+	mi := &file_bangerv1_banger_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1052,7 @@ func (x *SetRequest) String() string {
 func (*SetRequest) ProtoMessage() {}
 
 func (x *SetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[15]
+	mi := &file_bangerv1_banger_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1065,7 @@ func (x *SetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRequest.ProtoReflect.Descriptor instead.
 func (*SetRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{15}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetRequest) GetRef() string {
@@ -1039,7 +1108,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[16]
+	mi := &file_bangerv1_banger_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1120,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[16]
+	mi := &file_bangerv1_banger_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1133,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{16}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogsRequest) GetRef() string {
@@ -1104,7 +1173,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_bangerv1_banger_proto_msgTypes[17]
+	mi := &file_bangerv1_banger_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1185,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[17]
+	mi := &file_bangerv1_banger_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1198,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{17}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogChunk) GetData() []byte {
@@ -1187,7 +1256,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1268,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[18]
+	mi := &file_bangerv1_banger_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1281,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{18}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VM) GetId() string {
@@ -1513,7 +1582,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1525,7 +1594,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[19]
+	mi := &file_bangerv1_banger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1538,7 +1607,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{19}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ImageConfig) GetUser() string {
@@ -1625,7 +1694,7 @@ type VMStats struct {
 
 func (x *VMStats) Reset() {
 	*x = VMStats{}
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1706,7 @@ func (x *VMStats) String() string {
 func (*VMStats) ProtoMessage() {}
 
 func (x *VMStats) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[20]
+	mi := &file_bangerv1_banger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1719,7 @@ func (x *VMStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMStats.ProtoReflect.Descriptor instead.
 func (*VMStats) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{20}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VMStats) GetId() string {
@@ -1743,7 +1812,7 @@ type VMTransfer struct {
 
 func (x *VMTransfer) Reset() {
 	*x = VMTransfer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1824,7 @@ func (x *VMTransfer) String() string {
 func (*VMTransfer) ProtoMessage() {}
 
 func (x *VMTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[21]
+	mi := &file_bangerv1_banger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1837,7 @@ func (x *VMTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMTransfer.ProtoReflect.Descriptor instead.
 func (*VMTransfer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{21}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VMTransfer) GetReadBytes() int64 {
@@ -1808,7 +1877,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +1889,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[22]
+	mi := &file_bangerv1_banger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +1902,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{22}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListResponse) GetVms() []*VM {
@@ -1852,7 +1921,7 @@ type ImageRef struct {
 
 func (x *ImageRef) Reset() {
 	*x = ImageRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1933,7 @@ func (x *ImageRef) String() string {
 func (*ImageRef) ProtoMessage() {}
 
 func (x *ImageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[23]
+	mi := &file_bangerv1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1946,7 @@ func (x *ImageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
 func (*ImageRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{23}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ImageRef) GetName() string {
@@ -1901,7 +1970,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +1982,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[24]
+	mi := &file_bangerv1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +1995,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{24}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PullRequest) GetName() string {
@@ -1984,7 +2053,7 @@ type ImageCache struct {
 
 func (x *ImageCache) Reset() {
 	*x = ImageCache{}
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2065,7 @@ func (x *ImageCache) String() string {
 func (*ImageCache) ProtoMessage() {}
 
 func (x *ImageCache) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[25]
+	mi := &file_bangerv1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2078,7 @@ func (x *ImageCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCache.ProtoReflect.Descriptor instead.
 func (*ImageCache) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{25}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ImageCache) GetBlobs() []*CachedBlob {
@@ -2054,7 +2123,7 @@ type CachedBlob struct {
 
 func (x *CachedBlob) Reset() {
 	*x = CachedBlob{}
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2135,7 @@ func (x *CachedBlob) String() string {
 func (*CachedBlob) ProtoMessage() {}
 
 func (x *CachedBlob) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[26]
+	mi := &file_bangerv1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2148,7 @@ func (x *CachedBlob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachedBlob.ProtoReflect.Descriptor instead.
 func (*CachedBlob) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{26}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CachedBlob) GetDigest() string {
@@ -2127,7 +2196,7 @@ type CatalogOffers struct {
 
 func (x *CatalogOffers) Reset() {
 	*x = CatalogOffers{}
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2208,7 @@ func (x *CatalogOffers) String() string {
 func (*CatalogOffers) ProtoMessage() {}
 
 func (x *CatalogOffers) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[27]
+	mi := &file_bangerv1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2221,7 @@ func (x *CatalogOffers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogOffers.ProtoReflect.Descriptor instead.
 func (*CatalogOffers) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{27}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CatalogOffers) GetOffers() []*CatalogOffer {
@@ -2179,7 +2248,7 @@ type CatalogOffer struct {
 
 func (x *CatalogOffer) Reset() {
 	*x = CatalogOffer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2191,7 +2260,7 @@ func (x *CatalogOffer) String() string {
 func (*CatalogOffer) ProtoMessage() {}
 
 func (x *CatalogOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[28]
+	mi := &file_bangerv1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2204,7 +2273,7 @@ func (x *CatalogOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogOffer.ProtoReflect.Descriptor instead.
 func (*CatalogOffer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{28}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CatalogOffer) GetName() string {
@@ -2274,7 +2343,7 @@ type PruneCacheRequest struct {
 
 func (x *PruneCacheRequest) Reset() {
 	*x = PruneCacheRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2355,7 @@ func (x *PruneCacheRequest) String() string {
 func (*PruneCacheRequest) ProtoMessage() {}
 
 func (x *PruneCacheRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[29]
+	mi := &file_bangerv1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2368,7 @@ func (x *PruneCacheRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneCacheRequest.ProtoReflect.Descriptor instead.
 func (*PruneCacheRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{29}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PruneCacheRequest) GetAll() bool {
@@ -2336,7 +2405,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2348,7 +2417,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[30]
+	mi := &file_bangerv1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2361,7 +2430,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{30}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -2410,7 +2479,7 @@ type TagImageRequest struct {
 
 func (x *TagImageRequest) Reset() {
 	*x = TagImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +2491,7 @@ func (x *TagImageRequest) String() string {
 func (*TagImageRequest) ProtoMessage() {}
 
 func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[31]
+	mi := &file_bangerv1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +2504,7 @@ func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagImageRequest.ProtoReflect.Descriptor instead.
 func (*TagImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{31}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TagImageRequest) GetSource() string {
@@ -2470,7 +2539,7 @@ type SaveImageRequest struct {
 
 func (x *SaveImageRequest) Reset() {
 	*x = SaveImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2482,7 +2551,7 @@ func (x *SaveImageRequest) String() string {
 func (*SaveImageRequest) ProtoMessage() {}
 
 func (x *SaveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[32]
+	mi := &file_bangerv1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2495,7 +2564,7 @@ func (x *SaveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveImageRequest.ProtoReflect.Descriptor instead.
 func (*SaveImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{32}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SaveImageRequest) GetName() string {
@@ -2531,7 +2600,7 @@ type LoadImagesRequest struct {
 
 func (x *LoadImagesRequest) Reset() {
 	*x = LoadImagesRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2612,7 @@ func (x *LoadImagesRequest) String() string {
 func (*LoadImagesRequest) ProtoMessage() {}
 
 func (x *LoadImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[33]
+	mi := &file_bangerv1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2625,7 @@ func (x *LoadImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadImagesRequest.ProtoReflect.Descriptor instead.
 func (*LoadImagesRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{33}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LoadImagesRequest) GetFile() string {
@@ -2598,7 +2667,7 @@ type PushImageRequest struct {
 
 func (x *PushImageRequest) Reset() {
 	*x = PushImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2679,7 @@ func (x *PushImageRequest) String() string {
 func (*PushImageRequest) ProtoMessage() {}
 
 func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[34]
+	mi := &file_bangerv1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2692,7 @@ func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
 func (*PushImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{34}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PushImageRequest) GetName() string {
@@ -2659,7 +2728,7 @@ type PromoteRequest struct {
 
 func (x *PromoteRequest) Reset() {
 	*x = PromoteRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2671,7 +2740,7 @@ func (x *PromoteRequest) String() string {
 func (*PromoteRequest) ProtoMessage() {}
 
 func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[35]
+	mi := &file_bangerv1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2684,7 +2753,7 @@ func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteRequest.ProtoReflect.Descriptor instead.
 func (*PromoteRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{35}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PromoteRequest) GetVm() string {
@@ -2726,7 +2795,7 @@ type PrepareBuildRequest struct {
 
 func (x *PrepareBuildRequest) Reset() {
 	*x = PrepareBuildRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2738,7 +2807,7 @@ func (x *PrepareBuildRequest) String() string {
 func (*PrepareBuildRequest) ProtoMessage() {}
 
 func (x *PrepareBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[36]
+	mi := &file_bangerv1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2751,7 +2820,7 @@ func (x *PrepareBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareBuildRequest.ProtoReflect.Descriptor instead.
 func (*PrepareBuildRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{36}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PrepareBuildRequest) GetNames() []string {
@@ -2786,7 +2855,7 @@ type BuildPlan struct {
 
 func (x *BuildPlan) Reset() {
 	*x = BuildPlan{}
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2867,7 @@ func (x *BuildPlan) String() string {
 func (*BuildPlan) ProtoMessage() {}
 
 func (x *BuildPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[37]
+	mi := &file_bangerv1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2880,7 @@ func (x *BuildPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildPlan.ProtoReflect.Descriptor instead.
 func (*BuildPlan) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{37}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *BuildPlan) GetImage() string {
@@ -2847,7 +2916,7 @@ type SendImageRequest struct {
 
 func (x *SendImageRequest) Reset() {
 	*x = SendImageRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2859,7 +2928,7 @@ func (x *SendImageRequest) String() string {
 func (*SendImageRequest) ProtoMessage() {}
 
 func (x *SendImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[38]
+	mi := &file_bangerv1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2872,7 +2941,7 @@ func (x *SendImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendImageRequest.ProtoReflect.Descriptor instead.
 func (*SendImageRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{38}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SendImageRequest) GetName() string {
@@ -2915,7 +2984,7 @@ type FinishBuildRequest struct {
 
 func (x *FinishBuildRequest) Reset() {
 	*x = FinishBuildRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2927,7 +2996,7 @@ func (x *FinishBuildRequest) String() string {
 func (*FinishBuildRequest) ProtoMessage() {}
 
 func (x *FinishBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[39]
+	mi := &file_bangerv1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2940,7 +3009,7 @@ func (x *FinishBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishBuildRequest.ProtoReflect.Descriptor instead.
 func (*FinishBuildRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{39}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FinishBuildRequest) GetVm() string {
@@ -2981,7 +3050,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2993,7 +3062,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[40]
+	mi := &file_bangerv1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3075,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{40}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PruneImagesRequest) GetAll() bool {
@@ -3033,7 +3102,7 @@ type PrunedImages struct {
 
 func (x *PrunedImages) Reset() {
 	*x = PrunedImages{}
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3045,7 +3114,7 @@ func (x *PrunedImages) String() string {
 func (*PrunedImages) ProtoMessage() {}
 
 func (x *PrunedImages) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[41]
+	mi := &file_bangerv1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3058,7 +3127,7 @@ func (x *PrunedImages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunedImages.ProtoReflect.Descriptor instead.
 func (*PrunedImages) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{41}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PrunedImages) GetImages() []*Image {
@@ -3104,7 +3173,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3116,7 +3185,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[42]
+	mi := &file_bangerv1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3129,7 +3198,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{42}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Image) GetId() string {
@@ -3290,7 +3359,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3302,7 +3371,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[43]
+	mi := &file_bangerv1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3315,7 +3384,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{43}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImageLayer) GetDigest() string {
@@ -3341,7 +3410,7 @@ type ImageList struct {
 
 func (x *ImageList) Reset() {
 	*x = ImageList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3353,7 +3422,7 @@ func (x *ImageList) String() string {
 func (*ImageList) ProtoMessage() {}
 
 func (x *ImageList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[44]
+	mi := &file_bangerv1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3366,7 +3435,7 @@ func (x *ImageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
 func (*ImageList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{44}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ImageList) GetImages() []*Image {
@@ -3385,7 +3454,7 @@ type KernelRef struct {
 
 func (x *KernelRef) Reset() {
 	*x = KernelRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3397,7 +3466,7 @@ func (x *KernelRef) String() string {
 func (*KernelRef) ProtoMessage() {}
 
 func (x *KernelRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[45]
+	mi := &file_bangerv1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3410,7 +3479,7 @@ func (x *KernelRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelRef.ProtoReflect.Descriptor instead.
 func (*KernelRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{45}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *KernelRef) GetName() string {
@@ -3435,7 +3504,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[46]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3447,7 +3516,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[46]
+	mi := &file_bangerv1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3460,7 +3529,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{46}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -3516,7 +3585,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_bangerv1_banger_proto_msgTypes[47]
+	mi := &file_bangerv1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3528,7 +3597,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[47]
+	mi := &file_bangerv1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3541,7 +3610,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{47}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Kernel) GetId() string {
@@ -3623,7 +3692,7 @@ type KernelList struct {
 
 func (x *KernelList) Reset() {
 	*x = KernelList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[48]
+	mi := &file_bangerv1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3635,7 +3704,7 @@ func (x *KernelList) String() string {
 func (*KernelList) ProtoMessage() {}
 
 func (x *KernelList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[48]
+	mi := &file_bangerv1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3648,7 +3717,7 @@ func (x *KernelList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelList.ProtoReflect.Descriptor instead.
 func (*KernelList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{48}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *KernelList) GetKernels() []*Kernel {
@@ -3667,7 +3736,7 @@ type NetworkRef struct {
 
 func (x *NetworkRef) Reset() {
 	*x = NetworkRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[49]
+	mi := &file_bangerv1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3679,7 +3748,7 @@ func (x *NetworkRef) String() string {
 func (*NetworkRef) ProtoMessage() {}
 
 func (x *NetworkRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[49]
+	mi := &file_bangerv1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3692,7 +3761,7 @@ func (x *NetworkRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRef.ProtoReflect.Descriptor instead.
 func (*NetworkRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{49}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *NetworkRef) GetName() string {
@@ -3712,7 +3781,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_bangerv1_banger_proto_msgTypes[50]
+	mi := &file_bangerv1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3724,7 +3793,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[50]
+	mi := &file_bangerv1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3737,7 +3806,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{50}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Network) GetName() string {
@@ -3763,7 +3832,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[51]
+	mi := &file_bangerv1_banger_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3775,7 +3844,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[51]
+	mi := &file_bangerv1_banger_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3788,7 +3857,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{51}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -3807,7 +3876,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_bangerv1_banger_proto_msgTypes[52]
+	mi := &file_bangerv1_banger_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3819,7 +3888,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[52]
+	mi := &file_bangerv1_banger_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3832,7 +3901,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{52}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *OperationRef) GetId() string {
@@ -3859,7 +3928,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bangerv1_banger_proto_msgTypes[53]
+	mi := &file_bangerv1_banger_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3871,7 +3940,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[53]
+	mi := &file_bangerv1_banger_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3884,7 +3953,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{53}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Operation) GetId() string {
@@ -3965,7 +4034,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_bangerv1_banger_proto_msgTypes[54]
+	mi := &file_bangerv1_banger_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3977,7 +4046,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[54]
+	mi := &file_bangerv1_banger_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3990,7 +4059,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{54}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Stage) GetName() string {
@@ -4051,7 +4120,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[55]
+	mi := &file_bangerv1_banger_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4063,7 +4132,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[55]
+	mi := &file_bangerv1_banger_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4076,7 +4145,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{55}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -4100,7 +4169,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_bangerv1_banger_proto_msgTypes[56]
+	mi := &file_bangerv1_banger_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4112,7 +4181,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[56]
+	mi := &file_bangerv1_banger_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4125,7 +4194,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{56}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ErrorDetail) GetClass() string {
@@ -4165,7 +4234,7 @@ type ListWorkspacesRequest struct {
 
 func (x *ListWorkspacesRequest) Reset() {
 	*x = ListWorkspacesRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[57]
+	mi := &file_bangerv1_banger_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4177,7 +4246,7 @@ func (x *ListWorkspacesRequest) String() string {
 func (*ListWorkspacesRequest) ProtoMessage() {}
 
 func (x *ListWorkspacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[57]
+	mi := &file_bangerv1_banger_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4190,7 +4259,7 @@ func (x *ListWorkspacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkspacesRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkspacesRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{57}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListWorkspacesRequest) GetRef() string {
@@ -4209,7 +4278,7 @@ type WorkspaceList struct {
 
 func (x *WorkspaceList) Reset() {
 	*x = WorkspaceList{}
-	mi := &file_bangerv1_banger_proto_msgTypes[58]
+	mi := &file_bangerv1_banger_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4221,7 +4290,7 @@ func (x *WorkspaceList) String() string {
 func (*WorkspaceList) ProtoMessage() {}
 
 func (x *WorkspaceList) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[58]
+	mi := &file_bangerv1_banger_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4234,7 +4303,7 @@ func (x *WorkspaceList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceList.ProtoReflect.Descriptor instead.
 func (*WorkspaceList) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{58}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *WorkspaceList) GetWorkspaces() []*Workspace {
@@ -4253,7 +4322,7 @@ type WorkspaceID struct {
 
 func (x *WorkspaceID) Reset() {
 	*x = WorkspaceID{}
-	mi := &file_bangerv1_banger_proto_msgTypes[59]
+	mi := &file_bangerv1_banger_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4265,7 +4334,7 @@ func (x *WorkspaceID) String() string {
 func (*WorkspaceID) ProtoMessage() {}
 
 func (x *WorkspaceID) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[59]
+	mi := &file_bangerv1_banger_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4278,7 +4347,7 @@ func (x *WorkspaceID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceID.ProtoReflect.Descriptor instead.
 func (*WorkspaceID) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{59}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *WorkspaceID) GetId() string {
@@ -4306,7 +4375,7 @@ type Workspace struct {
 
 func (x *Workspace) Reset() {
 	*x = Workspace{}
-	mi := &file_bangerv1_banger_proto_msgTypes[60]
+	mi := &file_bangerv1_banger_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4318,7 +4387,7 @@ func (x *Workspace) String() string {
 func (*Workspace) ProtoMessage() {}
 
 func (x *Workspace) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[60]
+	mi := &file_bangerv1_banger_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4331,7 +4400,7 @@ func (x *Workspace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workspace.ProtoReflect.Descriptor instead.
 func (*Workspace) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{60}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Workspace) GetId() string {
@@ -4423,7 +4492,7 @@ type WorkspaceSpec struct {
 
 func (x *WorkspaceSpec) Reset() {
 	*x = WorkspaceSpec{}
-	mi := &file_bangerv1_banger_proto_msgTypes[61]
+	mi := &file_bangerv1_banger_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4435,7 +4504,7 @@ func (x *WorkspaceSpec) String() string {
 func (*WorkspaceSpec) ProtoMessage() {}
 
 func (x *WorkspaceSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[61]
+	mi := &file_bangerv1_banger_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4448,7 +4517,7 @@ func (x *WorkspaceSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceSpec.ProtoReflect.Descriptor instead.
 func (*WorkspaceSpec) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{61}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *WorkspaceSpec) GetMode() string {
@@ -4540,7 +4609,7 @@ type BeginWorkspaceRequest struct {
 
 func (x *BeginWorkspaceRequest) Reset() {
 	*x = BeginWorkspaceRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[62]
+	mi := &file_bangerv1_banger_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4552,7 +4621,7 @@ func (x *BeginWorkspaceRequest) String() string {
 func (*BeginWorkspaceRequest) ProtoMessage() {}
 
 func (x *BeginWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[62]
+	mi := &file_bangerv1_banger_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4565,7 +4634,7 @@ func (x *BeginWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*BeginWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{62}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *BeginWorkspaceRequest) GetRef() string {
@@ -4608,7 +4677,7 @@ type FinishWorkspaceRequest struct {
 
 func (x *FinishWorkspaceRequest) Reset() {
 	*x = FinishWorkspaceRequest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[63]
+	mi := &file_bangerv1_banger_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4620,7 +4689,7 @@ func (x *FinishWorkspaceRequest) String() string {
 func (*FinishWorkspaceRequest) ProtoMessage() {}
 
 func (x *FinishWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[63]
+	mi := &file_bangerv1_banger_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4633,7 +4702,7 @@ func (x *FinishWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*FinishWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{63}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *FinishWorkspaceRequest) GetId() string {
@@ -4674,7 +4743,7 @@ type WorkspaceManifest struct {
 
 func (x *WorkspaceManifest) Reset() {
 	*x = WorkspaceManifest{}
-	mi := &file_bangerv1_banger_proto_msgTypes[64]
+	mi := &file_bangerv1_banger_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4686,7 +4755,7 @@ func (x *WorkspaceManifest) String() string {
 func (*WorkspaceManifest) ProtoMessage() {}
 
 func (x *WorkspaceManifest) ProtoReflect() protoreflect.Message {
-	mi := &file_bangerv1_banger_proto_msgTypes[64]
+	mi := &file_bangerv1_banger_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4699,7 +4768,7 @@ func (x *WorkspaceManifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceManifest.ProtoReflect.Descriptor instead.
 func (*WorkspaceManifest) Descriptor() ([]byte, []int) {
-	return file_bangerv1_banger_proto_rawDescGZIP(), []int{64}
+	return file_bangerv1_banger_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *WorkspaceManifest) GetManifest() []byte {
@@ -4741,7 +4810,12 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x04hint\x18\x02 \x01(\tR\x04hint\"*\n" +
 	"\x0fShutdownRequest\x12\x17\n" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
-	"\x10ShutdownResponse\"\x19\n" +
+	"\x10ShutdownResponse\"^\n" +
+	"\aSSHInfo\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x19\n" +
+	"\bhost_key\x18\x04 \x01(\tR\ahostKey\"\x19\n" +
 	"\x05VMRef\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xb8\x05\n" +
 	"\rCreateRequest\x12\x12\n" +
@@ -5170,7 +5244,7 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"generation2\x8d\x01\n" +
 	"\rDaemonService\x127\n" +
 	"\x04Info\x12\x16.banger.v1.InfoRequest\x1a\x17.banger.v1.InfoResponse\x12C\n" +
-	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xa6\x05\n" +
+	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xd6\x05\n" +
 	"\tVMService\x128\n" +
 	"\x06Create\x12\x18.banger.v1.CreateRequest\x1a\x14.banger.v1.Operation\x12/\n" +
 	"\x05Start\x12\x10.banger.v1.VMRef\x1a\x14.banger.v1.Operation\x124\n" +
@@ -5184,7 +5258,8 @@ const file_bangerv1_banger_proto_rawDesc = "" +
 	"\x03Set\x12\x15.banger.v1.SetRequest\x1a\x14.banger.v1.Operation\x12'\n" +
 	"\x04Wait\x12\x10.banger.v1.VMRef\x1a\r.banger.v1.VM\x12-\n" +
 	"\x05Stats\x12\x10.banger.v1.VMRef\x1a\x12.banger.v1.VMStats\x125\n" +
-	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x012z\n" +
+	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x13.banger.v1.LogChunk0\x01\x12.\n" +
+	"\x06GetSSH\x12\x10.banger.v1.VMRef\x1a\x12.banger.v1.SSHInfo2z\n" +
 	"\vPortService\x123\n" +
 	"\x03Add\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList\x126\n" +
 	"\x06Remove\x12\x17.banger.v1.PortsRequest\x1a\x13.banger.v1.PortList2\x86\b\n" +
@@ -5243,7 +5318,7 @@ func file_bangerv1_banger_proto_rawDescGZIP() []byte {
 	return file_bangerv1_banger_proto_rawDescData
 }
 
-var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_bangerv1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_bangerv1_banger_proto_goTypes = []any{
 	(*Empty)(nil),                  // 0: banger.v1.Empty
 	(*ListRequest)(nil),            // 1: banger.v1.ListRequest
@@ -5252,215 +5327,218 @@ var file_bangerv1_banger_proto_goTypes = []any{
 	(*Notice)(nil),                 // 4: banger.v1.Notice
 	(*ShutdownRequest)(nil),        // 5: banger.v1.ShutdownRequest
 	(*ShutdownResponse)(nil),       // 6: banger.v1.ShutdownResponse
-	(*VMRef)(nil),                  // 7: banger.v1.VMRef
-	(*CreateRequest)(nil),          // 8: banger.v1.CreateRequest
-	(*Port)(nil),                   // 9: banger.v1.Port
-	(*PortsRequest)(nil),           // 10: banger.v1.PortsRequest
-	(*PortList)(nil),               // 11: banger.v1.PortList
-	(*StopRequest)(nil),            // 12: banger.v1.StopRequest
-	(*DeleteRequest)(nil),          // 13: banger.v1.DeleteRequest
-	(*RenameRequest)(nil),          // 14: banger.v1.RenameRequest
-	(*SetRequest)(nil),             // 15: banger.v1.SetRequest
-	(*LogsRequest)(nil),            // 16: banger.v1.LogsRequest
-	(*LogChunk)(nil),               // 17: banger.v1.LogChunk
-	(*VM)(nil),                     // 18: banger.v1.VM
-	(*ImageConfig)(nil),            // 19: banger.v1.ImageConfig
-	(*VMStats)(nil),                // 20: banger.v1.VMStats
-	(*VMTransfer)(nil),             // 21: banger.v1.VMTransfer
-	(*ListResponse)(nil),           // 22: banger.v1.ListResponse
-	(*ImageRef)(nil),               // 23: banger.v1.ImageRef
-	(*PullRequest)(nil),            // 24: banger.v1.PullRequest
-	(*ImageCache)(nil),             // 25: banger.v1.ImageCache
-	(*CachedBlob)(nil),             // 26: banger.v1.CachedBlob
-	(*CatalogOffers)(nil),          // 27: banger.v1.CatalogOffers
-	(*CatalogOffer)(nil),           // 28: banger.v1.CatalogOffer
-	(*PruneCacheRequest)(nil),      // 29: banger.v1.PruneCacheRequest
-	(*RegisterImageRequest)(nil),   // 30: banger.v1.RegisterImageRequest
-	(*TagImageRequest)(nil),        // 31: banger.v1.TagImageRequest
-	(*SaveImageRequest)(nil),       // 32: banger.v1.SaveImageRequest
-	(*LoadImagesRequest)(nil),      // 33: banger.v1.LoadImagesRequest
-	(*PushImageRequest)(nil),       // 34: banger.v1.PushImageRequest
-	(*PromoteRequest)(nil),         // 35: banger.v1.PromoteRequest
-	(*PrepareBuildRequest)(nil),    // 36: banger.v1.PrepareBuildRequest
-	(*BuildPlan)(nil),              // 37: banger.v1.BuildPlan
-	(*SendImageRequest)(nil),       // 38: banger.v1.SendImageRequest
-	(*FinishBuildRequest)(nil),     // 39: banger.v1.FinishBuildRequest
-	(*PruneImagesRequest)(nil),     // 40: banger.v1.PruneImagesRequest
-	(*PrunedImages)(nil),           // 41: banger.v1.PrunedImages
-	(*Image)(nil),                  // 42: banger.v1.Image
-	(*ImageLayer)(nil),             // 43: banger.v1.ImageLayer
-	(*ImageList)(nil),              // 44: banger.v1.ImageList
-	(*KernelRef)(nil),              // 45: banger.v1.KernelRef
-	(*ImportKernelRequest)(nil),    // 46: banger.v1.ImportKernelRequest
-	(*Kernel)(nil),                 // 47: banger.v1.Kernel
-	(*KernelList)(nil),             // 48: banger.v1.KernelList
-	(*NetworkRef)(nil),             // 49: banger.v1.NetworkRef
-	(*Network)(nil),                // 50: banger.v1.Network
-	(*NetworkList)(nil),            // 51: banger.v1.NetworkList
-	(*OperationRef)(nil),           // 52: banger.v1.OperationRef
-	(*Operation)(nil),              // 53: banger.v1.Operation
-	(*Stage)(nil),                  // 54: banger.v1.Stage
-	(*OperationList)(nil),          // 55: banger.v1.OperationList
-	(*ErrorDetail)(nil),            // 56: banger.v1.ErrorDetail
-	(*ListWorkspacesRequest)(nil),  // 57: banger.v1.ListWorkspacesRequest
-	(*WorkspaceList)(nil),          // 58: banger.v1.WorkspaceList
-	(*WorkspaceID)(nil),            // 59: banger.v1.WorkspaceID
-	(*Workspace)(nil),              // 60: banger.v1.Workspace
-	(*WorkspaceSpec)(nil),          // 61: banger.v1.WorkspaceSpec
-	(*BeginWorkspaceRequest)(nil),  // 62: banger.v1.BeginWorkspaceRequest
-	(*FinishWorkspaceRequest)(nil), // 63: banger.v1.FinishWorkspaceRequest
-	(*WorkspaceManifest)(nil),      // 64: banger.v1.WorkspaceManifest
-	nil,                            // 65: banger.v1.ImageConfig.LabelsEntry
-	nil,                            // 66: banger.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 67: google.protobuf.Timestamp
+	(*SSHInfo)(nil),                // 7: banger.v1.SSHInfo
+	(*VMRef)(nil),                  // 8: banger.v1.VMRef
+	(*CreateRequest)(nil),          // 9: banger.v1.CreateRequest
+	(*Port)(nil),                   // 10: banger.v1.Port
+	(*PortsRequest)(nil),           // 11: banger.v1.PortsRequest
+	(*PortList)(nil),               // 12: banger.v1.PortList
+	(*StopRequest)(nil),            // 13: banger.v1.StopRequest
+	(*DeleteRequest)(nil),          // 14: banger.v1.DeleteRequest
+	(*RenameRequest)(nil),          // 15: banger.v1.RenameRequest
+	(*SetRequest)(nil),             // 16: banger.v1.SetRequest
+	(*LogsRequest)(nil),            // 17: banger.v1.LogsRequest
+	(*LogChunk)(nil),               // 18: banger.v1.LogChunk
+	(*VM)(nil),                     // 19: banger.v1.VM
+	(*ImageConfig)(nil),            // 20: banger.v1.ImageConfig
+	(*VMStats)(nil),                // 21: banger.v1.VMStats
+	(*VMTransfer)(nil),             // 22: banger.v1.VMTransfer
+	(*ListResponse)(nil),           // 23: banger.v1.ListResponse
+	(*ImageRef)(nil),               // 24: banger.v1.ImageRef
+	(*PullRequest)(nil),            // 25: banger.v1.PullRequest
+	(*ImageCache)(nil),             // 26: banger.v1.ImageCache
+	(*CachedBlob)(nil),             // 27: banger.v1.CachedBlob
+	(*CatalogOffers)(nil),          // 28: banger.v1.CatalogOffers
+	(*CatalogOffer)(nil),           // 29: banger.v1.CatalogOffer
+	(*PruneCacheRequest)(nil),      // 30: banger.v1.PruneCacheRequest
+	(*RegisterImageRequest)(nil),   // 31: banger.v1.RegisterImageRequest
+	(*TagImageRequest)(nil),        // 32: banger.v1.TagImageRequest
+	(*SaveImageRequest)(nil),       // 33: banger.v1.SaveImageRequest
+	(*LoadImagesRequest)(nil),      // 34: banger.v1.LoadImagesRequest
+	(*PushImageRequest)(nil),       // 35: banger.v1.PushImageRequest
+	(*PromoteRequest)(nil),         // 36: banger.v1.PromoteRequest
+	(*PrepareBuildRequest)(nil),    // 37: banger.v1.PrepareBuildRequest
+	(*BuildPlan)(nil),              // 38: banger.v1.BuildPlan
+	(*SendImageRequest)(nil),       // 39: banger.v1.SendImageRequest
+	(*FinishBuildRequest)(nil),     // 40: banger.v1.FinishBuildRequest
+	(*PruneImagesRequest)(nil),     // 41: banger.v1.PruneImagesRequest
+	(*PrunedImages)(nil),           // 42: banger.v1.PrunedImages
+	(*Image)(nil),                  // 43: banger.v1.Image
+	(*ImageLayer)(nil),             // 44: banger.v1.ImageLayer
+	(*ImageList)(nil),              // 45: banger.v1.ImageList
+	(*KernelRef)(nil),              // 46: banger.v1.KernelRef
+	(*ImportKernelRequest)(nil),    // 47: banger.v1.ImportKernelRequest
+	(*Kernel)(nil),                 // 48: banger.v1.Kernel
+	(*KernelList)(nil),             // 49: banger.v1.KernelList
+	(*NetworkRef)(nil),             // 50: banger.v1.NetworkRef
+	(*Network)(nil),                // 51: banger.v1.Network
+	(*NetworkList)(nil),            // 52: banger.v1.NetworkList
+	(*OperationRef)(nil),           // 53: banger.v1.OperationRef
+	(*Operation)(nil),              // 54: banger.v1.Operation
+	(*Stage)(nil),                  // 55: banger.v1.Stage
+	(*OperationList)(nil),          // 56: banger.v1.OperationList
+	(*ErrorDetail)(nil),            // 57: banger.v1.ErrorDetail
+	(*ListWorkspacesRequest)(nil),  // 58: banger.v1.ListWorkspacesRequest
+	(*WorkspaceList)(nil),          // 59: banger.v1.WorkspaceList
+	(*WorkspaceID)(nil),            // 60: banger.v1.WorkspaceID
+	(*Workspace)(nil),              // 61: banger.v1.Workspace
+	(*WorkspaceSpec)(nil),          // 62: banger.v1.WorkspaceSpec
+	(*BeginWorkspaceRequest)(nil),  // 63: banger.v1.BeginWorkspaceRequest
+	(*FinishWorkspaceRequest)(nil), // 64: banger.v1.FinishWorkspaceRequest
+	(*WorkspaceManifest)(nil),      // 65: banger.v1.WorkspaceManifest
+	nil,                            // 66: banger.v1.ImageConfig.LabelsEntry
+	nil,                            // 67: banger.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 68: google.protobuf.Timestamp
 }
 var file_bangerv1_banger_proto_depIdxs = []int32{
-	67, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	68, // 0: banger.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 1: banger.v1.InfoResponse.notices:type_name -> banger.v1.Notice
-	9,  // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
-	9,  // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
-	9,  // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
-	67, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	67, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	9,  // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
-	19, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
-	65, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	67, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
-	67, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
-	21, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
-	21, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
-	18, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	26, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
-	67, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
-	28, // 17: banger.v1.CatalogOffers.offers:type_name -> banger.v1.CatalogOffer
-	42, // 18: banger.v1.PrunedImages.images:type_name -> banger.v1.Image
-	67, // 19: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	66, // 20: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
-	43, // 21: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
-	42, // 22: banger.v1.ImageList.images:type_name -> banger.v1.Image
-	67, // 23: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	47, // 24: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
-	50, // 25: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
-	54, // 26: banger.v1.Operation.stages:type_name -> banger.v1.Stage
-	56, // 27: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
-	67, // 28: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	67, // 29: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	67, // 30: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	67, // 31: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
-	53, // 32: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
-	60, // 33: banger.v1.WorkspaceList.workspaces:type_name -> banger.v1.Workspace
-	61, // 34: banger.v1.Workspace.spec:type_name -> banger.v1.WorkspaceSpec
-	67, // 35: banger.v1.Workspace.created_at:type_name -> google.protobuf.Timestamp
-	67, // 36: banger.v1.Workspace.updated_at:type_name -> google.protobuf.Timestamp
-	61, // 37: banger.v1.BeginWorkspaceRequest.spec:type_name -> banger.v1.WorkspaceSpec
+	10, // 2: banger.v1.CreateRequest.ports:type_name -> banger.v1.Port
+	10, // 3: banger.v1.PortsRequest.ports:type_name -> banger.v1.Port
+	10, // 4: banger.v1.PortList.ports:type_name -> banger.v1.Port
+	68, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	68, // 6: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	10, // 7: banger.v1.VM.ports:type_name -> banger.v1.Port
+	20, // 8: banger.v1.VM.image_config:type_name -> banger.v1.ImageConfig
+	66, // 9: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	68, // 10: banger.v1.VMStats.at:type_name -> google.protobuf.Timestamp
+	68, // 11: banger.v1.VMStats.started_at:type_name -> google.protobuf.Timestamp
+	22, // 12: banger.v1.VMStats.disk:type_name -> banger.v1.VMTransfer
+	22, // 13: banger.v1.VMStats.net:type_name -> banger.v1.VMTransfer
+	19, // 14: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	27, // 15: banger.v1.ImageCache.blobs:type_name -> banger.v1.CachedBlob
+	68, // 16: banger.v1.CachedBlob.used_at:type_name -> google.protobuf.Timestamp
+	29, // 17: banger.v1.CatalogOffers.offers:type_name -> banger.v1.CatalogOffer
+	43, // 18: banger.v1.PrunedImages.images:type_name -> banger.v1.Image
+	68, // 19: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	67, // 20: banger.v1.Image.labels:type_name -> banger.v1.Image.LabelsEntry
+	44, // 21: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	43, // 22: banger.v1.ImageList.images:type_name -> banger.v1.Image
+	68, // 23: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	48, // 24: banger.v1.KernelList.kernels:type_name -> banger.v1.Kernel
+	51, // 25: banger.v1.NetworkList.networks:type_name -> banger.v1.Network
+	55, // 26: banger.v1.Operation.stages:type_name -> banger.v1.Stage
+	57, // 27: banger.v1.Operation.error:type_name -> banger.v1.ErrorDetail
+	68, // 28: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	68, // 29: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	68, // 30: banger.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	68, // 31: banger.v1.Stage.ended_at:type_name -> google.protobuf.Timestamp
+	54, // 32: banger.v1.OperationList.operations:type_name -> banger.v1.Operation
+	61, // 33: banger.v1.WorkspaceList.workspaces:type_name -> banger.v1.Workspace
+	62, // 34: banger.v1.Workspace.spec:type_name -> banger.v1.WorkspaceSpec
+	68, // 35: banger.v1.Workspace.created_at:type_name -> google.protobuf.Timestamp
+	68, // 36: banger.v1.Workspace.updated_at:type_name -> google.protobuf.Timestamp
+	62, // 37: banger.v1.BeginWorkspaceRequest.spec:type_name -> banger.v1.WorkspaceSpec
 	2,  // 38: banger.v1.DaemonService.Info:input_type -> banger.v1.InfoRequest
 	5,  // 39: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 40: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 41: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
-	12, // 42: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	12, // 43: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
-	7,  // 44: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
-	13, // 45: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	9,  // 40: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	8,  // 41: banger.v1.VMService.Start:input_type -> banger.v1.VMRef
+	13, // 42: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	13, // 43: banger.v1.VMService.Restart:input_type -> banger.v1.StopRequest
+	8,  // 44: banger.v1.VMService.Kill:input_type -> banger.v1.VMRef
+	14, // 45: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
 	1,  // 46: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	7,  // 47: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
-	14, // 48: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
-	15, // 49: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
-	7,  // 50: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
-	7,  // 51: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
-	16, // 52: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	10, // 53: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
-	10, // 54: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
-	1,  // 55: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
-	23, // 56: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
-	24, // 57: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
-	30, // 58: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	23, // 59: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
-	31, // 60: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
-	32, // 61: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
-	33, // 62: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
-	34, // 63: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
-	35, // 64: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteRequest
-	36, // 65: banger.v1.ImageService.PrepareBuild:input_type -> banger.v1.PrepareBuildRequest
-	38, // 66: banger.v1.ImageService.SendImage:input_type -> banger.v1.SendImageRequest
-	39, // 67: banger.v1.ImageService.FinishBuild:input_type -> banger.v1.FinishBuildRequest
-	40, // 68: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
-	1,  // 69: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
-	29, // 70: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
-	1,  // 71: banger.v1.ImageService.ListCatalog:input_type -> banger.v1.ListRequest
-	1,  // 72: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
-	45, // 73: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
-	24, // 74: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
-	46, // 75: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	45, // 76: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
-	1,  // 77: banger.v1.KernelService.ListCatalog:input_type -> banger.v1.ListRequest
-	1,  // 78: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
-	49, // 79: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
-	49, // 80: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
-	49, // 81: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
-	57, // 82: banger.v1.WorkspaceService.List:input_type -> banger.v1.ListWorkspacesRequest
-	62, // 83: banger.v1.WorkspaceService.Begin:input_type -> banger.v1.BeginWorkspaceRequest
-	63, // 84: banger.v1.WorkspaceService.Finish:input_type -> banger.v1.FinishWorkspaceRequest
-	59, // 85: banger.v1.WorkspaceService.Manifest:input_type -> banger.v1.WorkspaceID
-	59, // 86: banger.v1.WorkspaceService.Remove:input_type -> banger.v1.WorkspaceID
-	1,  // 87: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
-	52, // 88: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
-	52, // 89: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
-	52, // 90: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
-	3,  // 91: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
-	6,  // 92: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	53, // 93: banger.v1.VMService.Create:output_type -> banger.v1.Operation
-	53, // 94: banger.v1.VMService.Start:output_type -> banger.v1.Operation
-	53, // 95: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
-	53, // 96: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
-	53, // 97: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
-	53, // 98: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
-	22, // 99: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	18, // 100: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	18, // 101: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	53, // 102: banger.v1.VMService.Set:output_type -> banger.v1.Operation
-	18, // 103: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	20, // 104: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
-	17, // 105: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
-	11, // 106: banger.v1.PortService.Add:output_type -> banger.v1.PortList
-	11, // 107: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
-	44, // 108: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
-	42, // 109: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	53, // 110: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
-	42, // 111: banger.v1.ImageService.Register:output_type -> banger.v1.Image
-	0,  // 112: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
-	42, // 113: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	53, // 114: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
-	53, // 115: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
-	53, // 116: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
-	53, // 117: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
-	37, // 118: banger.v1.ImageService.PrepareBuild:output_type -> banger.v1.BuildPlan
-	53, // 119: banger.v1.ImageService.SendImage:output_type -> banger.v1.Operation
-	53, // 120: banger.v1.ImageService.FinishBuild:output_type -> banger.v1.Operation
-	41, // 121: banger.v1.ImageService.Prune:output_type -> banger.v1.PrunedImages
-	25, // 122: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
-	25, // 123: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
-	27, // 124: banger.v1.ImageService.ListCatalog:output_type -> banger.v1.CatalogOffers
-	48, // 125: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
-	47, // 126: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	53, // 127: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
-	53, // 128: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
-	0,  // 129: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
-	27, // 130: banger.v1.KernelService.ListCatalog:output_type -> banger.v1.CatalogOffers
-	51, // 131: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
-	50, // 132: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
-	50, // 133: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
-	0,  // 134: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
-	58, // 135: banger.v1.WorkspaceService.List:output_type -> banger.v1.WorkspaceList
-	60, // 136: banger.v1.WorkspaceService.Begin:output_type -> banger.v1.Workspace
-	60, // 137: banger.v1.WorkspaceService.Finish:output_type -> banger.v1.Workspace
-	64, // 138: banger.v1.WorkspaceService.Manifest:output_type -> banger.v1.WorkspaceManifest
-	0,  // 139: banger.v1.WorkspaceService.Remove:output_type -> banger.v1.Empty
-	55, // 140: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
-	53, // 141: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	53, // 142: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	53, // 143: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	91, // [91:144] is the sub-list for method output_type
-	38, // [38:91] is the sub-list for method input_type
+	8,  // 47: banger.v1.VMService.Get:input_type -> banger.v1.VMRef
+	15, // 48: banger.v1.VMService.Rename:input_type -> banger.v1.RenameRequest
+	16, // 49: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	8,  // 50: banger.v1.VMService.Wait:input_type -> banger.v1.VMRef
+	8,  // 51: banger.v1.VMService.Stats:input_type -> banger.v1.VMRef
+	17, // 52: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	8,  // 53: banger.v1.VMService.GetSSH:input_type -> banger.v1.VMRef
+	11, // 54: banger.v1.PortService.Add:input_type -> banger.v1.PortsRequest
+	11, // 55: banger.v1.PortService.Remove:input_type -> banger.v1.PortsRequest
+	1,  // 56: banger.v1.ImageService.List:input_type -> banger.v1.ListRequest
+	24, // 57: banger.v1.ImageService.Get:input_type -> banger.v1.ImageRef
+	25, // 58: banger.v1.ImageService.Pull:input_type -> banger.v1.PullRequest
+	31, // 59: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	24, // 60: banger.v1.ImageService.Remove:input_type -> banger.v1.ImageRef
+	32, // 61: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
+	33, // 62: banger.v1.ImageService.Save:input_type -> banger.v1.SaveImageRequest
+	34, // 63: banger.v1.ImageService.Load:input_type -> banger.v1.LoadImagesRequest
+	35, // 64: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
+	36, // 65: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteRequest
+	37, // 66: banger.v1.ImageService.PrepareBuild:input_type -> banger.v1.PrepareBuildRequest
+	39, // 67: banger.v1.ImageService.SendImage:input_type -> banger.v1.SendImageRequest
+	40, // 68: banger.v1.ImageService.FinishBuild:input_type -> banger.v1.FinishBuildRequest
+	41, // 69: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
+	1,  // 70: banger.v1.ImageService.ListCache:input_type -> banger.v1.ListRequest
+	30, // 71: banger.v1.ImageService.PruneCache:input_type -> banger.v1.PruneCacheRequest
+	1,  // 72: banger.v1.ImageService.ListCatalog:input_type -> banger.v1.ListRequest
+	1,  // 73: banger.v1.KernelService.List:input_type -> banger.v1.ListRequest
+	46, // 74: banger.v1.KernelService.Get:input_type -> banger.v1.KernelRef
+	25, // 75: banger.v1.KernelService.Pull:input_type -> banger.v1.PullRequest
+	47, // 76: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	46, // 77: banger.v1.KernelService.Remove:input_type -> banger.v1.KernelRef
+	1,  // 78: banger.v1.KernelService.ListCatalog:input_type -> banger.v1.ListRequest
+	1,  // 79: banger.v1.NetworkService.List:input_type -> banger.v1.ListRequest
+	50, // 80: banger.v1.NetworkService.Get:input_type -> banger.v1.NetworkRef
+	50, // 81: banger.v1.NetworkService.Create:input_type -> banger.v1.NetworkRef
+	50, // 82: banger.v1.NetworkService.Remove:input_type -> banger.v1.NetworkRef
+	58, // 83: banger.v1.WorkspaceService.List:input_type -> banger.v1.ListWorkspacesRequest
+	63, // 84: banger.v1.WorkspaceService.Begin:input_type -> banger.v1.BeginWorkspaceRequest
+	64, // 85: banger.v1.WorkspaceService.Finish:input_type -> banger.v1.FinishWorkspaceRequest
+	60, // 86: banger.v1.WorkspaceService.Manifest:input_type -> banger.v1.WorkspaceID
+	60, // 87: banger.v1.WorkspaceService.Remove:input_type -> banger.v1.WorkspaceID
+	1,  // 88: banger.v1.OperationService.List:input_type -> banger.v1.ListRequest
+	53, // 89: banger.v1.OperationService.Get:input_type -> banger.v1.OperationRef
+	53, // 90: banger.v1.OperationService.Watch:input_type -> banger.v1.OperationRef
+	53, // 91: banger.v1.OperationService.Cancel:input_type -> banger.v1.OperationRef
+	3,  // 92: banger.v1.DaemonService.Info:output_type -> banger.v1.InfoResponse
+	6,  // 93: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	54, // 94: banger.v1.VMService.Create:output_type -> banger.v1.Operation
+	54, // 95: banger.v1.VMService.Start:output_type -> banger.v1.Operation
+	54, // 96: banger.v1.VMService.Stop:output_type -> banger.v1.Operation
+	54, // 97: banger.v1.VMService.Restart:output_type -> banger.v1.Operation
+	54, // 98: banger.v1.VMService.Kill:output_type -> banger.v1.Operation
+	54, // 99: banger.v1.VMService.Delete:output_type -> banger.v1.Operation
+	23, // 100: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	19, // 101: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	19, // 102: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	54, // 103: banger.v1.VMService.Set:output_type -> banger.v1.Operation
+	19, // 104: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	21, // 105: banger.v1.VMService.Stats:output_type -> banger.v1.VMStats
+	18, // 106: banger.v1.VMService.Logs:output_type -> banger.v1.LogChunk
+	7,  // 107: banger.v1.VMService.GetSSH:output_type -> banger.v1.SSHInfo
+	12, // 108: banger.v1.PortService.Add:output_type -> banger.v1.PortList
+	12, // 109: banger.v1.PortService.Remove:output_type -> banger.v1.PortList
+	45, // 110: banger.v1.ImageService.List:output_type -> banger.v1.ImageList
+	43, // 111: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	54, // 112: banger.v1.ImageService.Pull:output_type -> banger.v1.Operation
+	43, // 113: banger.v1.ImageService.Register:output_type -> banger.v1.Image
+	0,  // 114: banger.v1.ImageService.Remove:output_type -> banger.v1.Empty
+	43, // 115: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	54, // 116: banger.v1.ImageService.Save:output_type -> banger.v1.Operation
+	54, // 117: banger.v1.ImageService.Load:output_type -> banger.v1.Operation
+	54, // 118: banger.v1.ImageService.Push:output_type -> banger.v1.Operation
+	54, // 119: banger.v1.ImageService.Promote:output_type -> banger.v1.Operation
+	38, // 120: banger.v1.ImageService.PrepareBuild:output_type -> banger.v1.BuildPlan
+	54, // 121: banger.v1.ImageService.SendImage:output_type -> banger.v1.Operation
+	54, // 122: banger.v1.ImageService.FinishBuild:output_type -> banger.v1.Operation
+	42, // 123: banger.v1.ImageService.Prune:output_type -> banger.v1.PrunedImages
+	26, // 124: banger.v1.ImageService.ListCache:output_type -> banger.v1.ImageCache
+	26, // 125: banger.v1.ImageService.PruneCache:output_type -> banger.v1.ImageCache
+	28, // 126: banger.v1.ImageService.ListCatalog:output_type -> banger.v1.CatalogOffers
+	49, // 127: banger.v1.KernelService.List:output_type -> banger.v1.KernelList
+	48, // 128: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	54, // 129: banger.v1.KernelService.Pull:output_type -> banger.v1.Operation
+	54, // 130: banger.v1.KernelService.Import:output_type -> banger.v1.Operation
+	0,  // 131: banger.v1.KernelService.Remove:output_type -> banger.v1.Empty
+	28, // 132: banger.v1.KernelService.ListCatalog:output_type -> banger.v1.CatalogOffers
+	52, // 133: banger.v1.NetworkService.List:output_type -> banger.v1.NetworkList
+	51, // 134: banger.v1.NetworkService.Get:output_type -> banger.v1.Network
+	51, // 135: banger.v1.NetworkService.Create:output_type -> banger.v1.Network
+	0,  // 136: banger.v1.NetworkService.Remove:output_type -> banger.v1.Empty
+	59, // 137: banger.v1.WorkspaceService.List:output_type -> banger.v1.WorkspaceList
+	61, // 138: banger.v1.WorkspaceService.Begin:output_type -> banger.v1.Workspace
+	61, // 139: banger.v1.WorkspaceService.Finish:output_type -> banger.v1.Workspace
+	65, // 140: banger.v1.WorkspaceService.Manifest:output_type -> banger.v1.WorkspaceManifest
+	0,  // 141: banger.v1.WorkspaceService.Remove:output_type -> banger.v1.Empty
+	56, // 142: banger.v1.OperationService.List:output_type -> banger.v1.OperationList
+	54, // 143: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	54, // 144: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	54, // 145: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	92, // [92:146] is the sub-list for method output_type
+	38, // [38:92] is the sub-list for method input_type
 	38, // [38:38] is the sub-list for extension type_name
 	38, // [38:38] is the sub-list for extension extendee
 	0,  // [0:38] is the sub-list for field type_name
@@ -5471,17 +5549,17 @@ func file_bangerv1_banger_proto_init() {
 	if File_bangerv1_banger_proto != nil {
 		return
 	}
-	file_bangerv1_banger_proto_msgTypes[8].OneofWrappers = []any{}
-	file_bangerv1_banger_proto_msgTypes[15].OneofWrappers = []any{}
-	file_bangerv1_banger_proto_msgTypes[20].OneofWrappers = []any{}
-	file_bangerv1_banger_proto_msgTypes[29].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[9].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[16].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[21].OneofWrappers = []any{}
+	file_bangerv1_banger_proto_msgTypes[30].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bangerv1_banger_proto_rawDesc), len(file_bangerv1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

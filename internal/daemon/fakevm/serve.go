@@ -45,6 +45,9 @@ func (v *vm) serveStream(stream net.Conn) {
 			_ = w.Control(guest.ErrorControl(err))
 		}
 		return
+	case guest.KindSSH:
+		v.serveSSH(req.SSH, stream, r, w)
+		return
 	case guest.KindConfigure:
 		v.mu.Lock()
 		v.conf = *req.Configure

@@ -26,6 +26,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/durable"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/paths"
@@ -167,17 +168,7 @@ func publish(dest string, uid int, fill func(*os.File) error) (err error) {
 	if err := unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, dest, unix.RENAME_NOREPLACE); err != nil {
 		return &os.LinkError{Op: "rename", Old: f.Name(), New: dest, Err: err}
 	}
-	return syncDir(dir)
-}
-
-// syncDir makes the new name as durable as the content.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.SyncDir(dir)
 }
 
 // used returns how many bytes of the host's disk a file takes.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/daemon/dmsnap"
+	"banger/internal/durable"
 	"banger/internal/errdefs"
 	"banger/internal/hypervisor"
 	"banger/internal/paths"
@@ -219,7 +220,7 @@ func (s *snap) Freeze(ctx context.Context, d Disk, into string, running bool) er
 		if err := os.Rename(staged, s.cow(d)); err != nil {
 			return errors.Join(err, os.Remove(frozen))
 		}
-		return syncDir(d.Dir)
+		return durable.SyncDir(d.Dir)
 	}
 	if running {
 		err = s.guard.freeze(ctx, d, func() error { return s.host.Freeze(ctx, s.volume(d, files), staged, commit) })
@@ -256,7 +257,7 @@ func link(files []string, into string) error {
 			return err
 		}
 	}
-	return syncDir(into)
+	return durable.SyncDir(into)
 }
 
 // Clone implements Method.

@@ -375,12 +375,7 @@ func (s *Service) makeDir(_ context.Context, c *creation) error {
 	return nil
 }
 
-func (s *Service) removeDir(_ context.Context, c *creation) error {
-	if err := os.RemoveAll(s.Layout.VM(c.vm.ID)); err != nil {
-		return fmt.Errorf("remove vm directory: %w", err)
-	}
-	return nil
-}
+func (s *Service) removeDir(_ context.Context, c *creation) error { return s.removeFiles(c.vm) }
 
 func newID() string {
 	var b [6]byte

@@ -10,6 +10,7 @@ import (
 
 	"banger/internal/daemon/steps"
 	"banger/internal/daemon/vmlock"
+	"banger/internal/durable"
 	"banger/internal/errdefs"
 	"banger/internal/logkey"
 	"banger/internal/model"
@@ -55,10 +56,7 @@ func (s *Service) deleteHeld(ctx context.Context, held *vmlock.Held, v *model.VM
 			if err := s.removeDisk(ctx, e.vm); err != nil {
 				return err
 			}
-			if err := os.RemoveAll(s.Layout.VM(e.vm.ID)); err != nil {
-				return fmt.Errorf("remove vm directory: %w", err)
-			}
-			return nil
+			return s.removeFiles(e.vm)
 		}},
 	}, steps.Limit(steps.On(s.Caps.ReleaseSteps(v), (*ending).of), stepTime), []steps.Step[*ending]{
 		{Name: "remove row", Limit: stepTime, Do: func(ctx context.Context, e *ending) error {
@@ -73,6 +71,19 @@ func (s *Service) deleteHeld(ctx context.Context, held *vmlock.Held, v *model.VM
 		return errdefs.Wrap(err, "delete vm %q", v.Name)
 	}
 	return nil
+}
+
+// removeFiles removes a VM's directory. It is gone for good, whatever happens, before the
+// row that knows of it may go.
+func (s *Service) removeFiles(v *model.VM) error {
+	dir := s.Layout.VM(v.ID)
+	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove vm directory: %w", err)
+	}
+	return durable.SyncDir(s.Layout.VMs())
 }
 
 func (s *Service) markDeleting(ctx context.Context, e *ending) error {

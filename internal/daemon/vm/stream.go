@@ -20,7 +20,8 @@ const streamOpenTimeout = 30 * time.Second
 // The others change what the daemon believes of the guest.
 var forwarded = map[guest.Kind]bool{
 	guest.KindPing: true, guest.KindExec: true, guest.KindCopyIn: true, guest.KindCopyOut: true,
-	guest.KindStat: true, guest.KindWaitSystem: true, guest.KindBenchSpawn: true,
+	guest.KindStat: true, guest.KindWaitSystem: true, guest.KindBenchSpawn: true, guest.KindMount: true,
+	guest.KindSSH: true,
 }
 
 // ServeStream is the endpoint of api.StreamPath: it connects a client to the agent
@@ -43,6 +44,12 @@ func (s *Service) ServeStream(w http.ResponseWriter, r *http.Request) {
 	if !forwarded[req.Kind] {
 		relay.Fail(client, errdefs.Permission("request %q is not for clients", req.Kind))
 		return
+	}
+	if req.Kind == guest.KindSSH {
+		if err := s.addHostKey(v, req.SSH); err != nil {
+			relay.Fail(client, err)
+			return
+		}
 	}
 	agent, err := s.OpenAgent(r.Context(), v.ID, req)
 	if err != nil {

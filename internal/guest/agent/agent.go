@@ -18,6 +18,7 @@ import (
 	"runtime/debug"
 
 	"banger/internal/guest/agent/boot"
+	"banger/internal/guest/agent/sftpd"
 )
 
 // name is argv[0] of the agent proper.
@@ -37,6 +38,8 @@ func Main(args []string, stderr io.Writer) int {
 	switch {
 	case os.Getpid() == 1:
 		return first(log)
+	case len(args) > 0 && args[0] == sftpd.Name:
+		return sftpd.Main(stderr)
 	case len(args) > 0 && args[0] == name:
 		// With one processor only, the runtime's monitor takes it away from every
 		// system call that lasts 20 µs, which all do where code is emulated. A spare

@@ -86,6 +86,8 @@ const (
 	VMServiceStatsProcedure = "/banger.v1.VMService/Stats"
 	// VMServiceLogsProcedure is the fully-qualified name of the VMService's Logs RPC.
 	VMServiceLogsProcedure = "/banger.v1.VMService/Logs"
+	// VMServiceGetSSHProcedure is the fully-qualified name of the VMService's GetSSH RPC.
+	VMServiceGetSSHProcedure = "/banger.v1.VMService/GetSSH"
 	// PortServiceAddProcedure is the fully-qualified name of the PortService's Add RPC.
 	PortServiceAddProcedure = "/banger.v1.PortService/Add"
 	// PortServiceRemoveProcedure is the fully-qualified name of the PortService's Remove RPC.
@@ -294,6 +296,9 @@ type VMServiceClient interface {
 	Stats(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VMStats], error)
 	// Logs streams console and VMM log.
 	Logs(context.Context, *connect.Request[bangerv1.LogsRequest]) (*connect.ServerStreamForClient[bangerv1.LogChunk], error)
+	// GetSSH says how SSH clients are to know a VM. Its host key is made when that is asked
+	// for first, and is the VM's for life.
+	GetSSH(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.SSHInfo], error)
 }
 
 // NewVMServiceClient constructs a client for the banger.v1.VMService service. By default, it uses
@@ -385,6 +390,12 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Logs")),
 			connect.WithClientOptions(opts...),
 		),
+		getSSH: connect.NewClient[bangerv1.VMRef, bangerv1.SSHInfo](
+			httpClient,
+			baseURL+VMServiceGetSSHProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("GetSSH")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -403,6 +414,7 @@ type vMServiceClient struct {
 	wait    *connect.Client[bangerv1.VMRef, bangerv1.VM]
 	stats   *connect.Client[bangerv1.VMRef, bangerv1.VMStats]
 	logs    *connect.Client[bangerv1.LogsRequest, bangerv1.LogChunk]
+	getSSH  *connect.Client[bangerv1.VMRef, bangerv1.SSHInfo]
 }
 
 // Create calls banger.v1.VMService.Create.
@@ -470,6 +482,11 @@ func (c *vMServiceClient) Logs(ctx context.Context, req *connect.Request[bangerv
 	return c.logs.CallServerStream(ctx, req)
 }
 
+// GetSSH calls banger.v1.VMService.GetSSH.
+func (c *vMServiceClient) GetSSH(ctx context.Context, req *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.SSHInfo], error) {
+	return c.getSSH.CallUnary(ctx, req)
+}
+
 // VMServiceHandler is an implementation of the banger.v1.VMService service.
 type VMServiceHandler interface {
 	// Create makes a VM and, unless no_start, starts it. The operation's result is the VM's id.
@@ -493,6 +510,9 @@ type VMServiceHandler interface {
 	Stats(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.VMStats], error)
 	// Logs streams console and VMM log.
 	Logs(context.Context, *connect.Request[bangerv1.LogsRequest], *connect.ServerStream[bangerv1.LogChunk]) error
+	// GetSSH says how SSH clients are to know a VM. Its host key is made when that is asked
+	// for first, and is the VM's for life.
+	GetSSH(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.SSHInfo], error)
 }
 
 // NewVMServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -580,6 +600,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Logs")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceGetSSHHandler := connect.NewUnaryHandler(
+		VMServiceGetSSHProcedure,
+		svc.GetSSH,
+		connect.WithSchema(vMServiceMethods.ByName("GetSSH")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/banger.v1.VMService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case VMServiceCreateProcedure:
@@ -608,6 +634,8 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceStatsHandler.ServeHTTP(w, r)
 		case VMServiceLogsProcedure:
 			vMServiceLogsHandler.ServeHTTP(w, r)
+		case VMServiceGetSSHProcedure:
+			vMServiceGetSSHHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -667,6 +695,10 @@ func (UnimplementedVMServiceHandler) Stats(context.Context, *connect.Request[ban
 
 func (UnimplementedVMServiceHandler) Logs(context.Context, *connect.Request[bangerv1.LogsRequest], *connect.ServerStream[bangerv1.LogChunk]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Logs is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) GetSSH(context.Context, *connect.Request[bangerv1.VMRef]) (*connect.Response[bangerv1.SSHInfo], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.GetSSH is not implemented"))
 }
 
 // PortServiceClient is a client for the banger.v1.PortService service.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/durable"
 )
 
 // What content can be refused for.
@@ -124,16 +126,7 @@ func (c *Cache) publish(w *Writer) error {
 	if err := w.f.Chmod(0o400); err != nil {
 		return fmt.Errorf("publish blob: %w", err)
 	}
-	return syncDir(c.blobDir())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.SyncDir(c.blobDir())
 }
 
 // lockPart opens the part of a blob and locks it. When another process publishes the

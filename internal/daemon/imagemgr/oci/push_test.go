@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -94,6 +95,43 @@ func TestPushReal(t *testing.T) {
 	}
 	if _, err := oci.Push(t.Context(), parse(t, "oci:/nowhere"), uploadOf(t, m), registryOptions(t, d), nil); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("to a directory: %v", err)
+	}
+}
+
+// TestTokensReal pushes and pulls where tokens are asked for, as on Docker Hub.
+func TestTokensReal(t *testing.T) {
+	d, tokens := ocitest.StartTokenRegistry(t)
+	m := makeImage(t, amd64, 108, 400_000, 10)
+	o := registryOptions(t, d)
+	ref := d.Host + "/some/where:1"
+	if _, err := oci.Push(t.Context(), parse(t, ref), uploadOf(t, m), o, nil); err != nil {
+		t.Fatal(err)
+	}
+	d.Skopeo(t, "copy", "--src-creds=me:secret", "--src-cert-dir="+d.Certs, "docker://"+ref, "dir:"+t.TempDir())
+	u := uploadOf(t, m)
+	u.From = []string{"some/where"}
+	for i := range u.Blobs {
+		u.Blobs[i].Open = func() (io.ReadSeekCloser, error) { return nil, errors.New("it is sent again") }
+	}
+	if _, err := oci.Push(t.Context(), parse(t, d.Host+"/else/where:1"), u, o, nil); err != nil {
+		t.Error(err)
+	}
+	img := resolve(t, d.Host+"/else/where:1", o)
+	if err := img.Fetch(t.Context(), o.Cache, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	check(t, img, o.Cache, m)
+	if asked := tokens.Asked(); !slices.Contains(asked, "repository:else/where:pull") || !slices.Contains(asked, "repository:some/where:push,pull") && !slices.Contains(asked, "repository:some/where:pull,push") {
+		t.Errorf("asked for %q", asked)
+	}
+	for _, k := range []oci.Keychain{nil, keychain{d.Host: "somebody"}} {
+		o.Keychain, o.Cache = k, openCache(t, t.TempDir())
+		if _, err := oci.Push(t.Context(), parse(t, ref), uploadOf(t, m), o, nil); !errors.Is(err, errdefs.ErrPermission) || errdefs.HintOf(err) == "" {
+			t.Errorf("push with other credentials: %v", err)
+		}
+		if _, err := oci.Resolve(t.Context(), parse(t, ref), o); !errors.Is(err, errdefs.ErrPermission) || errdefs.HintOf(err) == "" {
+			t.Errorf("pull with other credentials: %v", err)
+		}
 	}
 }
 

@@ -48,42 +48,59 @@ type Registry struct {
 	Certs string // a directory with ca.crt, as skopeo wants it
 	Pool  *x509.CertPool
 	Data  string // where it keeps everything
+
+	key      *ecdsa.PrivateKey
+	cert     []byte // DER
+	certFile string
 }
 
 // StartRegistry starts docker-registry; it ends with the test.
 func StartRegistry(t testing.TB) *Registry {
 	t.Helper()
 	Need(t, "docker-registry", "skopeo", "htpasswd")
+	d := newRegistry(t)
+	passwords := write(t, filepath.Join(d.Certs, "htpasswd"), Run(t, "htpasswd", "-Bbn", "-C", "4", "me", "secret"))
+	d.serve(t, fmt.Sprintf("htpasswd: {realm: x, path: %s}", passwords))
+	return d
+}
+
+func newRegistry(t testing.TB) *Registry {
+	t.Helper()
 	dir := t.TempDir()
 	d := &Registry{Certs: filepath.Join(dir, "certs"), Pool: x509.NewCertPool(), Data: filepath.Join(dir, "data")}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
+	var err error
+	if d.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"}, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
+	if d.cert, err = x509.CreateCertificate(rand.Reader, template, template, &d.key.PublicKey, d.key); err != nil {
 		t.Fatal(err)
 	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: d.cert})
 	d.Pool.AppendCertsFromPEM(cert)
-	certFile := write(t, filepath.Join(d.Certs, "ca.crt"), cert)
+	d.certFile = write(t, filepath.Join(d.Certs, "ca.crt"), cert)
+	return d
+}
+
+// serve starts the program; auth says in its configuration who may do what.
+func (d *Registry) serve(t testing.TB, auth string) {
+	t.Helper()
+	dir := t.TempDir()
+	keyDER, err := x509.MarshalPKCS8PrivateKey(d.key)
+	if err != nil {
+		t.Fatal(err)
+	}
 	keyFile := write(t, filepath.Join(dir, "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
-	passwords := write(t, filepath.Join(dir, "htpasswd"), Run(t, "htpasswd", "-Bbn", "-C", "4", "me", "secret"))
 	config := write(t, filepath.Join(dir, "config.yml"), fmt.Appendf(nil, `
 version: 0.1
 log: {level: info, formatter: json, accesslog: {disabled: true}}
 storage: {filesystem: {rootdirectory: %s}}
 http: {addr: "127.0.0.1:0", tls: {certificate: %s, key: %s}}
-auth: {htpasswd: {realm: x, path: %s}}
-`, d.Data, certFile, keyFile, passwords))
+auth: {%s}
+`, d.Data, d.certFile, keyFile, auth))
 	out, in := io.Pipe()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -111,11 +128,10 @@ auth: {htpasswd: {realm: x, path: %s}}
 				for lines.Scan() { // so that it never waits for us
 				}
 			}()
-			return d
+			return
 		}
 	}
 	t.Fatalf("docker-registry does not start:\n%s", said.String())
-	return nil
 }
 
 // Skopeo runs skopeo and returns what it prints.

@@ -136,6 +136,10 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *guest.FrameReader
 		return s.workspaceForget(w, req.WorkspaceForget)
 	case guest.KindDial:
 		return s.dial(ctx, conn, r, w, req.Dial.Port)
+	case guest.KindSSH:
+		return s.ssh(ctx, conn, r, w, req.SSH)
+	case guest.KindMount:
+		return s.mount(conn, r, w, req.Mount)
 	case guest.KindSync:
 		syncDisks()
 		return done(w, guest.Control{})
