@@ -54,6 +54,15 @@ func Extract(ctx context.Context, r io.Reader, dir string, opts ExtractOptions) 
 	}
 	defer func() { _ = root.Close() }()
 	x := &extractor{root: root, opts: opts, madeDirs: make(map[string]dirMeta)}
+	if err := eachEntry(ctx, r, opts.One, func(h *tar.Header, content *tar.Reader) error { return x.entry(ctx, h, content) }); err != nil {
+		return err
+	}
+	return x.finish()
+}
+
+// eachEntry reads the tar stream of a guest to its end. Of one that was asked for a single
+// file it takes nothing else.
+func eachEntry(ctx context.Context, r io.Reader, one bool, do func(h *tar.Header, content *tar.Reader) error) error {
 	in := tar.NewReader(r)
 	for n := 0; ; n++ {
 		if ctx.Err() != nil {
@@ -69,10 +78,10 @@ func Extract(ctx context.Context, r io.Reader, dir string, opts ExtractOptions) 
 		if n >= maxEntries {
 			return errdefs.Exhausted("the stream has more than %d entries", maxEntries)
 		}
-		if opts.One && (n > 0 || h.Typeflag != tar.TypeReg) {
+		if one && (n > 0 || h.Typeflag != tar.TypeReg) {
 			return errdefs.Invalid("the VM sent more than the one file that was asked for")
 		}
-		if err := x.entry(ctx, h, in); err != nil {
+		if err := do(h, in); err != nil {
 			return err
 		}
 	}
@@ -80,7 +89,7 @@ func Extract(ctx context.Context, r io.Reader, dir string, opts ExtractOptions) 
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return streamErr(err)
 	}
-	return x.finish()
+	return nil
 }
 
 // streamErr classifies a failure to read the stream. A failure of the transport

@@ -26,36 +26,12 @@ type TransferOptions struct {
 // been checked as if it were for this host. Bytes of files are not kept.
 func Transfer(ctx context.Context, r io.Reader, w io.Writer, opts TransferOptions) error {
 	names := &extractor{opts: ExtractOptions{Strip: opts.Strip, Rename: opts.Rename}}
-	in, out := tar.NewReader(r), tar.NewWriter(w)
-	t := transfer{opts: opts, out: out, buf: make([]byte, 256<<10)}
-	for n := 0; ; n++ {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		h, err := in.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return streamErr(err)
-		}
-		if n >= maxEntries {
-			return errdefs.Exhausted("the stream has more than %d entries", maxEntries)
-		}
-		if opts.One && (n > 0 || h.Typeflag != tar.TypeReg) {
-			return errdefs.Invalid("the VM sent more than the one file that was asked for")
-		}
-		if err := t.entry(names, h, in); err != nil {
-			return err
-		}
-	}
-	if err := out.Close(); err != nil {
+	t := transfer{opts: opts, out: tar.NewWriter(w), buf: make([]byte, 256<<10)}
+	err := eachEntry(ctx, r, opts.One, func(h *tar.Header, content *tar.Reader) error { return t.entry(names, h, content) })
+	if err != nil {
 		return err
 	}
-	if _, err := io.Copy(io.Discard, r); err != nil { // padding; the sender is still writing
-		return streamErr(err)
-	}
-	return nil
+	return t.out.Close()
 }
 
 type transfer struct {
