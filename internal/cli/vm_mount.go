@@ -63,7 +63,7 @@ make devices, and no set-user-id files.`,
 func runMount(ctx context.Context, a *app, opts mountOpts) error {
 	dir, err := filepath.Abs(opts.dir)
 	if err != nil {
-		return errdefs.Invalid("resolve %q: %w", opts.dir, err)
+		return errdefs.Invalid("resolve %q: %w", opts.dir, err).WithHint("give the directory from /")
 	}
 	if opts.target == "" {
 		opts.target = dir
@@ -127,11 +127,11 @@ func awaitMount(ctx context.Context, conn net.Conn, r *guest.FrameReader) (guest
 	c, err := guest.DecodeControl(payload)
 	switch {
 	case err != nil || channel != guest.ChanControl:
-		return c, errdefs.Invalid("unexpected frame on channel %d from the VM", channel)
+		return c, otherVersion()
 	case c.Type == guest.ControlError:
 		return c, c.Err()
 	case c.Type != guest.ControlStarted:
-		return c, errdefs.Invalid("unexpected answer from the VM")
+		return c, otherVersion()
 	}
 	return c, nil
 }
@@ -144,5 +144,9 @@ func mountEnd(c guest.Control) error {
 	case guest.ControlError:
 		return c.Err()
 	}
-	return errdefs.Invalid("unexpected answer from the VM")
+	return otherVersion()
+}
+
+func otherVersion() error {
+	return errdefs.Invalid("the VM does not answer as a mount does").WithHint("its agent may be of another version: restart the VM")
 }

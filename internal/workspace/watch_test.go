@@ -57,6 +57,7 @@ func TestWatcher(t *testing.T) {
 	wait("changes without an end")
 	close(stop)
 	<-busy
+	write(t, dir, "sub/last", "three")
 	wait("the rest of them")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
