@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -57,6 +58,24 @@ func ask(t *testing.T, network, addr string) {
 	}
 }
 
+// said is what a program prints, to look at while it runs.
+type said struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func (s *said) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
 // during runs a client with forwarding while use runs; what the client prints goes to use
 // when a session of it has begun.
 func (w *sshWorld) during(use func(said string), args ...string) {
@@ -64,7 +83,7 @@ func (w *sshWorld) during(use func(said string), args ...string) {
 	c := w.command("ssh", append(args, "-o", "ExitOnForwardFailure=yes", "-o", "LogLevel=INFO", "box.vm", "echo ready; cat")...)
 	stdin, err1 := c.StdinPipe()
 	stdout, err2 := c.StdoutPipe()
-	var stderr bytes.Buffer
+	var stderr said
 	c.Stderr = &stderr
 	if err1 != nil || err2 != nil {
 		w.t.Fatal(err1, err2)
@@ -81,9 +100,6 @@ func (w *sshWorld) during(use func(said string), args ...string) {
 		w.t.Fatalf("%q: %v, %v: %s", args, err, werr, stderr.String())
 	}
 }
-
-// settled returns when the server is done with all its clients.
-func (w *sshWorld) settled() { w.serving.Wait() }
 
 func listenTCP(t *testing.T) net.Listener {
 	t.Helper()
@@ -290,7 +306,7 @@ func TestSSHSignals(t *testing.T) {
 			t.Fatal(err)
 		}
 		out, _ := s.StdoutPipe()
-		if err := s.Start("trap 'echo caught; exit 9' USR1; echo here; while :; do read x || sleep 1000; done"); err != nil {
+		if err := s.Start("trap 'echo caught; exit 9' USR1; echo here; sleep 60 >/dev/null 2>&1 & wait"); err != nil {
 			t.Fatal(err)
 		}
 		_, _ = io.ReadFull(out, make([]byte, 5))

@@ -77,9 +77,21 @@ type sshWorld struct {
 	signer ssh.Signer // the client's
 	host   ssh.PublicKey
 	seed   []byte
+
+	mu      sync.Mutex // guards clients
+	clients int        // that are served
+	changed *sync.Cond
 }
 
 func newSSHWorld(t testing.TB) *sshWorld {
+	t.Helper()
+	w := makeSSHWorld(t)
+	w.listen()
+	return w
+}
+
+// makeSSHWorld is one that does not listen yet.
+func makeSSHWorld(t testing.TB) *sshWorld {
 	t.Helper()
 	if _, err := exec.LookPath("ssh"); err != nil {
 		t.Skip("no OpenSSH client is installed")
@@ -94,6 +106,7 @@ func newSSHWorld(t testing.TB) *sshWorld {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	w := &sshWorld{world: newWorld(t), dir: dir, config: filepath.Join(dir, "config"), login: u.Username}
+	w.changed = sync.NewCond(&w.mu)
 	seed := make([]byte, guest.HostKeySize)
 	_, _ = rand.Read(seed)
 	w.seed = seed
@@ -131,9 +144,15 @@ func newSSHWorld(t testing.TB) *sshWorld {
 	StrictHostKeyChecking yes
 	LogLevel ERROR
 `, proxyEnv, dir, self, guest.SSHDefaultUser, dir, dir))
-	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	return w
+}
+
+// listen begins to serve.
+func (w *sshWorld) listen() {
+	w.t.Helper()
+	l, err := net.Listen("unix", filepath.Join(w.dir, "s"))
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -144,15 +163,36 @@ func newSSHWorld(t testing.TB) *sshWorld {
 			if err != nil {
 				return
 			}
-			w.serving.Go(func() { w.server.Serve(ctx, conn) })
+			w.count(1)
+			go func() {
+				defer w.count(-1)
+				w.server.Serve(ctx, conn)
+			}()
 		}
 	}()
-	t.Cleanup(func() {
+	w.t.Cleanup(func() {
 		_ = l.Close()
 		<-done
 		cancel()
+		w.settled()
 	})
-	return w
+}
+
+// count changes how many clients are served.
+func (w *sshWorld) count(by int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.clients += by
+	w.changed.Broadcast()
+}
+
+// settled returns when the server is done with all its clients.
+func (w *sshWorld) settled() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.clients > 0 {
+		w.changed.Wait()
+	}
 }
 
 func (w *sshWorld) file(name, content string) {

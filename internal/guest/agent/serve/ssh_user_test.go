@@ -21,7 +21,7 @@ func newUserWorld(t *testing.T) (w *sshWorld, home string) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root serves other users")
 	}
-	w = newSSHWorld(t)
+	w = makeSSHWorld(t)
 	home = filepath.Join(w.dir, "home")
 	for _, dir := range []string{home, filepath.Join(w.dir, "etc")} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -38,6 +38,7 @@ func newUserWorld(t *testing.T) (w *sshWorld, home string) {
 	w.file("etc/group", fmt.Sprintf("root:x:0:\ntester:x:%d:\nmore:x:%d:tester\n", tester, tester+5))
 	w.server.Users = proc.NewUsers(filepath.Join(w.dir, "etc"))
 	w.server.defaults.User = "tester"
+	w.listen()
 	return w, home
 }
 
