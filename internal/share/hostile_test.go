@@ -3,6 +3,7 @@ package share_test
 import (
 	"bytes"
 	"encoding/binary"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -169,6 +170,9 @@ func TestNonsense(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(shared, "d"), 0o755); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { // whatever modes it has got
+			_ = filepath.WalkDir(shared, func(path string, d fs.DirEntry, _ error) error { return os.Chmod(path, 0o700) })
+		})
 		k := serve(t, shared, share.Options{})
 		var reading sync.WaitGroup
 		reading.Go(func() {

@@ -50,7 +50,7 @@ func TestConfigIsUnderstood(t *testing.T) {
 		}
 	}
 	other, err := exec.Command("ssh", "-F", d.Config(), "-G", "box.vm.example.org").CombinedOutput()
-	if err != nil || strings.Contains(string(other), "banger") {
+	if err != nil || strings.Contains(string(other), "user banger\n") || strings.Contains(string(other), base) {
 		t.Errorf("another host is concerned: %v %s", err, other)
 	}
 	_ = exec.Command("ssh", "-F", d.Config(), "box.vm").Run() // fails when the program ends
