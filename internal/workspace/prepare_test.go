@@ -13,6 +13,7 @@ import (
 
 	"banger/internal/errdefs"
 	"banger/internal/guest/agent/record"
+	guesttree "banger/internal/guest/agent/tree"
 	"banger/internal/guest/manifest"
 	"banger/internal/workspace"
 )
@@ -81,7 +82,7 @@ func (g *guestDir) put(t *testing.T, path string, opts workspace.Options, force 
 	defer unix.Close(fd)
 	refused := errdefs.Precondition("refused")
 	err = g.records.Put(record.Put{
-		ID: workspaceID, Dest: fd, DestName: g.dir, Fresh: g.sent == nil, Plan: bufio.NewReader(&plan), Tar: &tar,
+		ID: workspaceID, Dest: fd, DestName: g.dir, Owner: &guesttree.Owner{UID: os.Getuid(), GID: os.Getgid()}, Fresh: g.sent == nil, Plan: bufio.NewReader(&plan), Tar: &tar,
 		Ready: func(all []manifest.Entry) error {
 			if conflicts = all; len(all) > 0 && !force {
 				return refused
