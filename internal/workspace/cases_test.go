@@ -24,7 +24,7 @@ func roundTrip(t *testing.T, repo string, opts workspace.Options) *guestDir {
 	g.put(t, repo, opts, false)
 	g.sameAs(t, repo)
 	if c, _ := g.put(t, repo, opts, false); !c.Nothing() {
-		t.Errorf("nothing changed, but %q is sent", c.Names(10))
+		t.Errorf("nothing changed, but %q is sent", names(c, 10))
 	}
 	before := git(t, repo, "status", "--porcelain=v2", "--branch")
 	write(t, g.dir, "made in the guest", "made\n")

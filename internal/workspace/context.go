@@ -65,7 +65,7 @@ func (i *Ignore) whole(dir string) bool {
 
 // InspectContext looks at the directory of a Dockerfile: at all of it but what ignore leaves
 // out, which need not be readable. No git, no notices but of what cannot be sent. It errors
-// as Inspect does.
+// as Prepare does.
 func InspectContext(ctx context.Context, dir string, ignore *Ignore) (*Tree, error) {
 	root, err := filepath.Abs(dir)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -205,20 +204,6 @@ func (x *Export) guestHead() string {
 		}
 	}
 	return ""
-}
-
-// Commits is how many commits were made in the guest on top of what was sent.
-func (x *Export) Commits(ctx context.Context) (int, error) {
-	if x.head == "" || x.head == x.base {
-		return 0, nil
-	}
-	out, err := x.git(ctx, "rev-list", "--count", x.head, "--not", x.orEmpty(x.base))
-	if err != nil {
-		return 0, gitErr(x.dir, err)
-	}
-	n := 0
-	_, err = fmt.Sscan(string(out), &n)
-	return n, err
 }
 
 // baseTree are the entries of the base commit: mode, kind and object of each file.

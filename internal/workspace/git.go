@@ -80,20 +80,6 @@ func hasGitDir(dir string) bool {
 	}
 }
 
-// listFlags ask for tracked and untracked but not ignored files, once each.
-var listFlags = []string{"ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"}
-
-// files lists what git would show below the root of r. A name that ends in a slash
-// is a repository of its own.
-func (r *repo) files(ctx context.Context) ([]string, error) {
-	out, err := git(ctx, r.top, listFlags...)
-	if err != nil {
-		return nil, gitErr(r.top, err)
-	}
-	// A made-up index can have names that lead elsewhere.
-	return slices.DeleteFunc(splitZ(out), func(name string) bool { return !filepath.IsLocal(name) }), nil
-}
-
 // tracks reports whether git knows a file below the directory r was asked about.
 func (r *repo) tracks(ctx context.Context) (bool, error) {
 	out, err := git(ctx, filepath.Join(r.top, r.prefix), "ls-files", "-z", "--cached", "--", ".")
@@ -195,10 +181,7 @@ func (t *Tree) inspectRepo(ctx context.Context, r *repo, s *survey) error {
 		}
 		if !known {
 			t.Notices = append(t.Notices, t.Root+" has no file that the repository around it knows: it is sent as a plain directory")
-			if s.opts != nil {
-				return t.preparePlain(ctx, s, t.Root)
-			}
-			return t.inspectPlain(ctx)
+			return t.preparePlain(ctx, s, t.Root)
 		}
 		t.Notices = append(t.Notices, "sending the whole repository "+r.top+"; the command runs in "+r.prefix)
 	}
@@ -211,7 +194,7 @@ func (t *Tree) inspectRepo(ctx context.Context, r *repo, s *survey) error {
 			WithHint("if that is the one you mean, send a clone of it: git clone %s DIR", r.common)
 	}
 	t.Root, t.Subdir, t.Git = r.top, r.prefix, true
-	if err := s.repo(ctx, r, ""); err != nil {
+	if err := s.prepareRepo(ctx, r, ""); err != nil {
 		return err
 	}
 	t.take(s)
@@ -220,30 +203,6 @@ func (t *Tree) inspectRepo(ctx context.Context, r *repo, s *survey) error {
 
 // maxNesting bounds how deep repositories within repositories are followed.
 const maxNesting = 8
-
-// repo adds the files and the .git directory of r, under the name prefix.
-func (s *survey) repo(ctx context.Context, r *repo, prefix string) error {
-	if s.opts != nil {
-		return s.prepareRepo(ctx, r, prefix)
-	}
-	names, err := r.files(ctx)
-	if err != nil {
-		return err
-	}
-	nested, err := s.listed(ctx, r.top, prefix, names)
-	if err != nil {
-		return err
-	}
-	if err := s.gitDir(ctx, r, join(prefix, ".git")); err != nil {
-		return err
-	}
-	for _, name := range nested {
-		if err := s.nested(ctx, r, prefix, name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // listed adds the named files and the directories they are in. It returns the
 // names of directories among them: those are repositories of their own.
@@ -344,5 +303,5 @@ func (s *survey) nested(ctx context.Context, outer *repo, prefix, name string) e
 	}
 	s.depth++
 	defer func() { s.depth-- }()
-	return s.repo(ctx, inner, join(prefix, name))
+	return s.prepareRepo(ctx, inner, join(prefix, name))
 }

@@ -123,8 +123,8 @@ func TestRepositoryRunsNothing(t *testing.T) {
 				}
 				t.Setenv("GIT_ALLOW_PROTOCOL", "ext:ssh:file")
 				t.Setenv("GIT_NO_LAZY_FETCH", "0")
-				_, _ = workspace.Inspect(t.Context(), top) // may fail, must not run
-				for _, opts := range []workspace.Options{{Depth: 1}, {}, {From: "HEAD", Branch: "x"}, {Include: []string{"**"}}} {
+				// All of it may fail, and must not run.
+				for _, opts := range []workspace.Options{{Depth: 1}, {}, {From: "HEAD", Branch: "x"}, {Include: []string{"**"}}, {Mode: workspace.ModeFull}} {
 					if tree, err := workspace.Prepare(t.Context(), top, opts, nil); err == nil {
 						_ = tree.Complete(t.Context())
 						tree.Close()
@@ -140,92 +140,98 @@ func TestRepositoryRunsNothing(t *testing.T) {
 
 // A tree that names another repository of the user's does not take it along.
 func TestForeignRepository(t *testing.T) {
-	const secret = "a token in the config"
-	for _, tc := range []struct {
-		name string
-		evil func(t *testing.T, dir, private string)
-	}{
-		{"file", func(t *testing.T, dir, private string) {
-			write(t, dir, ".git", "gitdir: "+private+"/.git\n")
-		}},
-		{"link", func(t *testing.T, dir, private string) {
-			symlink(t, private+"/.git", filepath.Join(dir, ".git"))
-		}},
-		{"file that leads to a work tree", func(t *testing.T, dir, private string) {
-			git(t, private, "worktree", "add", "-q", "--detach", filepath.Join(t.TempDir(), "linked"))
-			write(t, dir, ".git", "gitdir: "+private+"/.git/worktrees/linked\n")
-		}},
-		{"common directory", func(t *testing.T, dir, private string) {
-			git(t, dir, "init", "-q")
-			write(t, dir, ".git/commondir", private+"/.git\n")
-		}},
-		{"work tree of its own making", func(t *testing.T, dir, private string) {
-			write(t, dir, ".git", "gitdir: ./fake\n")
-			write(t, dir, "fake/HEAD", "ref: refs/heads/main\n")
-			write(t, dir, "fake/gitdir", dir+"/.git\n")
-			write(t, dir, "fake/commondir", private+"/.git\n")
-		}},
-	} {
-		for _, nested := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, nested %v", tc.name, nested), func(t *testing.T) {
-				private, top := newRepo(t), t.TempDir()
-				git(t, private, "config", "some.secret", secret)
-				dir := filepath.Join(top, "repo")
-				if nested {
-					top = newRepo(t)
-					dir = filepath.Join(top, "repo")
-				}
-				write(t, dir, "a.txt", "public\n")
-				tc.evil(t, dir, private)
-				if !nested {
-					_, err := workspace.Inspect(t.Context(), dir)
-					if !errors.Is(err, errdefs.ErrFailedPrecondition) || errdefs.HintOf(err) == "" || !strings.Contains(err.Error(), private) {
-						t.Errorf("Inspect: %v", err)
+	eachWay(t, func(t *testing.T, mode string) {
+		const secret = "a token in the config"
+		for _, tc := range []struct {
+			name string
+			evil func(t *testing.T, dir, private string)
+		}{
+			{"file", func(t *testing.T, dir, private string) {
+				write(t, dir, ".git", "gitdir: "+private+"/.git\n")
+			}},
+			{"link", func(t *testing.T, dir, private string) {
+				symlink(t, private+"/.git", filepath.Join(dir, ".git"))
+			}},
+			{"file that leads to a work tree", func(t *testing.T, dir, private string) {
+				git(t, private, "worktree", "add", "-q", "--detach", filepath.Join(t.TempDir(), "linked"))
+				write(t, dir, ".git", "gitdir: "+private+"/.git/worktrees/linked\n")
+			}},
+			{"common directory", func(t *testing.T, dir, private string) {
+				git(t, dir, "init", "-q")
+				write(t, dir, ".git/commondir", private+"/.git\n")
+			}},
+			{"work tree of its own making", func(t *testing.T, dir, private string) {
+				write(t, dir, ".git", "gitdir: ./fake\n")
+				write(t, dir, "fake/HEAD", "ref: refs/heads/main\n")
+				write(t, dir, "fake/gitdir", dir+"/.git\n")
+				write(t, dir, "fake/commondir", private+"/.git\n")
+			}},
+		} {
+			for _, nested := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, nested %v", tc.name, nested), func(t *testing.T) {
+					private, top := newRepo(t), t.TempDir()
+					git(t, private, "config", "some.secret", secret)
+					dir := filepath.Join(top, "repo")
+					if nested {
+						top = newRepo(t)
+						dir = filepath.Join(top, "repo")
 					}
-					return
-				}
-				tree, got := send(t, top)
-				if out, err := exec.Command("grep", "-r", secret, got).Output(); err == nil {
-					t.Errorf("the secret was sent:\n%s", out)
-				}
-				if !exists(got, "a.txt") {
-					t.Error("the rest was not sent")
-				}
-				if len(tree.Warnings) != 1 || !strings.Contains(tree.Warnings[0], private) {
-					t.Errorf("warnings: %q", tree.Warnings)
-				}
-			})
+					write(t, dir, "a.txt", "public\n")
+					tc.evil(t, dir, private)
+					if !nested {
+						_, err := inspectAs(t, dir, mode)
+						if !errors.Is(err, errdefs.ErrFailedPrecondition) || errdefs.HintOf(err) == "" || !strings.Contains(err.Error(), private) {
+							t.Errorf("Inspect: %v", err)
+						}
+						return
+					}
+					tree, got := sendAs(t, top, mode)
+					if out, err := exec.Command("grep", "-r", secret, got).Output(); err == nil {
+						t.Errorf("the secret was sent:\n%s", out)
+					}
+					if !exists(got, "a.txt") {
+						t.Error("the rest was not sent")
+					}
+					if len(tree.Warnings) != 1 || !strings.Contains(tree.Warnings[0], private) {
+						t.Errorf("warnings: %q", tree.Warnings)
+					}
+				})
+			}
 		}
-	}
+	})
 }
 
 // A repository that claims the directory above it as its work tree does not get it.
 func TestWorkTreeElsewhere(t *testing.T) {
-	home := t.TempDir()
-	write(t, home, "private/key", "secret")
-	dir := filepath.Join(home, "out")
-	git(t, home, "init", "-q", dir)
-	write(t, dir, "f", "x")
-	git(t, dir, "add", ".")
-	git(t, dir, "config", "core.worktree", home)
-	git(t, dir, "add", "f")
-	if _, err := workspace.Inspect(t.Context(), dir); !errors.Is(err, errdefs.ErrFailedPrecondition) {
-		t.Errorf("Inspect: %v", err)
-	}
+	eachWay(t, func(t *testing.T, mode string) {
+		home := t.TempDir()
+		write(t, home, "private/key", "secret")
+		dir := filepath.Join(home, "out")
+		git(t, home, "init", "-q", dir)
+		write(t, dir, "f", "x")
+		git(t, dir, "add", ".")
+		git(t, dir, "config", "core.worktree", home)
+		git(t, dir, "add", "f")
+		if _, err := inspectAs(t, dir, mode); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+			t.Errorf("Inspect: %v", err)
+		}
+	})
 }
 
 func TestConfigThatIsALink(t *testing.T) {
-	repo := newRepo(t)
-	const secret = "[some]\n\tsecret = token\n"
-	other := write(t, t.TempDir(), "config", secret)
-	if err := os.Remove(filepath.Join(repo, ".git", "config")); err != nil {
-		t.Fatal(err)
-	}
-	symlink(t, other, filepath.Join(repo, ".git", "config"))
-	_, got := send(t, repo)
-	if b, _ := os.ReadFile(filepath.Join(got, ".git", "config")); strings.Contains(string(b), "token") {
-		t.Errorf("sent: %s", b)
-	}
+	eachWay(t, func(t *testing.T, mode string) {
+		repo := newRepo(t)
+		const secret = "[some]\n\tsecret = token\n"
+		other := write(t, t.TempDir(), "config", secret)
+		if err := os.Remove(filepath.Join(repo, ".git", "config")); err != nil {
+			t.Fatal(err)
+		}
+		symlink(t, other, filepath.Join(repo, ".git", "config"))
+		_, got := sendAs(t, repo, mode)
+		if b, _ := os.ReadFile(filepath.Join(got, ".git", "config")); strings.Contains(string(b), "token") {
+			t.Errorf("sent: %s", b)
+		}
+	})
 }
 
 // An index with a name that no git would put there.
@@ -250,7 +256,7 @@ func TestIndexWithNamesElsewhere(t *testing.T) {
 	if out := git(t, repo, "ls-files"); !strings.Contains(out, "../secret") {
 		t.Skipf("this git does not show it: %q", out)
 	}
-	tree, err := workspace.Inspect(t.Context(), repo)
+	tree, err := inspect(t, repo)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,37 +271,41 @@ func TestIndexWithNamesElsewhere(t *testing.T) {
 
 // Nobody asked for the store that a repository in the tree borrows from.
 func TestNestedAlternates(t *testing.T) {
-	private, top := newRepo(t), newRepo(t)
-	git(t, top, "clone", "-q", "--shared", private, "lib")
-	tree, got := send(t, top)
-	if !exists(got, "lib/a.txt") || exists(got, "lib/.git") {
-		t.Errorf("lib/a.txt there = %v, lib/.git there = %v", exists(got, "lib/a.txt"), exists(got, "lib/.git"))
-	}
-	if len(tree.Warnings) != 1 || !strings.Contains(tree.Warnings[0], private) {
-		t.Errorf("warnings: %q", tree.Warnings)
-	}
-	git(t, got, "status")
+	eachWay(t, func(t *testing.T, mode string) {
+		private, top := newRepo(t), newRepo(t)
+		git(t, top, "clone", "-q", "--shared", private, "lib")
+		tree, got := sendAs(t, top, mode)
+		if !exists(got, "lib/a.txt") || exists(got, "lib/.git") {
+			t.Errorf("lib/a.txt there = %v, lib/.git there = %v", exists(got, "lib/a.txt"), exists(got, "lib/.git"))
+		}
+		if len(tree.Warnings) != 1 || !strings.Contains(tree.Warnings[0], private) {
+			t.Errorf("warnings: %q", tree.Warnings)
+		}
+		git(t, got, "status")
+	})
 }
 
 // What git itself keeps elsewhere names its work tree, and comes along.
 func TestOwnGitDirElsewhere(t *testing.T) {
-	lib, app := newRepo(t), newRepo(t)
-	git(t, app, "submodule", "add", "-q", lib, "lib")
-	git(t, app, "commit", "-q", "-m", "submodule")
-	git(t, app, "worktree", "add", "-q", "--detach", filepath.Join(app, "wt"))
-	git(t, filepath.Join(app, "wt"), "submodule", "update", "-q", "--init")
+	eachWay(t, func(t *testing.T, mode string) {
+		lib, app := newRepo(t), newRepo(t)
+		git(t, app, "submodule", "add", "-q", lib, "lib")
+		git(t, app, "commit", "-q", "-m", "submodule")
+		git(t, app, "worktree", "add", "-q", "--detach", filepath.Join(app, "wt"))
+		git(t, filepath.Join(app, "wt"), "submodule", "update", "-q", "--init")
 
-	tree, got := send(t, app)
-	for _, name := range []string{"lib/.git/HEAD", "wt/.git/HEAD", "wt/a.txt", "wt/lib/.git/HEAD", "wt/lib/a.txt"} {
-		if !exists(got, name) {
-			t.Errorf("%s is missing", name)
+		tree, got := sendAs(t, app, mode)
+		for _, name := range []string{"lib/.git/HEAD", "wt/.git/HEAD", "wt/a.txt", "wt/lib/.git/HEAD", "wt/lib/a.txt"} {
+			if !exists(got, name) {
+				t.Errorf("%s is missing", name)
+			}
 		}
-	}
-	if len(tree.Warnings) != 0 {
-		t.Errorf("warnings: %q", tree.Warnings)
-	}
-	_, got = send(t, filepath.Join(app, "wt", "lib"))
-	git(t, got, "status")
+		if len(tree.Warnings) != 0 {
+			t.Errorf("warnings: %q", tree.Warnings)
+		}
+		_, got = sendAs(t, filepath.Join(app, "wt", "lib"), mode)
+		git(t, got, "status")
+	})
 }
 
 func symlink(t *testing.T, to, at string) {

@@ -40,7 +40,9 @@ func (o Options) same(p Options) bool {
 
 // Prepare looks at a directory that is to be sent into a workspace, or has been: sent,
 // which may be nil, is what was sent before, and saves reading what has not changed.
-// Close releases what it made. It errors as Inspect does.
+// It finds that everything can be read before anything is made for it. Close releases what
+// it made. It errors with class not_found, permission, invalid_argument, unsupported or
+// failed_precondition.
 func Prepare(ctx context.Context, dir string, opts Options, sent *Sent) (*Tree, error) {
 	if opts.Mode == "" {
 		opts.Mode = ModeDefault

@@ -168,11 +168,11 @@ func TestPrepare(t *testing.T) {
 		t.Errorf("name: %s", name)
 	}
 	if c, _ := g.put(t, repo, workspace.Options{}, false); !c.Nothing() {
-		t.Errorf("nothing changed, but %q is sent", c.Names(10))
+		t.Errorf("nothing changed, but %q is sent", names(c, 10))
 	}
 	write(t, repo, "a.txt", "changed\n")
 	if c, _ := g.put(t, repo, workspace.Options{}, false); c.Files != 1 || c.Gone != 0 {
-		t.Errorf("one file changed, but %q is sent", c.Names(10))
+		t.Errorf("one file changed, but %q is sent", names(c, 10))
 	}
 	// A commit, and a deletion: objects travel, and only those that are new.
 	git(t, repo, "commit", "-q", "-am", "second")
@@ -268,10 +268,20 @@ func TestBranchFrom(t *testing.T) {
 		t.Errorf("HEAD %s", head)
 	}
 	if c, _ := g.put(t, repo, workspace.Options{From: old, Branch: "fix/1"}, false); !c.Nothing() {
-		t.Errorf("nothing changed, but %q is sent", c.Names(10))
+		t.Errorf("nothing changed, but %q is sent", names(c, 10))
 	}
 	cmd := exec.Command("git", "-C", repo, "rev-parse", "fix/1")
 	if cmd.Run() == nil {
 		t.Error("the host's repository has the branch")
 	}
+}
+
+// names are the files that a change writes or removes, at most limit of them.
+func names(c *workspace.Change, limit int) (names []string) {
+	for _, e := range c.Entries() {
+		if len(names) < limit && e.Mode&unix.S_IFMT != unix.S_IFDIR {
+			names = append(names, e.Name)
+		}
+	}
+	return names
 }

@@ -147,19 +147,6 @@ func (c *Change) Nothing() bool { return len(c.plan) == 0 }
 // what goes (Gone).
 func (c *Change) Entries() []manifest.Entry { return c.plan }
 
-// Names are the files that are written or go, at most limit of them.
-func (c *Change) Names(limit int) (names []string) {
-	for i := range c.plan {
-		if len(names) == limit {
-			break
-		}
-		if c.plan[i].Mode&unix.S_IFMT != unix.S_IFDIR {
-			names = append(names, c.plan[i].Name)
-		}
-	}
-	return names
-}
-
 // racyFor is how long after its last change a file may change again without another
 // time: kernels count time in steps of some milliseconds.
 const racyFor = 50 * time.Millisecond

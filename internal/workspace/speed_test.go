@@ -41,13 +41,13 @@ func TestLargeTree(t *testing.T) {
 	took("all of it", time.Minute, func() { g.put(t, repo, workspace.Options{Depth: 100}, false) })
 	took("nothing", 3*time.Second, func() {
 		if c, _ := g.put(t, repo, workspace.Options{Depth: 100}, false); !c.Nothing() {
-			t.Errorf("%q is sent", c.Names(5))
+			t.Errorf("%q is sent", names(c, 5))
 		}
 	})
 	write(t, repo, "d1/e1/f1.txt", "changed\n")
 	took("one file", 5*time.Second, func() {
 		if c, _ := g.put(t, repo, workspace.Options{Depth: 100}, false); c.Files != 1 {
-			t.Errorf("%q is sent", c.Names(5))
+			t.Errorf("%q is sent", names(c, 5))
 		}
 	})
 	for i := range 100 {

@@ -23,7 +23,7 @@ type survey struct {
 	depth   int      // of repositories within each other
 	missing []string // listed, but not there
 
-	// Of Prepare; nil where a tree is sent as Inspect found it.
+	// Of Prepare; nil where a tree is copied as it is.
 	opts *Options
 	sent *Sent
 	tree *Tree

@@ -58,26 +58,6 @@ type entry struct {
 	same         bool // it is what was sent before: nothing is read of it
 }
 
-// Inspect looks at a directory before anything is made for it: that it exists and
-// can be read with all that will be sent, and, in a git repository, what that is.
-// It errors with class not_found, permission, invalid_argument or unsupported.
-func Inspect(ctx context.Context, path string) (*Tree, error) {
-	abs, err := resolveDir(path)
-	if err != nil {
-		return nil, err
-	}
-	repo, err := findRepo(ctx, abs)
-	if err != nil {
-		return nil, err
-	}
-	t := &Tree{Root: abs}
-	if repo != nil {
-		return t, t.inspectRepo(ctx, repo, &survey{})
-	}
-	t.Notices = append(t.Notices, path+" is not in a git repository: all its files are sent")
-	return t, t.inspectPlain(ctx)
-}
-
 // InspectCopy looks at a file or a directory that is to be copied as it is: no git,
 // no notices. A symlink is followed if it is path itself.
 func InspectCopy(ctx context.Context, path string) (*Tree, error) {
@@ -126,16 +106,6 @@ func pathErr(path string, err error) error {
 		return errdefs.Permission("%s cannot be read: %w", path, syscall.EACCES).WithHint("check its permissions: ls -ld %s", path)
 	}
 	return errdefs.Wrap(err, "read %s", path)
-}
-
-// inspectPlain lists everything below the root.
-func (t *Tree) inspectPlain(ctx context.Context) error {
-	s := &survey{}
-	if err := s.walk(ctx, t.Root, "", nil); err != nil {
-		return err
-	}
-	t.take(s)
-	return t.checkReadable(ctx)
 }
 
 // take makes what a survey found the tree's.

@@ -66,10 +66,38 @@ func newRepo(t *testing.T) string {
 	return dir
 }
 
+// eachWay tests with a .git that is made for the guest, and with one that is sent as it is.
+func eachWay(t *testing.T, test func(t *testing.T, mode string)) {
+	for _, mode := range []string{workspace.ModeDefault, workspace.ModeFull} {
+		t.Run(mode, func(t *testing.T) { test(t, mode) })
+	}
+}
+
+// inspect looks at a directory in the way that it is sent, history and all.
+func inspect(t *testing.T, path string) (*workspace.Tree, error) {
+	t.Helper()
+	return inspectAs(t, path, workspace.ModeDefault)
+}
+
+func inspectAs(t *testing.T, path, mode string) (*workspace.Tree, error) {
+	t.Helper()
+	tree, err := workspace.Prepare(t.Context(), path, workspace.Options{Mode: mode, Depth: workspace.DefaultDepth}, nil)
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(tree.Close)
+	return tree, tree.Complete(t.Context())
+}
+
 // send inspects path and unpacks its stream with tar, as an independent judge.
 func send(t *testing.T, path string) (*workspace.Tree, string) {
 	t.Helper()
-	tree, err := workspace.Inspect(t.Context(), path)
+	return sendAs(t, path, workspace.ModeDefault)
+}
+
+func sendAs(t *testing.T, path, mode string) (*workspace.Tree, string) {
+	t.Helper()
+	tree, err := inspectAs(t, path, mode)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,105 +201,120 @@ func TestRepositoryWithoutCommits(t *testing.T) {
 }
 
 func TestLinkedWorktree(t *testing.T) {
-	repo := newRepo(t)
-	linked := filepath.Join(t.TempDir(), "linked")
-	git(t, repo, "worktree", "add", "-q", "-b", "topic", linked)
-	write(t, linked, "topic.txt", "on topic\n")
-	git(t, linked, "add", "topic.txt")
-	git(t, linked, "commit", "-q", "-m", "topic")
-	write(t, linked, "staged.txt", "staged\n")
-	git(t, linked, "add", "staged.txt")
+	eachWay(t, func(t *testing.T, mode string) {
+		repo := newRepo(t)
+		linked := filepath.Join(t.TempDir(), "linked")
+		git(t, repo, "worktree", "add", "-q", "-b", "topic", linked)
+		write(t, linked, "topic.txt", "on topic\n")
+		git(t, linked, "add", "topic.txt")
+		git(t, linked, "commit", "-q", "-m", "topic")
+		write(t, linked, "staged.txt", "staged\n")
+		git(t, linked, "add", "staged.txt")
 
-	_, got := send(t, linked)
-	if info, err := os.Stat(filepath.Join(got, ".git")); err != nil || !info.IsDir() {
-		t.Fatalf(".git is no directory: %v", err)
-	}
-	git(t, got, "fsck")
-	for _, args := range [][]string{{"status", "--porcelain"}, {"log", "--format=%H"}, {"branch", "--show-current"}, {"diff", "--cached", "--name-only"}} {
-		if a, b := git(t, linked, args...), git(t, got, args...); a != b {
-			t.Errorf("git %v: %q, want %q", args, b, a)
+		_, got := sendAs(t, linked, mode)
+		if info, err := os.Stat(filepath.Join(got, ".git")); err != nil || !info.IsDir() {
+			t.Fatalf(".git is no directory: %v", err)
 		}
-	}
-	if list := git(t, got, "worktree", "list"); strings.Count(list, "\n") != 0 {
-		t.Errorf("other work trees came along:\n%s", list)
-	}
+		git(t, got, "fsck")
+		for _, args := range [][]string{{"status", "--porcelain"}, {"log", "--format=%H"}, {"branch", "--show-current"}, {"diff", "--cached", "--name-only"}} {
+			if a, b := git(t, linked, args...), git(t, got, args...); a != b {
+				t.Errorf("git %v: %q, want %q", args, b, a)
+			}
+		}
+		if list := git(t, got, "worktree", "list"); strings.Count(list, "\n") != 0 {
+			t.Errorf("other work trees came along:\n%s", list)
+		}
+	})
 }
 
 // The layout of a bare repository with work trees beside it.
 func TestLinkedWorktreeOfBareRepository(t *testing.T) {
-	repo := newRepo(t)
-	base := t.TempDir()
-	git(t, base, "clone", "-q", "--bare", repo, "bare.git")
-	git(t, filepath.Join(base, "bare.git"), "worktree", "add", "-q", filepath.Join(base, "wt"), "main")
-	_, got := send(t, filepath.Join(base, "wt"))
-	if out := git(t, got, "status", "--porcelain"); out != "" {
-		t.Errorf("status: %s", out)
-	}
-	if _, err := workspace.Inspect(t.Context(), filepath.Join(base, "bare.git")); !errors.Is(err, errdefs.ErrInvalidArgument) {
-		t.Errorf("bare: %v", err)
-	}
-	if _, err := workspace.Inspect(t.Context(), filepath.Join(repo, ".git", "objects")); !errors.Is(err, errdefs.ErrInvalidArgument) {
-		t.Errorf("inside .git: %v", err)
-	}
+	eachWay(t, func(t *testing.T, mode string) {
+		repo := newRepo(t)
+		base := t.TempDir()
+		git(t, base, "clone", "-q", "--bare", repo, "bare.git")
+		git(t, filepath.Join(base, "bare.git"), "worktree", "add", "-q", filepath.Join(base, "wt"), "main")
+		_, got := sendAs(t, filepath.Join(base, "wt"), mode)
+		if out := git(t, got, "status", "--porcelain"); out != "" {
+			t.Errorf("status: %s", out)
+		}
+		if _, err := inspectAs(t, filepath.Join(base, "bare.git"), mode); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("bare: %v", err)
+		}
+		if _, err := inspectAs(t, filepath.Join(repo, ".git", "objects"), mode); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("inside .git: %v", err)
+		}
+	})
 }
 
 func TestAlternates(t *testing.T) {
-	repo := newRepo(t)
-	git(t, repo, "repack", "-adq")
-	base := t.TempDir()
-	git(t, base, "clone", "-q", "--shared", repo, "one")
-	one := filepath.Join(base, "one")
-	write(t, one, "loose.txt", "loose\n")
-	git(t, one, "add", ".")
-	git(t, one, "commit", "-q", "-m", "second")
-	git(t, base, "clone", "-q", "--shared", one, "two") // borrows from a borrower
-	two := filepath.Join(base, "two")
-	// A relative path, as git also allows.
-	rel, err := filepath.Rel(filepath.Join(two, ".git", "objects"), filepath.Join(one, ".git", "objects"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, two, ".git/objects/info/alternates", rel+"\n")
+	eachWay(t, func(t *testing.T, mode string) {
+		repo := newRepo(t)
+		git(t, repo, "repack", "-adq")
+		base := t.TempDir()
+		git(t, base, "clone", "-q", "--shared", repo, "one")
+		one := filepath.Join(base, "one")
+		write(t, one, "loose.txt", "loose\n")
+		git(t, one, "add", ".")
+		git(t, one, "commit", "-q", "-m", "second")
+		git(t, base, "clone", "-q", "--shared", one, "two") // borrows from a borrower
+		two := filepath.Join(base, "two")
+		// A relative path, as git also allows.
+		rel, err := filepath.Rel(filepath.Join(two, ".git", "objects"), filepath.Join(one, ".git", "objects"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, two, ".git/objects/info/alternates", rel+"\n")
 
-	tree, got := send(t, two)
-	if len(tree.Warnings) != 2 || !strings.Contains(tree.Warnings[0], one) || !strings.Contains(tree.Warnings[1], repo) {
-		t.Errorf("warnings: %q", tree.Warnings)
-	}
-	if exists(got, ".git/objects/info/alternates") {
-		t.Error("the alternates file came along")
-	}
-	git(t, got, "fsck", "--full")
-	if a, b := git(t, two, "log", "--format=%H"), git(t, got, "log", "--format=%H"); a != b {
-		t.Errorf("log: %q, want %q", b, a)
-	}
+		tree, got := sendAs(t, two, mode)
+		// Of what is packed for the guest it does not matter from whom the lender has it.
+		lenders := map[string][]string{workspace.ModeDefault: {one}, workspace.ModeFull: {one, repo}}[mode]
+		if len(tree.Warnings) != len(lenders) {
+			t.Fatalf("warnings: %q", tree.Warnings)
+		}
+		for i, from := range lenders {
+			if !strings.Contains(tree.Warnings[i], from) {
+				t.Errorf("warnings: %q", tree.Warnings)
+			}
+		}
+		if exists(got, ".git/objects/info/alternates") {
+			t.Error("the alternates file came along")
+		}
+		git(t, got, "fsck", "--full")
+		if a, b := git(t, two, "log", "--format=%H"), git(t, got, "log", "--format=%H"); a != b {
+			t.Errorf("log: %q, want %q", b, a)
+		}
+	})
 }
 
 func TestSubmodules(t *testing.T) {
-	lib := newRepo(t)
-	app := newRepo(t)
-	git(t, app, "submodule", "add", "-q", lib, "third_party/lib")
-	git(t, app, "commit", "-q", "-m", "submodule")
-	write(t, app, "third_party/lib/extra.txt", "untracked in the submodule\n")
+	eachWay(t, func(t *testing.T, mode string) {
+		lib := newRepo(t)
+		app := newRepo(t)
+		git(t, app, "submodule", "add", "-q", lib, "third_party/lib")
+		git(t, app, "commit", "-q", "-m", "submodule")
+		write(t, app, "third_party/lib/extra.txt", "untracked in the submodule\n")
 
-	_, got := send(t, app)
-	for _, name := range []string{"third_party/lib/a.txt", "third_party/lib/extra.txt", ".gitmodules"} {
-		if !exists(got, name) {
-			t.Errorf("%s is missing", name)
+		_, got := sendAs(t, app, mode)
+		for _, name := range []string{"third_party/lib/a.txt", "third_party/lib/extra.txt", ".gitmodules"} {
+			if !exists(got, name) {
+				t.Errorf("%s is missing", name)
+			}
 		}
-	}
-	git(t, filepath.Join(got, "third_party/lib"), "fsck")
-	for _, dir := range []string{"", "third_party/lib"} {
-		a := git(t, filepath.Join(app, dir), "status", "--porcelain")
-		if b := git(t, filepath.Join(got, dir), "status", "--porcelain"); a != b {
-			t.Errorf("status in %q: %q, want %q", dir, b, a)
+		git(t, filepath.Join(got, "third_party/lib"), "fsck")
+		for _, dir := range []string{"", "third_party/lib"} {
+			a := git(t, filepath.Join(app, dir), "status", "--porcelain")
+			if b := git(t, filepath.Join(got, dir), "status", "--porcelain"); a != b {
+				t.Errorf("status in %q: %q, want %q", dir, b, a)
+			}
 		}
-	}
-	if out := git(t, got, "submodule", "status"); !strings.HasPrefix(out, git(t, filepath.Join(app, "third_party/lib"), "rev-parse", "HEAD")) {
-		t.Errorf("submodule status: %q", out)
-	}
-	// The submodule alone is a repository of its own.
-	_, alone := send(t, filepath.Join(app, "third_party/lib"))
-	git(t, alone, "status")
+		if out := git(t, got, "submodule", "status"); !strings.HasPrefix(out, git(t, filepath.Join(app, "third_party/lib"), "rev-parse", "HEAD")) {
+			t.Errorf("submodule status: %q", out)
+		}
+		// The submodule alone is a repository of its own.
+		_, alone := sendAs(t, filepath.Join(app, "third_party/lib"), mode)
+		git(t, alone, "status")
+	})
 }
 
 func TestUncheckedSubmoduleIsAnEmptyDirectory(t *testing.T) {
@@ -309,7 +352,7 @@ func TestEnvironmentOfHookIsIgnored(t *testing.T) {
 	t.Setenv("GIT_INDEX_FILE", filepath.Join(other, ".git", "index"))
 	plain := t.TempDir()
 	write(t, plain, "f", "x")
-	tree, err := workspace.Inspect(t.Context(), plain)
+	tree, err := inspect(t, plain)
 	if err != nil || tree.Git {
 		t.Errorf("Git = %v, %v", tree != nil && tree.Git, err)
 	}
@@ -348,7 +391,7 @@ func TestBadPaths(t *testing.T) {
 		{filepath.Join(dir, "none"), errdefs.ErrNotFound},
 		{file, errdefs.ErrInvalidArgument},
 	} {
-		if _, err := workspace.Inspect(t.Context(), tc.path); !errors.Is(err, tc.want) || errdefs.HintOf(err) == "" {
+		if _, err := inspect(t, tc.path); !errors.Is(err, tc.want) || errdefs.HintOf(err) == "" {
 			t.Errorf("%s: %v (hint %q), want %v", tc.path, err, errdefs.HintOf(err), tc.want)
 		}
 	}
@@ -358,7 +401,7 @@ func TestBadPaths(t *testing.T) {
 // so this runs the test binary again as nobody.
 func TestUnreadable(t *testing.T) {
 	if dir := os.Getenv("WORKSPACE_TEST_UNREADABLE"); dir != "" {
-		_, err := workspace.Inspect(context.Background(), dir)
+		_, err := inspect(t, dir)
 		fmt.Printf("class=%s msg=%v\n", errdefs.ClassOf(err), err)
 		return
 	}
@@ -388,7 +431,7 @@ func TestFilesThatChangeWhileRead(t *testing.T) {
 	write(t, dir, "gone", "x")
 	write(t, dir, "grows", "small")
 	write(t, dir, "shrinks", "long enough")
-	tree, err := workspace.Inspect(t.Context(), dir)
+	tree, err := inspect(t, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -428,7 +471,7 @@ func TestWriteStopsWithItsReader(t *testing.T) {
 	for i := range 2000 {
 		write(t, dir, fmt.Sprintf("d%d/f%d", i%10, i), "some text")
 	}
-	tree, err := workspace.Inspect(t.Context(), dir)
+	tree, err := inspect(t, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
