@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -31,10 +30,9 @@ func openObjects(ctx context.Context, dir string, env ...string) *objects {
 	outR, outW := io.Pipe()
 	o := &objects{in: inW, out: bufio.NewReaderSize(outR, 64<<10), outEnd: outR, done: make(chan error, 1)}
 	go func() {
-		err := sysexec.Run(ctx, sysexec.Cmd{
-			Path: "git", Args: append(slices.Clone(gitFlags), "cat-file", "--batch"), Dir: dir,
-			Env: append(gitEnv(os.Environ()), env...), Stdin: inR, Stdout: outW,
-		})
+		cmd := gitCmd(dir, env, "cat-file", "--batch")
+		cmd.Stdin, cmd.Stdout = inR, outW
+		err := sysexec.Run(ctx, cmd)
 		_ = outW.CloseWithError(cmpErr(err, io.EOF))
 		_ = inR.CloseWithError(io.ErrClosedPipe)
 		o.done <- err

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"banger/internal/errdefs"
@@ -60,10 +59,9 @@ func (x *Export) checked(ctx context.Context, tip string) (dir, pack string, err
 	if x.base != "" {
 		want += "--not\n" + x.base + "\n"
 	}
-	err = sysexec.Run(ctx, sysexec.Cmd{
-		Path: "git", Dir: x.dir, Env: append(gitEnv(os.Environ()), ownRepo...), Stdin: strings.NewReader(want), Stdout: f,
-		Args: append(slices.Clone(gitFlags), "pack-objects", "--revs", "--stdout", "-q", "--delta-base-offset", "--window=0"),
-	})
+	cmd := gitCmd(x.dir, ownRepo, "pack-objects", "--revs", "--stdout", "-q", "--delta-base-offset", "--window=0")
+	cmd.Stdin, cmd.Stdout = strings.NewReader(want), f
+	err = sysexec.Run(ctx, cmd)
 	if err != nil {
 		return "", "", errdefs.Precondition("the commits of the VM are not whole: %w", err).WithHint("see what `git fsck` says in the VM")
 	}
@@ -147,10 +145,9 @@ func (x *Export) Bundle(ctx context.Context, w io.Writer, branch string) error {
 	if x.base != "" {
 		args = append(args, "^"+x.base)
 	}
-	err = sysexec.Run(ctx, sysexec.Cmd{
-		Path: "git", Dir: dir, Env: append(gitEnv(os.Environ()), ownRepo...), Stdout: w, Args: append(slices.Clone(gitFlags), args...),
-	})
-	if err != nil {
+	cmd := gitCmd(dir, ownRepo, args...)
+	cmd.Stdout = w
+	if err := sysexec.Run(ctx, cmd); err != nil {
 		return gitErr(dir, err)
 	}
 	return nil

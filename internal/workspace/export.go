@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/cespare/xxhash/v2"
@@ -261,12 +260,10 @@ func (x *Export) Patch(ctx context.Context, w io.Writer, againstBase bool) error
 			return err
 		}
 	}
-	err := sysexec.Run(ctx, sysexec.Cmd{
-		Path: "git", Dir: x.dir, Env: append(gitEnv(os.Environ()), ownRepo...), Stdout: w,
-		Args: append(slices.Clone(gitFlags), "diff-tree", "-p", "-r", "--binary", "--full-index", "--no-renames", "--no-textconv", "--no-ext-diff",
-			"--no-color", "--src-prefix=a/", "--dst-prefix=b/", before, after),
-	})
-	if err != nil {
+	cmd := gitCmd(x.dir, ownRepo, "diff-tree", "-p", "-r", "--binary", "--full-index", "--no-renames", "--no-textconv", "--no-ext-diff",
+		"--no-color", "--src-prefix=a/", "--dst-prefix=b/", before, after)
+	cmd.Stdout = w
+	if err := sysexec.Run(ctx, cmd); err != nil {
 		return gitErr(x.dir, err)
 	}
 	return nil

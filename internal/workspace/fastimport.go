@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"slices"
 	"strings"
 
 	"banger/internal/errdefs"
@@ -29,10 +27,9 @@ func (x *Export) importer(ctx context.Context) *importer {
 	r, w := io.Pipe()
 	im := &importer{w: bufio.NewWriterSize(w, 256<<10), pipe: w, done: make(chan error, 1), who: x.identity(ctx)}
 	go func() {
-		err := sysexec.Run(ctx, sysexec.Cmd{
-			Path: "git", Dir: x.dir, Env: append(gitEnv(os.Environ()), ownRepo...), Stdin: r,
-			Args: append(slices.Clone(gitFlags), "fast-import", "--quiet", "--force", "--done", "--date-format=raw-permissive"),
-		})
+		cmd := gitCmd(x.dir, ownRepo, "fast-import", "--quiet", "--force", "--done", "--date-format=raw-permissive")
+		cmd.Stdin = r
+		err := sysexec.Run(ctx, cmd)
 		_ = r.CloseWithError(cmpErr(err, io.ErrClosedPipe))
 		im.done <- err
 	}()

@@ -114,13 +114,9 @@ func git(ctx context.Context, dir string, args ...string) ([]byte, error) {
 
 // gitWith is git with more in its environment, and something on its stdin.
 func gitWith(ctx context.Context, dir string, env []string, stdin io.Reader, args ...string) ([]byte, error) {
-	out, err := sysexec.Output(ctx, sysexec.Cmd{
-		Path:  "git",
-		Args:  append(slices.Clone(gitFlags), args...),
-		Dir:   dir,
-		Env:   append(gitEnv(os.Environ()), env...),
-		Stdin: stdin,
-	})
+	cmd := gitCmd(dir, env, args...)
+	cmd.Stdin = stdin
+	out, err := sysexec.Output(ctx, cmd)
 	var e *sysexec.Error
 	if errors.As(err, &e) && e.Code == 128 && strings.Contains(e.Stderr, "not a git repository") {
 		return nil, nil
@@ -129,6 +125,13 @@ func gitWith(ctx context.Context, dir string, env []string, stdin io.Reader, arg
 		out = []byte{}
 	}
 	return out, err
+}
+
+// gitCmd is a call of git in dir, with more in its environment.
+func gitCmd(dir string, env []string, args ...string) sysexec.Cmd {
+	return sysexec.Cmd{
+		Path: "git", Args: append(slices.Clone(gitFlags), args...), Dir: dir, Env: append(gitEnv(os.Environ()), env...),
+	}
 }
 
 // exitedWith reports whether a program ended with that status.

@@ -102,13 +102,9 @@ func configQuote(s string) string {
 // withoutFilters is a setting for git that keeps it from running what a repository names
 // as filters of file contents. Without them it takes files that have one for changed.
 func (r *repo) withoutFilters(ctx context.Context) (env []string, err error) {
-	return noFilters(ctx, r.top)
-}
-
-func noFilters(ctx context.Context, dir string) (env []string, err error) {
-	out, err := git(ctx, dir, "config", "-z", "--name-only", "--get-regexp", `^filter\.`)
+	out, err := git(ctx, r.top, "config", "-z", "--name-only", "--get-regexp", `^filter\.`)
 	if err != nil && !exitedWith(err, 1) {
-		return nil, gitErr(dir, err)
+		return nil, gitErr(r.top, err)
 	}
 	var drivers []string
 	for _, key := range splitZ(out) {
@@ -119,7 +115,7 @@ func noFilters(ctx context.Context, dir string) (env []string, err error) {
 	slices.Sort(drivers)
 	drivers = slices.Compact(drivers)
 	if len(drivers) > maxFilters {
-		return nil, errdefs.Unsupported("%s names %d filters of file contents", dir, len(drivers))
+		return nil, errdefs.Unsupported("%s names %d filters of file contents", r.top, len(drivers))
 	}
 	n := 0
 	for _, d := range drivers {
