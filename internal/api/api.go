@@ -33,7 +33,7 @@ const (
 )
 
 // StreamPath is the endpoint that opens a stream to the agent of a VM. Allowed
-// first requests: ping, exec, copy-in, copy-out, stat, wait-system, bench-spawn.
+// first requests: ping, exec, copy-in, copy-out, stat, wait-system, bench-spawn, mount, ssh.
 func StreamPath(ref string) string { return "/v1/vms/" + url.PathEscape(ref) + "/stream" }
 
 // WorkspacePath is like StreamPath for what fills or reads a workspace: copy-in,

@@ -374,7 +374,7 @@ func TestBuilderImage(t *testing.T) {
 	}
 	// One that is here is as good as any image.
 	old := i
-	old.ID, old.Name = newID(), older
+	old.ID, old.Name = model.NewID(), older
 	if err := w.db.PutImage(t.Context(), old); err != nil {
 		t.Fatal(err)
 	}

@@ -234,7 +234,7 @@ func (s *Service) publishImage(ctx context.Context, dir, rootfs string, i model.
 	if err := ctx.Err(); err != nil {
 		return model.Image{}, context.Cause(ctx)
 	}
-	i.ID, i.Managed = newID(), true
+	i.ID, i.Managed = model.NewID(), true
 	i.Path, i.SizeBytes = filepath.Join(s.Layout.Image(i.ID), paths.RootfsFile), st.Size()
 	// From here on it happens as a whole, whoever goes away.
 	ctx = context.WithoutCancel(ctx)

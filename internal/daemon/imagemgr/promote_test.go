@@ -184,7 +184,7 @@ func TestUnfinishedPromotion(t *testing.T) {
 			return errors.Join(os.Mkdir(filepath.Join(dir, "final"), 0o755), os.WriteFile(filepath.Join(dir, "final", paths.RootfsFile), nil, 0o644))
 		},
 		"it is renamed and has no row": func(w *world, dir string) error {
-			return errors.Join(os.WriteFile(filepath.Join(dir, paths.RootfsFile), []byte("new"), 0o644), os.Rename(dir, w.layout.Image(newID())))
+			return errors.Join(os.WriteFile(filepath.Join(dir, paths.RootfsFile), []byte("new"), 0o644), os.Rename(dir, w.layout.Image(model.NewID())))
 		},
 	} {
 		t.Run("crash: "+what, func(t *testing.T) {

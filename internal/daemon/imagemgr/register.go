@@ -42,7 +42,7 @@ func (s *Service) Register(ctx context.Context, r Registration) (model.Image, er
 		return model.Image{}, orTry(errdefs.Wrap(err, "register image %q", r.Name), registerHint)
 	}
 	i := model.Image{
-		ID: newID(), Name: r.Name, Path: filepath.Clean(r.Rootfs), SizeBytes: size,
+		ID: model.NewID(), Name: r.Name, Path: filepath.Clean(r.Rootfs), SizeBytes: size,
 		Config: model.ImageConfig{User: r.User, Workdir: r.Workdir}, Source: "registered file", CreatedAt: time.Now(),
 	}
 	s.imageOpsMu.Lock()

@@ -287,7 +287,7 @@ func TestCrashWhilePulling(t *testing.T) {
 			return errors.Join(os.Mkdir(filepath.Join(dir, "final"), 0o755), os.Link(i.Path, filepath.Join(dir, "final", paths.RootfsFile)))
 		},
 		"it is renamed and has no row": func(w *world, dir string, i model.Image) error {
-			return errors.Join(os.Link(i.Path, filepath.Join(dir, paths.RootfsFile)), os.Rename(dir, w.layout.Image(newID())))
+			return errors.Join(os.Link(i.Path, filepath.Join(dir, paths.RootfsFile)), os.Rename(dir, w.layout.Image(model.NewID())))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -10,8 +10,6 @@ package imagemgr
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -223,16 +221,9 @@ func Archive() (string, error) {
 	return src.Describe() + ", signed by " + src.Keyring, nil
 }
 
-// newID returns 12 random hex digits.
-func newID() string {
-	var b [6]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}
-
 // stage makes a staging directory in parent and returns it with its remover.
 func (s *Service) stage(parent string) (dir string, remove func(), err error) {
-	dir = filepath.Join(parent, paths.StagingPrefix+newID())
+	dir = filepath.Join(parent, paths.StagingPrefix+model.NewID())
 	remove = func() {
 		// The work's context may be over; leaving debris because of that is no option.
 		err := s.step("clean up", func() error { return debian.Remove(context.WithoutCancel(s.ctx), dir) })
@@ -265,7 +256,7 @@ func (s *Service) step(name string, do func() error) error {
 // setAside renames what lies at path to a staging name, so that removing it is
 // not part of a critical section. It returns "" when there is nothing.
 func setAside(path string) (string, error) {
-	aside := filepath.Join(filepath.Dir(path), paths.StagingPrefix+newID())
+	aside := filepath.Join(filepath.Dir(path), paths.StagingPrefix+model.NewID())
 	err := os.Rename(path, aside)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil

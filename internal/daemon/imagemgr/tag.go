@@ -32,7 +32,7 @@ func (s *Service) Tag(ctx context.Context, source, name string, force bool) (mod
 	i.Name = name
 	if !src.Managed {
 		s.imageOpsMu.Lock()
-		i.ID = newID()
+		i.ID = model.NewID()
 		err := s.step("record", func() error { return s.putDerived(ctx, src, &i, force) })
 		s.imageOpsMu.Unlock()
 		if err != nil {

@@ -148,7 +148,7 @@ func TestUnpublishedTag(t *testing.T) {
 		t.Errorf("left %s, want %s", got, want)
 	}
 	_ = w.s.Close()
-	for _, dir := range []string{w.layout.Image(newID()), filepath.Join(w.layout.Images(), paths.StagingPrefix+newID(), "final")} {
+	for _, dir := range []string{w.layout.Image(model.NewID()), filepath.Join(w.layout.Images(), paths.StagingPrefix+model.NewID(), "final")} {
 		if err := errors.Join(os.MkdirAll(dir, 0o755), os.Link(src.Path, filepath.Join(dir, paths.RootfsFile))); err != nil {
 			t.Fatal(err)
 		}

@@ -2,8 +2,6 @@ package opstate
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -45,7 +43,7 @@ var errClosing = errdefs.New(errdefs.ClassCanceled, "the daemon is stopping")
 
 // Begin starts fn in the background and returns its record at once.
 func (s *Service) Begin(kind, subject string, fn func(ctx context.Context, p model.Progress) (string, error)) *bangerv1.Operation {
-	id := newID()
+	id := "op-" + model.NewID()
 	ctx, cancel := context.WithCancelCause(logkey.WithOp(s.ctx, id))
 	op := newOperation(id, kind, subject, cancel)
 	s.ops.Insert(op)
@@ -107,12 +105,6 @@ func (s *Service) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for operations: %w", context.Cause(ctx))
 	}
-}
-
-func newID() string {
-	var b [6]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return "op-" + hex.EncodeToString(b[:])
 }
 
 func (s *Service) find(id string) (*Operation, error) {

@@ -2,8 +2,6 @@ package vm
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -66,7 +64,7 @@ func (s *Service) begin(ctx context.Context, req *bangerv1.CreateRequest) (*bang
 // plan turns a request into a VM record, or says what is wrong with it.
 func (s *Service) plan(ctx context.Context, req *bangerv1.CreateRequest) (*model.VM, error) {
 	v := &model.VM{
-		ID: newID(), Name: req.Name, State: model.StateCreating, ImageRef: req.Image,
+		ID: model.NewID(), Name: req.Name, State: model.StateCreating, ImageRef: req.Image,
 		Spec: model.VMSpec{
 			CPUs: s.Defaults.CPUs, MemoryMiB: s.Defaults.MemoryMiB, DiskBytes: s.Defaults.DiskBytes,
 			DiskBPS: req.DiskBytesPerSecond, DiskIOPS: req.DiskOpsPerSecond,
@@ -376,12 +374,6 @@ func (s *Service) makeDir(_ context.Context, c *creation) error {
 }
 
 func (s *Service) removeDir(_ context.Context, c *creation) error { return s.removeFiles(c.vm) }
-
-func newID() string {
-	var b [6]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}
 
 // hostMemoryMiB is the host's memory, or 0 when it cannot be read.
 func hostMemoryMiB() int64 {

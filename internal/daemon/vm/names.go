@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"fmt"
 	"math/big"
+
+	"banger/internal/model"
 )
 
 var adjectives = []string{
@@ -34,7 +36,7 @@ func friendlyName(taken map[string]bool) string {
 		}
 	}
 	for {
-		if name := fmt.Sprintf("%s-%s-%s", pick(adjectives), pick(animals), newID()[:4]); !taken[name] {
+		if name := fmt.Sprintf("%s-%s-%s", pick(adjectives), pick(animals), model.NewID()[:4]); !taken[name] {
 			return name
 		}
 	}

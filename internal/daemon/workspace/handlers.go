@@ -2,8 +2,6 @@ package workspace
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"io/fs"
 	"os"
@@ -18,6 +16,7 @@ import (
 	"banger/internal/api"
 	"banger/internal/api/bangerv1"
 	"banger/internal/api/bangerv1/bangerv1connect"
+	"banger/internal/durable"
 	"banger/internal/errdefs"
 	"banger/internal/guest"
 	"banger/internal/logkey"
@@ -152,17 +151,11 @@ func (s *Service) Begin(ctx context.Context, req *connect.Request[bangerv1.Begin
 	if err != nil {
 		return nil, api.ToConnect(err)
 	}
-	w := model.Workspace{ID: newID(), VMID: id, GuestPath: req.Msg.GuestPath, HostPath: req.Msg.HostPath, Spec: unwire(req.Msg.Spec)}
+	w := model.Workspace{ID: model.NewID(), VMID: id, GuestPath: req.Msg.GuestPath, HostPath: req.Msg.HostPath, Spec: unwire(req.Msg.Spec)}
 	if err := s.Store.BeginWorkspace(ctx, &w); err != nil {
 		return nil, api.ToConnect(err)
 	}
 	return s.answer(ctx, &w)
-}
-
-func newID() string {
-	b := make([]byte, 6)
-	_, _ = rand.Read(b) // never fails on Linux
-	return hex.EncodeToString(b)
 }
 
 func (s *Service) answer(ctx context.Context, w *model.Workspace) (*connect.Response[bangerv1.Workspace], error) {
@@ -210,14 +203,15 @@ func (s *Service) keep(w *model.Workspace, list []byte) error {
 		return err
 	}
 	_, err = f.Write(list)
-	err = errors.Join(err, f.Close())
+	// It is on the disk before the row that counts on it.
+	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), file)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	return nil
+	return durable.SyncDir(filepath.Dir(file))
 }
 
 // Manifest implements WorkspaceService.
@@ -262,14 +256,9 @@ func (s *Service) forget(ctx context.Context, w *model.Workspace) {
 	req := guest.Request{Kind: guest.KindWorkspaceForget, WorkspaceForget: &guest.WorkspaceForget{ID: w.ID}}
 	agent, err := s.VMs.OpenAgent(ctx, w.VMID, req)
 	if err == nil {
-		err = guest.FollowTar(ctx, agent, nothing{})
+		err = guest.FollowTar(ctx, agent, nil)
 	}
 	if err != nil {
 		s.Log.DebugContext(ctx, "have the guest forget a workspace", logkey.VM, w.VMID, logkey.Err, err)
 	}
 }
-
-// nothing takes no output.
-type nothing struct{}
-
-func (nothing) Write([]byte) (int, error) { return 0, errdefs.Invalid("output where none is expected") }

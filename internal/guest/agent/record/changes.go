@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"bytes"
 	"io"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -83,7 +84,7 @@ func (r Records) Changes(c Changes, w io.Writer) error {
 			}
 		}
 	}
-	changed, err := tree.Some(tw, c.Dest, sorted(names), TreeDir)
+	changed, err := tree.Some(tw, c.Dest, slices.Sorted(maps.Keys(names)), TreeDir)
 	if err != nil {
 		return err
 	}
@@ -101,15 +102,6 @@ func (r Records) Changes(c Changes, w io.Writer) error {
 		return errdefs.Precondition("%q changed while it was read", changed).WithHint("try again when nothing writes to it")
 	}
 	return nil
-}
-
-func sorted(set map[string]bool) []string {
-	names := make([]string, 0, len(set))
-	for name := range set {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }
 
 func writeList(tw *tar.Writer, list []manifest.Entry) error {

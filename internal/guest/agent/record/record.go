@@ -12,6 +12,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -281,7 +282,7 @@ func (r Records) rewrite(p *Put, kept map[string]manifest.Entry) (*recording, er
 	}
 	w := manifest.NewWriter(f)
 	_, err = f.Write(append(head, '\n'))
-	for _, name := range sortedNames(kept) {
+	for _, name := range slices.Sorted(maps.Keys(kept)) {
 		e := kept[name]
 		e.Name = name
 		err = errors.Join(err, w.Add(&e))
@@ -291,15 +292,6 @@ func (r Records) rewrite(p *Put, kept map[string]manifest.Entry) (*recording, er
 		return nil, errors.Join(err, f.Close(), remove(f.Name()))
 	}
 	return &recording{w, f}, nil
-}
-
-func sortedNames(m map[string]manifest.Entry) []string {
-	names := make([]string, 0, len(m))
-	for name := range m {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }
 
 func (r Records) writePending(id string, plan *plan) error {
