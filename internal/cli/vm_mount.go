@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 
@@ -84,12 +83,7 @@ func runMount(ctx context.Context, a *app, opts mountOpts) error {
 		return interrupted(err)
 	}
 	defer func() { _ = conn.Close() }()
-	request := guest.Request{Kind: guest.KindMount, Mount: &guest.Mount{Target: opts.target, User: opts.user, ReadOnly: opts.readOnly}}
-	if err := guest.WriteRequest(ctx, conn, request); err != nil {
-		return interrupted(err)
-	}
-	r := guest.NewFrameReader(conn)
-	started, err := awaitMount(ctx, conn, r)
+	started, r, err := guest.OpenMount(ctx, conn, guest.Mount{Target: opts.target, User: opts.user, ReadOnly: opts.readOnly})
 	if err != nil {
 		return interrupted(err)
 	}
@@ -113,29 +107,6 @@ func runMount(ctx context.Context, a *app, opts mountOpts) error {
 // errUnmounted is how a mount ends that somebody in the guest has ended.
 var errUnmounted = errors.New("unmounted in the VM")
 
-// awaitMount waits until the agent has mounted.
-func awaitMount(ctx context.Context, conn net.Conn, r *guest.FrameReader) (guest.Control, error) {
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	defer stop()
-	channel, payload, err := r.Next()
-	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return guest.Control{}, err
-	}
-	c, err := guest.DecodeControl(payload)
-	switch {
-	case err != nil || channel != guest.ChanControl:
-		return c, otherVersion()
-	case c.Type == guest.ControlError:
-		return c, c.Err()
-	case c.Type != guest.ControlStarted:
-		return c, otherVersion()
-	}
-	return c, nil
-}
-
 // mountEnd is told what the agent says once it has mounted.
 func mountEnd(c guest.Control) error {
 	switch c.Type {
@@ -144,9 +115,5 @@ func mountEnd(c guest.Control) error {
 	case guest.ControlError:
 		return c.Err()
 	}
-	return otherVersion()
-}
-
-func otherVersion() error {
 	return errdefs.Invalid("the VM does not answer as a mount does").WithHint("its agent may be of another version: restart the VM")
 }

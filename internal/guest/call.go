@@ -172,6 +172,23 @@ func await(ctx context.Context, r *FrameReader, out io.Writer) (Control, error) 
 	}
 }
 
+// agreed reads the frame by which an agent begins to serve a request, or says why not.
+func agreed(channel byte, payload []byte) (Control, error) {
+	if channel != ChanControl {
+		return Control{}, errdefs.Invalid("unexpected frame on channel %d from the VM", channel)
+	}
+	c, err := DecodeControl(payload)
+	switch {
+	case err != nil:
+		return c, err
+	case c.Type == ControlStarted:
+		return c, nil
+	case c.Type == ControlError:
+		return c, c.Err()
+	}
+	return c, unexpected(c)
+}
+
 func unexpected(c Control) error {
 	return errdefs.Invalid("unexpected %q frame from the VM", cleanText(string(c.Type), 40))
 }

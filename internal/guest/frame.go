@@ -172,19 +172,26 @@ func putHeader(buf []byte, channel byte) {
 // ReadRequest reads the first frame of a stream and not one byte more, so that
 // the rest can be copied elsewhere without being looked at.
 func ReadRequest(r io.Reader) (Request, error) {
-	var head [FrameHeader]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return Request{}, err
-	}
-	channel, size, err := parseHeader(head[:], MaxRequest)
+	channel, payload, err := readExactly(r, MaxRequest)
 	if err != nil {
 		return Request{}, err
 	}
-	payload := make([]byte, size)
-	if _, err := io.ReadFull(r, payload); err != nil {
-		return Request{}, err
-	}
 	return decodeRequest(channel, payload)
+}
+
+// readExactly reads one frame, and nothing of what follows it.
+func readExactly(r io.Reader, maxControl int) (channel byte, payload []byte, err error) {
+	var head [FrameHeader]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, nil, err
+	}
+	channel, size, err := parseHeader(head[:], maxControl)
+	if err != nil {
+		return 0, nil, err
+	}
+	payload = make([]byte, size)
+	_, err = io.ReadFull(r, payload)
+	return channel, payload, err
 }
 
 // WriteRequest sends r as the first frame of the stream conn. A guest that does

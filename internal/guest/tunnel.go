@@ -58,22 +58,10 @@ func (t *Tunnel) limit() { _ = t.conn.SetReadDeadline(time.Now().Add(halfOpen)) 
 
 func (t *Tunnel) begin() error {
 	channel, payload, err := t.r.Next()
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = agreed(channel, payload)
 	}
-	if channel != ChanControl {
-		return errdefs.Invalid("unexpected frame on channel %d from the VM", channel)
-	}
-	c, err := DecodeControl(payload)
-	switch {
-	case err != nil:
-		return err
-	case c.Type == ControlError:
-		return c.Err()
-	case c.Type != ControlStarted:
-		return unexpected(c)
-	}
-	return nil
+	return err
 }
 
 // Join copies both ways between the tunnel and client until both directions have

@@ -28,15 +28,8 @@ func PutWorkspace(ctx context.Context, conn net.Conn, r WorkspacePut, plan func(
 	if err := w.Request(Request{Kind: KindWorkspacePut, WorkspacePut: &r}); err != nil {
 		return nil, lost(ctx, err)
 	}
-	out := &stdinWriter{w: w, answered: nil}
-	list := manifest.NewWriter(out)
-	err = plan(list)
-	if err == nil {
-		err = list.End()
-	}
-	if err == nil {
-		err = out.flush()
-	}
+	out := &stdinWriter{w: w}
+	err = sendList(out, plan, out.flush)
 	if err != nil && !out.failed {
 		return nil, err
 	}
@@ -62,6 +55,18 @@ func PutWorkspace(ctx context.Context, conn net.Conn, r WorkspacePut, plan func(
 	return conflicts, feed(ctx, conn, in, pack)
 }
 
+// sendList sends a section of a manifest, and what is left of it by end.
+func sendList(out *stdinWriter, fill func(*manifest.Writer) error, end func() error) error {
+	list := manifest.NewWriter(out)
+	if err := fill(list); err != nil {
+		return err
+	}
+	if err := list.End(); err != nil {
+		return err
+	}
+	return end()
+}
+
 // awaitStart reads up to the frame that says that the request goes on, or fails.
 func awaitStart(ctx context.Context, r *FrameReader, out *bytes.Buffer) error {
 	for {
@@ -69,27 +74,14 @@ func awaitStart(ctx context.Context, r *FrameReader, out *bytes.Buffer) error {
 		if err != nil {
 			return lost(ctx, err)
 		}
-		switch channel {
-		case ChanStdout:
-			if out.Len()+len(payload) > maxConflictBytes {
-				return errdefs.Exhausted("the VM names more conflicts than fit into %d bytes", maxConflictBytes)
-			}
-			out.Write(payload)
-		case ChanControl:
-			c, err := DecodeControl(payload)
-			if err != nil {
-				return err
-			}
-			switch c.Type {
-			case ControlStarted:
-				return nil
-			case ControlError:
-				return c.Err()
-			}
-			return unexpected(c)
-		default:
-			return errdefs.Invalid("unexpected frame on channel %d from the VM", channel)
+		if channel != ChanStdout {
+			_, err := agreed(channel, payload)
+			return err
 		}
+		if out.Len()+len(payload) > maxConflictBytes {
+			return errdefs.Exhausted("the VM names more conflicts than fit into %d bytes", maxConflictBytes)
+		}
+		out.Write(payload)
 	}
 }
 
@@ -101,15 +93,8 @@ func ReceiveChanges(ctx context.Context, conn net.Conn, r WorkspaceChanges, also
 	if err := frames.Request(Request{Kind: KindWorkspaceChanges, WorkspaceChanges: &r}); err != nil {
 		return lost(ctx, err)
 	}
-	out := &stdinWriter{w: frames, answered: nil}
-	list := manifest.NewWriter(out)
-	err := also(list)
-	if err == nil {
-		err = list.End()
-	}
-	if err == nil {
-		err = out.end()
-	}
+	out := &stdinWriter{w: frames}
+	err := sendList(out, also, out.end)
 	if err != nil && !out.failed {
 		return err
 	}
