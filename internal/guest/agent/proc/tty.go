@@ -17,6 +17,12 @@ type Terminal struct {
 	Slave  *os.File
 }
 
+// Close closes both ends, of a terminal that no command was started on.
+func (t *Terminal) Close() {
+	_ = t.Slave.Close()
+	_ = t.Master.Close()
+}
+
 // OpenTerminal makes a terminal of the given size that belongs to u.
 func OpenTerminal(u *User, rows, cols uint16) (*Terminal, error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)

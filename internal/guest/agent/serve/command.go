@@ -17,9 +17,7 @@ import (
 
 // command turns a request into what is to be started; the files are still open.
 func (s *Server) command(e *guest.Exec) (proc.Spec, error) {
-	s.mu.RLock()
-	defaults := s.defaults
-	s.mu.RUnlock()
+	defaults := s.configured()
 	if e.User == "" {
 		e.User = defaults.User
 	}

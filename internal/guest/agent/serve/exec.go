@@ -136,12 +136,16 @@ func (s *Server) startTTY(spec proc.Spec, e *guest.Exec, to sink) (*execution, e
 	if err != nil {
 		return nil, err
 	}
+	return s.startOn(tty, spec, e, to)
+}
+
+// startOn starts a command on a terminal, which is closed when that fails.
+func (s *Server) startOn(tty *proc.Terminal, spec proc.Spec, e *guest.Exec, to sink) (*execution, error) {
 	fd := tty.Slave.Fd()
 	spec.Files = [3]uintptr{fd, fd, fd}
 	process, err := s.Spawner.Start(spec)
 	if err != nil {
-		_ = tty.Slave.Close()
-		_ = tty.Master.Close()
+		tty.Close()
 		return nil, err
 	}
 	ex := &execution{process: process, tty: tty}

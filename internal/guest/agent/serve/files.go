@@ -23,9 +23,7 @@ func (s *Server) absolute(p string) (string, error) {
 	if path.IsAbs(p) {
 		return path.Clean(p), nil
 	}
-	s.mu.RLock()
-	defaults := s.defaults
-	s.mu.RUnlock()
+	defaults := s.configured()
 	user, err := s.Users.Lookup(defaults.User)
 	if err != nil {
 		return "", err
@@ -59,9 +57,7 @@ func (s *Server) copyIn(r *guest.FrameReader, w *guest.FrameWriter, c *guest.Cop
 		made, err := mkdirs(path.Clean(dest), owner)
 		defer func() {
 			if failed != nil {
-				for _, dir := range slices.Backward(made) {
-					_ = unix.Rmdir(dir) // which leaves one in which something has arrived
-				}
+				unmake(made)
 			}
 		}()
 		if err != nil {
@@ -122,12 +118,19 @@ func mkdirs(dir string, owner *tree.Owner) (made []string, err error) {
 	return made, os.Lchown(dir, owner.UID, owner.GID)
 }
 
+// unmake removes directories that mkdirs made, but for those in which something has arrived.
+func unmake(made []string) {
+	for _, dir := range slices.Backward(made) {
+		_ = unix.Rmdir(dir)
+	}
+}
+
 func (s *Server) copyOut(w *guest.FrameWriter, c *guest.CopyOut) error {
 	p, err := s.absolute(c.Path)
 	if err != nil {
 		return err
 	}
-	out := &stdoutWriter{w: w, buf: make([]byte, guest.FrameHeader, guest.FrameHeader+guest.MaxFrame)}
+	out := newStdoutWriter(w)
 	if err := tree.Out(p, out); err != nil {
 		_ = out.flush()
 		return err
@@ -197,6 +200,10 @@ func (s *stdinReader) better(err error) error {
 type stdoutWriter struct {
 	w   *guest.FrameWriter
 	buf []byte // FrameHeader free bytes, then what waits to be sent
+}
+
+func newStdoutWriter(w *guest.FrameWriter) *stdoutWriter {
+	return &stdoutWriter{w: w, buf: make([]byte, guest.FrameHeader, guest.FrameHeader+guest.MaxFrame)}
 }
 
 func (s *stdoutWriter) Write(p []byte) (int, error) {

@@ -2,10 +2,7 @@ package serve
 
 import (
 	"net"
-	"path"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"banger/internal/errdefs"
 	"banger/internal/guest"
@@ -13,31 +10,25 @@ import (
 )
 
 // mount makes a directory of the host appear for as long as the stream lasts.
-func (s *Server) mount(conn net.Conn, r *guest.FrameReader, w *guest.FrameWriter, q *guest.Mount) (failed error) {
+func (s *Server) mount(conn net.Conn, r *guest.FrameReader, w *guest.FrameWriter, q *guest.Mount) error {
 	target, err := s.absolute(q.Target)
 	if err != nil {
 		return err
 	}
+	if target == "/" {
+		return errdefs.Invalid("%s cannot be mounted on", target).WithHint("give another directory")
+	}
 	if q.User == "" {
-		s.mu.RLock()
-		q.User = s.defaults.User
-		s.mu.RUnlock()
+		q.User = s.configured().User
 	}
 	user, err := s.Users.Lookup(q.User)
 	if err != nil {
 		return err
 	}
 	made, err := mkdirs(target, ownerOf(user))
-	defer func() {
-		for i := len(made) - 1; i >= 0; i-- {
-			_ = unix.Rmdir(made[i]) // as far as nobody has put something there
-		}
-	}()
+	defer func() { unmake(made) }()
 	if err != nil {
 		return fileError(err, target)
-	}
-	if target == "/" || path.Clean(target) != target {
-		return errdefs.Invalid("%s cannot be mounted on", target).WithHint("give another directory")
 	}
 	m, err := mount.Open(target, q.ReadOnly)
 	if err != nil {

@@ -194,6 +194,13 @@ func (s *Server) configure(ctx context.Context, w *guest.FrameWriter, c *guest.C
 	return done(w, guest.Control{})
 }
 
+// configured is what Configure has said last.
+func (s *Server) configured() guest.Configure {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.defaults
+}
+
 // waitSystem ends early when the host hangs up.
 func (s *Server) waitSystem(ctx context.Context, r *guest.FrameReader, w *guest.FrameWriter) error {
 	ctx, cancel := s.untilHangup(ctx, r)

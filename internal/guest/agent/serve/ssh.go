@@ -45,9 +45,7 @@ func (h sshHost) spec(login string) string {
 	if login != guest.SSHDefaultUser {
 		return login
 	}
-	h.s.mu.RLock()
-	defer h.s.mu.RUnlock()
-	return h.s.defaults.User
+	return h.s.configured().User
 }
 
 // Start implements sshd.Host.
@@ -73,19 +71,19 @@ func (h sshHost) Start(c sshd.Command) (sshd.Process, error) {
 		e.Env = append(e.Env, "SSH_TTY="+tty.Slave.Name())
 	}
 	ex, err := h.start(c, &e, tty)
-	if err != nil && tty != nil {
-		_ = tty.Slave.Close()
-		_ = tty.Master.Close()
-	}
 	if err != nil {
 		return nil, err
 	}
 	return &sshProcess{ex}, nil
 }
 
+// start closes the terminal, if there is one, when it fails.
 func (h sshHost) start(c sshd.Command, e *guest.Exec, tty *proc.Terminal) (*execution, error) {
 	spec, err := h.s.command(e)
 	if err != nil {
+		if tty != nil {
+			tty.Close()
+		}
 		return nil, err
 	}
 	switch {
@@ -95,19 +93,10 @@ func (h sshHost) start(c sshd.Command, e *guest.Exec, tty *proc.Terminal) (*exec
 		spec.Args = []string{path.Base(spec.Path), "-c", c.Line}
 	}
 	to := sshSink{c.Stdout, c.Stderr}
-	if tty == nil {
-		return h.s.start(spec, e, to)
+	if tty != nil {
+		return h.s.startOn(tty, spec, e, to)
 	}
-	fd := tty.Slave.Fd()
-	spec.Files = [3]uintptr{fd, fd, fd}
-	process, err := h.s.Spawner.Start(spec)
-	if err != nil {
-		return nil, err
-	}
-	return &execution{
-		process: process, tty: tty, input: newInput(tty.Master, true),
-		outputs: []*output{{f: tty.Master, channel: guest.ChanStdout, to: to, keep: true}},
-	}, nil
+	return h.s.start(spec, e, to)
 }
 
 // sshSink passes a command's output on without frames.

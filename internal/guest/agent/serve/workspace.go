@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"io"
 	"path"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -36,9 +35,7 @@ func WorkspacePut(records record.Records, root string, r *guest.FrameReader, w *
 	made, err := mkdirs(dest, owner)
 	defer func() {
 		if failed != nil {
-			for _, dir := range slices.Backward(made) {
-				_ = unix.Rmdir(dir) // which leaves one in which something has arrived
-			}
+			unmake(made)
 		}
 	}()
 	if err != nil {
@@ -118,7 +115,7 @@ func (s *Server) workspaceForget(w *guest.FrameWriter, c *guest.WorkspaceForget)
 // ready answers a plan.
 func ready(w *guest.FrameWriter, conflicts []manifest.Entry, force bool) error {
 	if len(conflicts) > 0 {
-		out := &stdoutWriter{w: w, buf: make([]byte, guest.FrameHeader, guest.FrameHeader+guest.MaxFrame)}
+		out := newStdoutWriter(w)
 		list := manifest.NewWriter(out)
 		for i := range conflicts {
 			if err := list.Add(&conflicts[i]); err != nil {
@@ -145,7 +142,7 @@ func WorkspaceChanges(records record.Records, root string, r *guest.FrameReader,
 		return fileError(err, c.Dest)
 	}
 	defer unix.Close(fd)
-	out := &stdoutWriter{w: w, buf: make([]byte, guest.FrameHeader, guest.FrameHeader+guest.MaxFrame)}
+	out := newStdoutWriter(w)
 	in := &stdinReader{r: r}
 	err = records.Changes(record.Changes{
 		ID: c.ID, Dest: fd, Content: c.Content, Git: c.Git, All: c.All, Plain: c.Plain, Ignore: c.Ignore,
