@@ -246,6 +246,10 @@ type WorkspaceForget struct {
 	ID string `json:"id"`
 }
 
+// MaxMountIO is how much the kernel of a guest reads from a mount, or writes to it, by one
+// request, in bytes.
+const MaxMountIO = 128 << 10
+
 // Mount makes a directory of the host appear at Target, which is made if it is missing, for
 // as long as the stream lasts. The agent answers with started once it is mounted. From then
 // on stdout carries what the guest's kernel asks, a FUSE request a frame, and stdin what the

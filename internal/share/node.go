@@ -64,7 +64,7 @@ type tree struct {
 	last     uint64 // number given out
 	failures struct{ full, watches bool }
 
-	events watcher
+	events int // of inotify; -1: nobody listens
 }
 
 func newTree(fd int, o Options) (*tree, error) {
@@ -74,7 +74,7 @@ func newTree(fd int, o Options) (*tree, error) {
 		nodes: map[uint64]*node{}, inodes: map[inode]*node{}, watches: map[int32]*node{}, handles: map[uint64]*handle{},
 		last: fuse.FUSE_ROOT_ID,
 	}
-	t.events.fd = -1
+	t.events = -1
 	var st syscall.Stat_t
 	if err := syscall.Fstat(fd, &st); err != nil {
 		return nil, err
@@ -273,33 +273,27 @@ func (t *tree) pathLocked(n *node) (string, bool) {
 	return path, true
 }
 
-// keep is how long the guest may keep the attributes of a node.
-func (t *tree) keep(n *node, st *syscall.Stat_t) uint64 {
+// keep is how long the guest may keep a node's name, and its attributes, in seconds.
+func (t *tree) keep(n *node, st *syscall.Stat_t) (entry, attr uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	watched := n.parent != nil && n.parent.watch != 0
-	if n.kind == syscall.S_IFDIR {
-		watched = n.watch != 0
-	} else if st.Nlink > 1 {
-		watched = false // it may be changed by another name
+	entry, attr = keepOther, keepOther
+	named := n.parent != nil && n.parent.watch != 0
+	if named {
+		entry = keepWatched
 	}
-	if watched {
-		return keepWatched
+	// A file of several names may be changed by another one.
+	if n.kind == syscall.S_IFDIR && n.watch != 0 || n.kind != syscall.S_IFDIR && named && st.Nlink < 2 {
+		attr = keepWatched
 	}
-	return keepOther
+	return entry, attr
 }
 
 // answerEntry describes a node that was looked up.
 func (t *tree) answerEntry(n *node, st *syscall.Stat_t, out *fuse.EntryOut) {
 	*out = fuse.EntryOut{NodeId: n.id, Generation: 1}
 	t.fill(st, &out.Attr)
-	out.AttrValid = t.keep(n, st)
-	t.mu.Lock()
-	out.EntryValid = keepOther
-	if n.parent != nil && n.parent.watch != 0 {
-		out.EntryValid = keepWatched
-	}
-	t.mu.Unlock()
+	out.EntryValid, out.AttrValid = t.keep(n, st)
 }
 
 // note takes what nodes are like now for what the guest knows, because it has changed them
@@ -323,7 +317,7 @@ func (t *tree) answerAttr(n *node, out *fuse.AttrOut) fuse.Status {
 		return errno(err)
 	}
 	t.fill(&st, &out.Attr)
-	out.AttrValid = t.keep(n, &st)
+	_, out.AttrValid = t.keep(n, &st)
 	return fuse.OK
 }
 

@@ -28,8 +28,7 @@ func (t *tree) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fus
 	defer t.drop(dir)
 	code := t.lookup(dir, name, out)
 	if code == fuse.ENOENT && t.watched(dir) {
-		*out = fuse.EntryOut{}
-		setTimes(out, keepWatched) // that there is none
+		*out = fuse.EntryOut{EntryValid: keepWatched} // that there is none
 		return fuse.OK
 	}
 	return code

@@ -23,7 +23,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"os"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -36,10 +36,8 @@ import (
 
 // Bounds of what a guest may ask for at a time.
 const (
-	// MaxIO is how much one request reads or writes at most, in bytes.
-	MaxIO = 128 << 10
 	// maxReply is what a reply needs at most: the header, what is answered, the data.
-	maxReply = MaxIO + 4096
+	maxReply = guest.MaxMountIO + 4096
 	// parallel is how many requests are worked on at a time.
 	parallel = 64
 )
@@ -92,7 +90,7 @@ func Open(dir string, o Options) (*Share, error) {
 		return nil, errdefs.Wrap(err, "look at %s", dir)
 	}
 	s.server = fuse.NewProtocolServer(s.fs, &fuse.MountOptions{
-		MaxWrite: MaxIO, MaxBackground: parallel / 2, EnableSymlinkCaching: true,
+		MaxWrite: guest.MaxMountIO, MaxBackground: parallel / 2, EnableSymlinkCaching: true,
 		Logger:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), // a guest could say anything
 		PanicHandler: func(any) fuse.Status { return fuse.EIO },
 	})
@@ -190,7 +188,7 @@ func (s *Share) answer(request []byte) {
 }
 
 // procPath is a path that leads to an open file, whatever it is called.
-func procPath(fd int) string { return "/proc/self/fd/" + itoa(fd) }
+func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 // limit is how many nodes may be known at a time: each has a descriptor.
 func limit() int {
@@ -211,9 +209,6 @@ func errno(err error) fuse.Status {
 	var e syscall.Errno
 	if errors.As(err, &e) {
 		return fuse.Status(e)
-	}
-	if errors.Is(err, os.ErrClosed) {
-		return fuse.EBADF
 	}
 	return fuse.EIO
 }

@@ -27,12 +27,6 @@ const (
 // maxChanges is how many changes go into one frame at most.
 const maxChanges = 256
 
-// watcher hears of changes on this host.
-type watcher struct {
-	fd   int // of inotify; -1: there is none
-	file *os.File
-}
-
 // watch begins to tell of changes, and returns what ends that. What the guest has looked
 // into until now is not watched.
 func (t *tree) watch(tell func(channel byte, frame []byte)) (stop func(), err error) {
@@ -42,7 +36,7 @@ func (t *tree) watch(tell func(channel byte, frame []byte)) (stop func(), err er
 	}
 	file := os.NewFile(uintptr(fd), "inotify")
 	t.mu.Lock()
-	t.events = watcher{fd: fd, file: file}
+	t.events = fd
 	t.watchLocked(t.nodes[fuse.FUSE_ROOT_ID])
 	t.mu.Unlock()
 	var listening sync.WaitGroup
@@ -58,7 +52,7 @@ func (t *tree) watch(tell func(channel byte, frame []byte)) (stop func(), err er
 	})
 	return func() {
 		t.mu.Lock()
-		t.events = watcher{fd: -1}
+		t.events = -1
 		t.mu.Unlock()
 		_ = file.Close()
 		listening.Wait()
@@ -67,10 +61,10 @@ func (t *tree) watch(tell func(channel byte, frame []byte)) (stop func(), err er
 
 // watchLocked watches a directory from now on, if it can be. The caller has the mutex.
 func (t *tree) watchLocked(n *node) {
-	if t.events.fd < 0 || n.watch != 0 {
+	if t.events < 0 || n.watch != 0 {
 		return
 	}
-	wd, err := unix.InotifyAddWatch(t.events.fd, procPath(n.fd), watched)
+	wd, err := unix.InotifyAddWatch(t.events, procPath(n.fd), watched)
 	if err != nil {
 		t.failures.watches = true
 		return
@@ -84,8 +78,8 @@ func (t *tree) unwatchLocked(n *node) {
 		return
 	}
 	delete(t.watches, n.watch)
-	if t.events.fd >= 0 {
-		_, _ = unix.InotifyRmWatch(t.events.fd, uint32(n.watch))
+	if t.events >= 0 {
+		_, _ = unix.InotifyRmWatch(t.events, uint32(n.watch))
 	}
 	n.watch = 0
 }

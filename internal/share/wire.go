@@ -2,10 +2,7 @@ package share
 
 import (
 	"encoding/binary"
-	"strconv"
 	"syscall"
-
-	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"banger/internal/guest"
 )
@@ -96,8 +93,3 @@ func entryDeleted(parent, child uint64, name string) []byte {
 	copy(body[24:], name)
 	return frame
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }
-
-// setTimes says how long the guest may keep what it is told.
-func setTimes(e *fuse.EntryOut, seconds uint64) { e.EntryValid, e.AttrValid = seconds, seconds }

@@ -22,10 +22,8 @@ import (
 )
 
 const (
-	// maxIO is how much the kernel reads or writes by one request, in bytes.
-	maxIO = 128 << 10
 	// bufferSize is what a request may need: what is written, and what says so.
-	bufferSize  = maxIO + 8192
+	bufferSize  = guest.MaxMountIO + 8192
 	replyHeader = 16
 	maxPath     = 4096
 )
@@ -58,7 +56,7 @@ func Open(target string, readOnly bool) (*Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read=%d", fd, maxIO)
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read=%d", fd, guest.MaxMountIO)
 	if err := unix.Mount("banger", target, "fuse.banger", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		_ = unix.Close(fd)
 		return nil, errdefs.Wrap(err, "mount on %s", target)
