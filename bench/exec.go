@@ -30,20 +30,11 @@ func measureExec(ctx context.Context, l *lab, n int) ([]Figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	var value, floor samples
-	for i := range n + 2 {
-		took, err := timed(vm.cli(ctx, "exec", vm.Name, "--", "true"))
-		if err != nil {
-			return nil, err
-		}
-		other, err := server.wire.thread.timed(server.ssh(ctx, "true"))
-		if err != nil {
-			return nil, err
-		}
-		if i >= 2 {
-			value.add(took, time.Millisecond)
-			floor.add(other, time.Millisecond)
-		}
+	value, floor, err := inTurns(2, n, time.Millisecond,
+		func() (time.Duration, error) { return timed(vm.cli(ctx, "exec", vm.Name, "--", "true")) },
+		func() (time.Duration, error) { return server.wire.thread.timed(server.ssh(ctx, "true")) })
+	if err != nil {
+		return nil, err
 	}
 	f := figure("exec", "ms", value, floor, execLimit, onRatio)
 	f.What, f.FloorIs = "banger exec VM -- true, whole process", "ssh -- true, new connection"

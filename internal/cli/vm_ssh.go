@@ -94,7 +94,7 @@ func (o *sshOpts) args(dir sshconf.Dir) []string {
 	if o.user != "" {
 		args = append(args, "-l", o.user)
 	}
-	args = append(args, "--", strings.TrimSuffix(o.ref, sshconf.Domain)+sshconf.Domain)
+	args = append(args, "--", vmOfHost(o.ref)+sshconf.Domain)
 	return append(args, o.command...)
 }
 
