@@ -39,9 +39,16 @@ func (f *FrameReader) Next() (channel byte, payload []byte, err error) {
 	return f.next(MaxControl)
 }
 
-// Rest is what follows the last frame that was returned, as plain bytes. The reader itself
-// is not to be used any more.
-func (f *FrameReader) Rest() io.Reader { return f.r }
+// Plain is conn, from which f reads, after the last frame that was returned: without frames.
+// The reader itself is not to be used any more.
+func (f *FrameReader) Plain(conn net.Conn) net.Conn { return &plainConn{conn, f.r} }
+
+type plainConn struct {
+	net.Conn
+	r *bufio.Reader // of conn, and what it has read ahead
+}
+
+func (p *plainConn) Read(b []byte) (int, error) { return p.r.Read(b) }
 
 // Request reads the first frame of a stream and decodes and validates it.
 func (f *FrameReader) Request() (Request, error) {

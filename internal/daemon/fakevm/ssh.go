@@ -25,7 +25,7 @@ func (v *vm) serveSSH(q *guest.SSH, stream net.Conn, r *guest.FrameReader, w *gu
 	if w.Control(guest.Control{Type: guest.ControlStarted}) != nil {
 		return
 	}
-	conn, channels, requests, err := ssh.NewServerConn(&afterFrames{Conn: stream, r: r.Rest()}, config)
+	conn, channels, requests, err := ssh.NewServerConn(r.Plain(stream), config)
 	if err != nil {
 		return
 	}
@@ -67,14 +67,6 @@ func sshConfig(q *guest.SSH) (*ssh.ServerConfig, error) {
 	config.AddHostKey(signer)
 	return config, nil
 }
-
-// afterFrames is a stream after its last frame.
-type afterFrames struct {
-	net.Conn
-	r io.Reader
-}
-
-func (a *afterFrames) Read(p []byte) (int, error) { return a.r.Read(p) }
 
 // sshSession runs the first command that a session asks for.
 func (v *vm) sshSession(user string, ch ssh.Channel, requests <-chan *ssh.Request) {

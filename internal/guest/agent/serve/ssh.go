@@ -22,17 +22,9 @@ func (s *Server) ssh(ctx context.Context, conn net.Conn, r *guest.FrameReader, w
 	if err := w.Control(guest.Control{Type: guest.ControlStarted}); err != nil {
 		return nil // the host is gone
 	}
-	server.Serve(ctx, &plainConn{Conn: conn, r: r.Rest()})
+	server.Serve(ctx, r.Plain(conn))
 	return nil
 }
-
-// plainConn is a stream after its last frame.
-type plainConn struct {
-	net.Conn
-	r io.Reader
-}
-
-func (p *plainConn) Read(b []byte) (int, error) { return p.r.Read(b) }
 
 // sshHost starts the commands of SSH sessions in the way that exec does.
 type sshHost struct{ s *Server }
