@@ -345,6 +345,7 @@ func TestBundleIsRefused(t *testing.T) {
 		})
 	}
 	p.newKey()
+	p.write("golden.tar.zst", good) // whichever case was last
 	p.sign(entry)
 	w.trusts(p)
 	w.s.Sources.Tree.Bytes = 0
