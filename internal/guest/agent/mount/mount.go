@@ -160,17 +160,25 @@ func (m *Mount) Close() error {
 	m.queue = nil
 	m.moved.Broadcast()
 	m.mu.Unlock()
-	// By force, with which all that waits for an answer is let go; then for good, whoever
-	// has it open.
-	_ = unix.Unmount(m.target, unix.MNT_FORCE)
-	err := unix.Unmount(m.target, unix.MNT_DETACH)
-	if err == unix.EINVAL || err == unix.ENOENT {
-		err = nil // it is unmounted
-	}
+	err := m.unmount()
 	if e := m.dev.Close(); !errors.Is(e, os.ErrClosed) {
 		err = errors.Join(err, e)
 	}
 	return err
+}
+
+// unmount takes away what is mounted, and nothing that somebody else has mounted in its
+// place. By force first, with which all that waits for an answer is let go; then for good,
+// whoever has it open.
+func (m *Mount) unmount() error {
+	if now, err := deviceOf(m.target); err != nil || m.device != "" && now != m.device {
+		return nil // it is unmounted
+	}
+	_ = unix.Unmount(m.target, unix.MNT_FORCE)
+	if err := unix.Unmount(m.target, unix.MNT_DETACH); err != unix.EINVAL && err != unix.ENOENT {
+		return err
+	}
+	return nil
 }
 
 // Serve passes requests and answers on until the host has gone, or somebody has unmounted

@@ -51,13 +51,16 @@ type Server struct {
 
 	mu       sync.RWMutex // guards what follows
 	defaults guest.Configure
-	stopping map[*execution]stopping // commands that have a stop signal
+	stopping map[*execution]stopping  // commands that have a stop signal
+	mounts   map[string]chan struct{} // directories of the host, by where they are; closed when they are gone
 
 	running sync.WaitGroup
 }
 
 // New makes a server.
-func New(d Deps) *Server { return &Server{Deps: d, stopping: make(map[*execution]stopping)} }
+func New(d Deps) *Server {
+	return &Server{Deps: d, stopping: make(map[*execution]stopping), mounts: make(map[string]chan struct{})}
+}
 
 // Open prepares the server.
 func (s *Server) Open() error {
@@ -139,7 +142,7 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *guest.FrameReader
 	case guest.KindSSH:
 		return s.ssh(ctx, conn, r, w, req.SSH)
 	case guest.KindMount:
-		return s.mount(conn, r, w, req.Mount)
+		return s.mount(ctx, conn, r, w, req.Mount)
 	case guest.KindSync:
 		syncDisks()
 		return done(w, guest.Control{})
